@@ -1,0 +1,257 @@
+"""Argument rules of the public ops, each checked once, here.
+
+Every error names the argument, the rule and the value. The rules are NATTEN's, except that a
+window of 1 along an axis is allowed.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from natjax.kernels.window import AxisWindow, Neighborhood
+
+_FLOATS = ("float16", "bfloat16", "float32", "float64")
+
+
+def axis_ints(name: str, value: int | Sequence[int], ndim: int) -> tuple[int, ...]:
+    """Canonical form of an "int or one per axis" argument, each at least 1.
+
+    Raises:
+      ValueError: not an int or a sequence of ``ndim`` ints, or one is below 1.
+    """
+    rule = f"{name} must be an integer >= 1 or {ndim} of them (one per axis)"
+    entries = _per_axis(rule, value, ndim)
+    try:
+        # bool is an int to Python; as a size it is a mistake.
+        if any(isinstance(entry, bool | np.bool_) for entry in entries):
+            raise TypeError
+        result = tuple(operator.index(entry) for entry in entries)
+    except TypeError:
+        raise ValueError(f"{rule}; got {value!r}") from None
+    if min(result) < 1:
+        raise ValueError(f"{rule}; got {value!r}")
+    return result
+
+
+def axis_bools(name: str, value: bool | Sequence[bool], ndim: int) -> tuple[bool, ...]:
+    """Canonical form of a "bool or one per axis" argument.
+
+    Raises:
+      ValueError: not a bool or a sequence of ``ndim`` bools.
+    """
+    rule = f"{name} must be a bool or {ndim} of them (one per axis)"
+    entries = _per_axis(rule, value, ndim)
+    if not all(isinstance(entry, bool | np.bool_) for entry in entries):
+        raise ValueError(f"{rule}; got {value!r}")
+    return tuple(bool(entry) for entry in entries)
+
+
+def _per_axis(rule: str, value: Any, ndim: int) -> tuple[Any, ...]:
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        return (value,) * ndim
+    if len(value) != ndim:
+        raise ValueError(f"{rule}; got {value!r}")
+    return tuple(value)
+
+
+def neighborhood(
+    shape: Sequence[int],
+    kernel_size: int | Sequence[int],
+    stride: int | Sequence[int] = 1,
+    dilation: int | Sequence[int] = 1,
+    is_causal: bool | Sequence[bool] = False,
+) -> Neighborhood:
+    """The neighborhood on a token layout, from arguments in any of their forms.
+
+    Raises:
+      ValueError: a malformed argument, a stride above the window, or a dilated window that does
+        not fit the layout.
+    """
+    ndim = len(shape)
+    kernel = axis_ints("kernel_size", kernel_size, ndim)
+    strides = axis_ints("stride", stride, ndim)
+    dilations = axis_ints("dilation", dilation, ndim)
+    causal = axis_bools("is_causal", is_causal, ndim)
+    for axis in range(ndim):
+        if strides[axis] > kernel[axis]:
+            raise ValueError(
+                f"stride must not exceed kernel_size along any axis; got stride={strides} and "
+                f"kernel_size={kernel} (axis {axis})"
+            )
+        if kernel[axis] * dilations[axis] > shape[axis]:
+            raise ValueError(
+                f"kernel_size * dilation must not exceed the tokens along any axis; got "
+                f"kernel_size={kernel}, dilation={dilations} and tokens {tuple(shape)} "
+                f"(axis {axis}); pad the input or use a smaller window"
+            )
+    return Neighborhood(
+        tuple(
+            AxisWindow(length=n, kernel_size=k, stride=s, dilation=d, is_causal=c)
+            for n, k, s, d, c in zip(shape, kernel, strides, dilations, causal, strict=True)
+        )
+    )
+
+
+def tokens(name: str, array: jax.Array, ndim: int) -> tuple[int, ...]:
+    """Token layout of a ``[B, *X, N, D]`` array.
+
+    Raises:
+      ValueError: wrong rank, an empty dimension, or a dtype that is not a supported float.
+    """
+    layout = {1: "[B, L, N, D]", 2: "[B, H, W, N, D]", 3: "[B, T, H, W, N, D]"}[ndim]
+    if array.ndim != ndim + 3:
+        raise ValueError(
+            f"{name} must have {ndim + 3} dimensions {layout}; got {array.ndim}, "
+            f"shape {array.shape}"
+        )
+    if 0 in array.shape[1:]:
+        raise ValueError(
+            f"{name} must have no empty dimension but the batch; got shape {array.shape}"
+        )
+    if array.dtype.name not in _FLOATS:
+        raise ValueError(f"{name} must have one of the dtypes {_FLOATS}; got {array.dtype.name}")
+    return array.shape[1:-2]
+
+
+def same_tokens(name: str, array: jax.Array, like_name: str, like: jax.Array) -> None:
+    """Check that two ``[B, *X, N, D]`` arrays share batch, tokens and dtype.
+
+    Raises:
+      ValueError: they do not.
+    """
+    if array.shape[:-2] != like.shape[:-2]:
+        raise ValueError(
+            f"{name} must have the batch and tokens of {like_name}; got shapes {array.shape} and "
+            f"{like.shape}"
+        )
+    same_dtype(name, array, like_name, like)
+
+
+def same_dtype(name: str, array: jax.Array, like_name: str, like: jax.Array) -> None:
+    """Check that two arrays share their dtype.
+
+    Raises:
+      ValueError: they do not.
+    """
+    if array.dtype != like.dtype:
+        raise ValueError(
+            f"{name} must have the dtype of {like_name}; got {array.dtype.name} and "
+            f"{like.dtype.name}"
+        )
+
+
+def same_size(name: str, array: jax.Array, like_name: str, like: jax.Array, what: str) -> None:
+    """Check that two arrays agree in ``what``: "heads" (axis -2) or "head size" (axis -1).
+
+    Raises:
+      ValueError: they do not.
+    """
+    axis = {"heads": -2, "head size": -1}[what]
+    if array.shape[axis] != like.shape[axis]:
+        raise ValueError(
+            f"{name} must have the {what} of {like_name}; got shapes {array.shape} and {like.shape}"
+        )
+
+
+def grouped_heads(array: jax.Array, like: jax.Array, name: str, like_name: str) -> None:
+    """Check that every head of ``array`` serves the same number of heads of ``like``.
+
+    Raises:
+      ValueError: it does not.
+    """
+    if like.shape[-2] % array.shape[-2]:
+        raise ValueError(
+            f"the heads of {like_name} must be a multiple of the heads of {name}; got "
+            f"{like.shape[-2]} and {array.shape[-2]}"
+        )
+
+
+def weights(array: jax.Array, hood: Neighborhood) -> None:
+    """Check that attention weights have one entry for each window slot.
+
+    Raises:
+      ValueError: they do not.
+    """
+    if array.shape[-1] != hood.num_neighbors:
+        raise ValueError(
+            f"weights must have the product of kernel_size={hood.kernel_size}, "
+            f"{hood.num_neighbors}, entries along the last axis; got shape {array.shape}"
+        )
+
+
+def bias(rpb: jax.Array | None, query: jax.Array, hood: Neighborhood) -> None:
+    """Check relative position biases against heads and window.
+
+    Raises:
+      ValueError: wrong shape or not a supported float.
+    """
+    if rpb is None:
+        return
+    expected = (query.shape[-2], *hood.bias_shape)
+    if rpb.shape != expected:
+        raise ValueError(
+            f"rpb must have shape (heads, 2 * kernel_size - 1, ...) = {expected}; got {rpb.shape}"
+        )
+    if rpb.dtype.name not in _FLOATS:
+        raise ValueError(f"rpb must have one of the dtypes {_FLOATS}; got {rpb.dtype.name}")
+
+
+def additional(
+    keys: jax.Array | None, values: jax.Array | None, key: jax.Array, value: jax.Array
+) -> None:
+    """Check additional keys and values: both or none, ``[B, E, M, D]`` and ``[B, E, M, Dv]``.
+
+    Raises:
+      ValueError: only one given, or a shape or dtype that does not fit ``key`` and ``value``.
+    """
+    if (keys is None) != (values is None):
+        given, missing = "additional_keys", "additional_values"
+        if keys is None:
+            given, missing = missing, given
+        raise ValueError(
+            f"additional_keys and additional_values must be given together; got only {given} "
+            f"(no {missing})"
+        )
+    if keys is None or values is None:
+        return
+    for name, array, like_name, like in (
+        ("additional_keys", keys, "key", key),
+        ("additional_values", values, "value", value),
+    ):
+        expected = (like.shape[0], keys.shape[1] if keys.ndim > 1 else 0, *like.shape[-2:])
+        if array.shape != expected or array.shape[1] == 0:
+            raise ValueError(
+                f"{name} must have shape (batch, additional tokens >= 1, heads, head size of "
+                f"{like_name}) = {('B', 'E', *like.shape[-2:])} with B={like.shape[0]} and the "
+                f"same E in both; got {array.shape}"
+            )
+        same_dtype(name, array, like_name, like)
+
+
+def attention_scale(scale: float | None, head_size: int) -> float:
+    """Factor on ``query . key``; None means ``head_size ** -0.5``.
+
+    Raises:
+      ValueError: not a finite number, or 0 (which NATTEN silently takes for the default).
+    """
+    if scale is None:
+        return head_size**-0.5
+    rule = "scale must be None (head_size ** -0.5) or a finite non-zero number"
+    if isinstance(scale, bool | str) or isinstance(scale, jax.Array):
+        hint = "; for a learned scale multiply query" if isinstance(scale, jax.Array) else ""
+        raise ValueError(f"{rule}{hint}; got {scale!r}")
+    if not math.isfinite(scale) or scale == 0:
+        raise ValueError(f"{rule}; got {scale!r}")
+    return float(scale)
+
+
+def accumulation_dtype(dtype: jnp.dtype) -> jnp.dtype:
+    """Dtype of logits, softmax and sums: float32, or float64 for float64 inputs."""
+    return jnp.dtype(jnp.float64 if dtype == jnp.float64 else jnp.float32)
