@@ -51,8 +51,7 @@ def na2d(
       key: keys, on the same tokens; ``M`` heads, where ``M`` divides ``N``: query head ``n`` uses
         key head ``n // (N // M)`` (grouped-query attention; ``M = 1`` is multi-query attention).
       value: values, on the same tokens and heads as ``key``; any head size ``Dv``.
-      kernel_size: window size, at least 1, odd or even (an even window reaches one further to the
-        left).
+      kernel_size: window size, at least 1; an even window reaches one further to the left.
       stride: queries that share one window, from 1 to ``kernel_size``.
       dilation: distance between neighboring keys; ``kernel_size * dilation`` must fit the layout,
         and need not divide it.
@@ -255,8 +254,8 @@ def na2d_av(
     """Sum over each query's neighborhood of ``weights * value`` in 2-D.
 
     Args:
-      weights: one weight for each of the ``K`` window slots, in the order of `na2d_qk`; those of the
-        empty slots of a causal window are ignored.
+      weights: one weight for each of the ``K`` window slots, in the order of `na2d_qk`; those of
+        the empty slots of a causal window are ignored.
       value: values; heads as in `na2d`.
       kernel_size: window size, as in `na2d`.
       dilation: as in `na2d`.

@@ -7,6 +7,8 @@ implementations, and for tiny inputs.
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -15,6 +17,7 @@ from natjax.kernels.checks import accumulation_dtype
 from natjax.kernels.window import Neighborhood
 
 
+@functools.partial(jax.jit, static_argnames=("hood", "scale"))
 def attention(
     query: Float[Array, "B *X N D"],
     key: Float[Array, "B *X M D"],
@@ -43,6 +46,7 @@ def attention(
     return out, jnp.moveaxis(lse[..., 0], 1, 2).reshape(query.shape[:-1])
 
 
+@functools.partial(jax.jit, static_argnames=("hood", "scale"))
 def qk(
     query: Float[Array, "B *X N D"],
     key: Float[Array, "B *X M D"],
@@ -64,6 +68,7 @@ def qk(
     return logits.reshape(*query.shape[:-1], hood.num_neighbors).astype(query.dtype)
 
 
+@functools.partial(jax.jit, static_argnames=("hood",))
 def av(
     weights: Float[Array, "B *X N K"],
     value: Float[Array, "B *X M Dv"],

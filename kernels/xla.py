@@ -37,6 +37,7 @@ _LOGITS_AT_ONCE_ELSEWHERE = 2**26
 _MASKED = -1e30
 
 
+@functools.partial(jax.jit, static_argnames=("hood", "scale"))
 def attention(
     query: Float[Array, "B *X N D"],
     key: Float[Array, "B *X M D"],
@@ -74,6 +75,7 @@ def attention(
     return _untile(out, tiles, query.shape), _untile(lse[..., None], tiles, query.shape)[..., 0]
 
 
+@functools.partial(jax.jit, static_argnames=("hood", "scale"))
 def qk(
     query: Float[Array, "B *X N D"],
     key: Float[Array, "B *X M D"],
@@ -99,6 +101,7 @@ def qk(
     return jnp.moveaxis(by_slot, 0, -1)
 
 
+@functools.partial(jax.jit, static_argnames=("hood",))
 def av(
     weights: Float[Array, "B *X N K"],
     value: Float[Array, "B *X M Dv"],
