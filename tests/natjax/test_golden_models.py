@@ -54,7 +54,7 @@ def _build(record, *, output_norms=False, param_dtype=jnp.float32):
         config = NATConfig(
             depths=tuple(record["depths"]),
             num_heads=tuple(record["num_heads"]),
-            dilations=record.get("dilations"),
+            dilations=record.get("dilations", ()),
             layer_scale=record.get("layer_scale"),
             overlapping=record["family"] != "dinats",
             **common,
