@@ -37,17 +37,18 @@ def main():
     """Make it, run it, differentiate it; returns the shape of the logits."""
     images = jax.random.normal(jax.random.key(0), (2, 32, 32, 3))
     model = Segmenter(classes=5)
-    variables = model.init(jax.random.key(1), images)
+    variables = jax.jit(model.init)(jax.random.key(1), images)
 
     def loss(variables):
-        return jnp.mean(model.apply(variables, images) ** 2)
+        logits = model.apply(variables, images)
+        return jnp.mean(logits**2), logits
 
-    value, gradients = jax.jit(jax.value_and_grad(loss))(variables)
-    shape = model.apply(variables, images).shape
+    step = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    (value, logits), gradients = step(variables)
     parameters = sum(x.size for x in jax.tree.leaves(variables["params"]))
-    norm = sum(float(jnp.sum(x * x)) for x in jax.tree.leaves(gradients)) ** 0.5
-    print(f"{parameters} parameters, logits {shape}, loss {value:.3f}, gradient norm {norm:.3f}")
-    return shape
+    norm = sum(float(jnp.vdot(x, x)) for x in jax.tree.leaves(gradients)) ** 0.5
+    print(f"{parameters} parameters, logits {logits.shape}, loss {value:.3f}, gradient {norm:.3f}")
+    return logits.shape
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 """Models as a whole: outputs, options, training mode, errors."""
 
+import draw
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import quick
 import torch_keys
 from flax import nnx
 
@@ -17,23 +17,21 @@ DROPS = {"drop_path": 0.5, "dropout": 0.2, "attn_dropout": 0.2}
 
 
 def _nat(config=(), **options):
-    return NAT(NATConfig(**TINY | dict(config)), rngs=nnx.Rngs(0), **options)
+    config = NATConfig(**TINY | dict(config))
+    return draw.filled(lambda rngs: NAT(config, rngs=rngs, **options))
 
 
 def _isotropic(config=(), **options):
-    return Isotropic(IsotropicConfig(**FLAT | dict(config)), rngs=nnx.Rngs(0), **options)
+    config = IsotropicConfig(**FLAT | dict(config))
+    return draw.filled(lambda rngs: Isotropic(config, rngs=rngs, **options))
 
 
-def _images(height=24, width=24, batch=2, dtype=jnp.float32):
-    return jax.random.normal(jax.random.key(1), (batch, height, width, 3), dtype)
+def _images(height=24, width=24):
+    return draw.normal((2, height, width, 3))
 
 
-def _call(model, images, seed=None):
-    """Logits, compiled; in training with streams of a seed."""
-    if seed is None:
-        return quick.jit(model)(images)
-    run = quick.jit(lambda x, key: model(x, nnx.Rngs(key)))
-    return run(images, jax.random.key(seed))
+def _logits(model, images):
+    return jax.jit(model)(images)
 
 
 @pytest.mark.parametrize("build", [_nat, _isotropic])
@@ -45,7 +43,7 @@ def test_gradients_reach_every_parameter(build):
         logits = nnx.merge(graph, params)(_images())
         return -jnp.mean(jax.nn.log_softmax(logits)[:, 0])
 
-    for name, value in torch_keys.flat_params(quick.jit(jax.grad(loss))(params)).items():
+    for name, value in torch_keys.flat_params(jax.jit(jax.grad(loss))(params)).items():
         assert jnp.all(jnp.isfinite(value)), name
         assert jnp.any(value != 0), name
 
@@ -89,74 +87,75 @@ def test_any_image_size(size, overlapping):
 def test_isotropic_models_keep_the_geometry_of_any_size():
     # 16 x 64 has as many patches as 32 x 32.
     model = _isotropic({"input_size": 32})
-    (wide,) = quick.jit(model.features)(_images(16, 64))
+    (wide,) = jax.jit(model.features)(_images(16, 64))
     assert wide.shape == (2, 4, 16, 8)
-    (left,) = quick.jit(model.features)(_images(16, 64)[:, :, :32])
+    (left,) = jax.jit(model.features)(_images(16, 64)[:, :, :32])
     # Two blocks of 3 x 3 windows see 2 patches far, and a border a little further.
     np.testing.assert_allclose(wide[:, :, :4], left[:, :, :4], atol=1e-5)
 
 
 def test_global_attention_needs_its_map_size():
     model = _isotropic({"kernel_size": None, "input_size": 24})
-    assert _call(model, _images(24, 21)).shape == (2, 5)
+    assert _logits(model, _images(24, 21)).shape == (2, 5)
     with pytest.raises(ValueError, match=r"map of 6 x 6 patches of 4 .*got \(7, 6\) patches"):
         model(_images(28, 24))
 
 
 def test_features_with_output_norms():
-    plain, normed = _nat(), _nat({"output_norms": True, "num_classes": 0})
-    assert normed.norm is None
-    assert normed.head is None
-    x = _images()
-    maps, outputs = quick.jit(lambda x: (plain.features(x), normed.features(x)))(x)
-    for i, (raw, output) in enumerate(zip(maps, outputs, strict=True)):
-        np.testing.assert_allclose(output, getattr(normed, f"norm{i}")(raw), atol=1e-5)
+    model = _nat({"output_norms": True, "num_classes": 0})
+    assert model.norm is None
+    assert model.head is None
+    maps, outputs = jax.jit(lambda x: (model.maps(x), model.features(x)))(_images())
+    for norm, raw, output in zip((model.norm0, model.norm1), maps, outputs, strict=True):
+        np.testing.assert_allclose(output, norm(raw), atol=1e-5)
+        assert not np.allclose(output, raw, atol=0.1)
     with pytest.raises(ValueError, match=r"need the final norm.*use features\(\)"):
-        normed(x)
+        model(_images())
 
 
 def test_without_classifier_a_call_returns_pooled_features():
     classifier, headless = _nat(), _nat({"num_classes": 0})
     assert headless.head is None
-    pooled = quick.jit(headless)(_images())
-    np.testing.assert_allclose(pooled, quick.jit(classifier.pooled)(_images()), atol=1e-6)
-    np.testing.assert_allclose(classifier.head(pooled), _call(classifier, _images()), atol=1e-6)
+    for model, head in ((classifier, classifier.head), (headless, lambda x: x)):
+        run = jax.jit(lambda x, model=model: (model.pooled(x), model(x)))
+        pooled, out = run(_images())
+        assert pooled.shape == (2, 16)
+        np.testing.assert_allclose(head(pooled), out, atol=1e-6)
 
 
 def test_rngs_decide_what_is_dropped():
-    model, x = _nat(DROPS), _images()
-    evaluated = _call(model, x)
-    np.testing.assert_allclose(evaluated, _call(_nat(), x), atol=1e-6)
-    np.testing.assert_array_equal(_call(model, x, seed=3), _call(model, x, seed=3))
-    assert not np.allclose(_call(model, x, seed=3), _call(model, x, seed=4), atol=1e-3)
-    assert not np.allclose(_call(model, x, seed=3), evaluated, atol=1e-3)
-    np.testing.assert_allclose(_call(_nat(), x, seed=3), evaluated, atol=1e-6)
+    model, plain = _nat(DROPS), _nat()
+    run = jax.jit(lambda x, key: model(x, nnx.Rngs(key)))
+    first, again, other = (run(_images(), jax.random.key(seed)) for seed in (3, 3, 4))
+    evaluated = _logits(plain, _images())
+    np.testing.assert_array_equal(first, again)
+    assert not np.allclose(first, other, atol=1e-3)
+    assert not np.allclose(first, evaluated, atol=1e-3)
+    np.testing.assert_allclose(_logits(model, _images()), evaluated, atol=1e-5)
+    run = jax.jit(lambda x, key: plain(x, nnx.Rngs(key)))
+    np.testing.assert_allclose(run(_images(), jax.random.key(3)), evaluated, atol=1e-5)
 
 
 def test_only_streams_in_use_are_drawn_from():
     model = _nat({"drop_path": 0.5})
+    run = nnx.jit(lambda rngs, x: model(x, rngs))
     rngs = nnx.Rngs(droppath=0)
-    jax.eval_shape(lambda x: model(x, nnx.Rngs(droppath=0)), _images())
-    model(_images(8, 8), rngs)
-    assert rngs.droppath.count[...] == 2  # the first block has rate 0
+    run(rngs, _images(8, 8))
+    assert rngs.droppath.count[...] == 2  # of three blocks; the first has rate 0
 
 
-@pytest.mark.parametrize("seed", [None, 3])
-def test_remat_changes_nothing_but_memory(seed):
+def test_remat_changes_nothing_but_memory():
     def run(remat):
-        graph, params = nnx.split(_nat(DROPS, remat=remat))
+        graph, params = nnx.split(_nat({"depths": (1, 1), "drop_path": 0.5}, remat=remat))
 
         def loss(params, key):
-            rngs = None if seed is None else nnx.Rngs(key)
-            return jnp.sum(nnx.merge(graph, params)(_images(), rngs) ** 2)
+            return jnp.sum(nnx.merge(graph, params)(_images(), nnx.Rngs(key)) ** 2)
 
-        step = jax.value_and_grad(loss)
-        key = jax.random.key(seed or 0)
-        return str(jax.make_jaxpr(step)(params, key)), quick.jit(step)(params, key)
+        step, key = jax.value_and_grad(loss), jax.random.key(3)
+        return str(jax.make_jaxpr(step)(params, key)), jax.jit(step)(params, key)
 
-    (plain_code, plain), (remat_code, remat) = run(False), run(True)
-    assert "remat" not in plain_code
-    assert "remat" in remat_code
+    (plain_code, plain), (remat_code, remat) = run(remat=False), run(remat=True)
+    assert remat_code.count("remat") >= plain_code.count("remat") + 2  # a block each
     for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(remat), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
@@ -164,17 +163,17 @@ def test_remat_changes_nothing_but_memory(seed):
 def test_low_precision_computation():
     x = _images()
     model = _nat(dtype=jnp.bfloat16)
-    logits, maps = quick.jit(lambda x: (model(x), model.features(x)))(x)
+    logits, maps = jax.jit(lambda x: (model(x), model.features(x)))(x)
     assert logits.dtype == jnp.float32
     assert {m.dtype.name for m in maps} == {"bfloat16"}
     assert {p.dtype.name for p in torch_keys.flat_params(model).values()} == {"float32"}
-    np.testing.assert_allclose(logits, _call(_nat(), x), atol=2e-3)
+    np.testing.assert_allclose(logits, _logits(_nat(), x), atol=5e-2)
 
 
 def test_low_precision_parameters():
     model = _nat({"layer_scale": 1.0, "output_norms": True}, param_dtype=jnp.bfloat16)
     assert {p.dtype.name for p in torch_keys.flat_params(model).values()} == {"bfloat16"}
-    assert _call(model, _images()).dtype == jnp.float32
+    assert _logits(model, _images()).dtype == jnp.float32
 
 
 def test_create_model_overrides():
