@@ -93,8 +93,8 @@ def axis_tiles(window: AxisWindow, size: int) -> AxisTiles:
         size=size,
         halo=halo,
         key_start=key_start,
-        start=start - key_start[:, None],
-        end=end - key_start[:, None],
+        start=(start - key_start[:, None]).astype(np.int32),
+        end=(end - key_start[:, None]).astype(np.int32),
     )
 
 
@@ -184,7 +184,7 @@ def _cut_slabs(x: Array, axis: int, tiles: AxisTiles) -> Array:
     starts = tiles.key_start[: tiles.per_group]
     spaced = np.flatnonzero(np.diff(starts) == tiles.size)
     # With few slabs in between, cutting each by itself is as good.
-    low, high = (spaced[0], spaced[-1] + 2) if len(spaced) > 4 else (0, 0)
+    low, high = (int(spaced[0]), int(spaced[-1]) + 2) if len(spaced) > 4 else (0, 0)
 
     def border(begin: int, stop: int) -> list[Array]:
         cuts = (jax.lax.slice_in_dim(x, s, s + tiles.halo, axis=axis) for s in starts[begin:stop])
