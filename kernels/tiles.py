@@ -155,7 +155,7 @@ def split_groups(x: Array, axis: int, window: AxisWindow, positions: int) -> Arr
 def merge_groups(x: Array, axis: int, window: AxisWindow) -> Array:
     """Inverse of `split_groups`, on the axes ``axis`` and ``axis + 1``."""
     x = jnp.swapaxes(x, axis, axis + 1)
-    x = x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
+    x = x.reshape(*x.shape[:axis], x.shape[axis] * window.dilation, *x.shape[axis + 2 :])
     return jax.lax.slice_in_dim(x, 0, window.length, axis=axis)
 
 

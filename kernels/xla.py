@@ -336,12 +336,18 @@ def _slide(x: Array, axis: int, window: AxisWindow, slot: Int[Array, ""], length
         is_causal=window.is_causal,
     )
     left, slides = int((start == 0).sum()) - 1, int(start.max())
-    still = [(0, 0)] * x.ndim
-    still[axis] = (left, positions - 1 - left - slides)
     x = jax.lax.dynamic_slice_in_dim(x, slot, slides + 1, axis=axis)
+    ends = (
+        jax.lax.slice_in_dim(x, 0, 1, axis=axis),
+        jax.lax.slice_in_dim(x, slides, None, axis=axis),
+    )
+    first, last = (
+        jnp.broadcast_to(end, (*x.shape[:axis], count, *x.shape[axis + 1 :]))
+        for end, count in zip(ends, (left, positions - 1 - left - slides), strict=True)
+    )
     padding = [(0, 0)] * x.ndim
     padding[axis] = (0, length - positions)
-    return jnp.pad(jnp.pad(x, still, mode="edge"), padding)
+    return jnp.pad(jnp.concatenate([first, x, last], axis=axis), padding)
 
 
 def _slot_mask(hood: Neighborhood, slot: Int[Array, "axes"]) -> Bool[Array, "*X"]:

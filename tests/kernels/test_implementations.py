@@ -290,7 +290,7 @@ def test_inside_shard_map(implementation):
 @pytest.mark.parametrize("function", [fused, unfused])
 def test_xla_has_no_scatter_and_no_k_fold_copy(function):
     problem = problems.Problem(
-        name="2d", shape=(56, 56), kernel_size=(7, 7), batch=2, heads=2, head_dim=32
+        name="2d", shape=(56, 56), kernel_size=(7, 7), batch=8, heads=2, head_dim=32
     )
     arrays = problem.arrays()
 
