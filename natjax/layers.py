@@ -151,7 +151,7 @@ class ConvTokenizer(nnx.Module):
     """Overlapping patches of stride 4: two 3x3 convolutions of stride 2, then LayerNorm.
 
     There is no activation or norm between the convolutions. Odd sizes give ``ceil(n / 2)`` each.
-    (NAT, section 3.3.)
+    (The tokenizer of NAT and DiNAT.)
     """
 
     def __init__(self, inputs: int, channels: int, **options: Any):
