@@ -224,16 +224,25 @@ def _bias_table(
 def _row_bias(
     table: Float[Array, "*S M G *t *h"], tiles: tuple[AxisTiles, ...], index: Int[Array, ""]
 ) -> Float[Array, "*A M G *t *h"]:
-    """The bias of each tile in a row, by one-hot products: a gather would scatter in reverse."""
-    first, *rest = (
-        jax.nn.one_hot(kind, len(shifts), dtype=table.dtype)
-        for shifts, kind in (axis.shifts for axis in tiles)
-    )
-    table = jnp.tensordot(first[index], table, axes=(0, 0), precision="highest")
-    for one_hot in reversed(rest):
-        # Each product puts its tiles in front of the kinds that are left.
-        table = jnp.tensordot(one_hot, table, axes=(1, len(rest) - 1), precision="highest")
+    """The bias of each tile in a row of tiles."""
+    for j, axis in enumerate(tiles):
+        shifts, kind = axis.shifts
+        one_hot = jax.nn.one_hot(kind, len(shifts), dtype=table.dtype)
+        if j == 0:
+            table = _pick(table, one_hot[index][None])[0]
+        else:
+            table = jnp.moveaxis(_pick(jnp.moveaxis(table, j - 1, 0), one_hot), 0, j - 1)
     return table
+
+
+def _pick(table: Float[Array, "S *Y"], one_hot: Float[Array, "A S"]) -> Float[Array, "A *Y"]:
+    """``table[kind]``; a gather would scatter in reverse.
+
+    A sum, since a matrix product here sends the compiler of jaxlib 0.11.2 into an endless loop
+    when it meets the other products of the backward pass of grouped heads.
+    """
+    one_hot = one_hot.reshape(*one_hot.shape, *[1] * (table.ndim - 1))
+    return jnp.sum(one_hot * table[None], axis=1)
 
 
 # Fused: one tile, and the loops over tiles.
