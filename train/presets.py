@@ -1,0 +1,76 @@
+"""Ready recipes. Each docstring gives the command, its cost, and the accuracy to expect.
+
+A preset is a function without arguments; every value can be overridden on the command line, such as
+``natjax train digits --epochs 5 --optimizer.learning-rate 5e-4``.
+"""
+
+from collections.abc import Callable
+
+from natjax.train.config import (
+    CheckpointConfig,
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+    TrainConfig,
+)
+from natjax.train.errors import UserError, did_you_mean
+
+
+def digits() -> TrainConfig:
+    """Handwritten digits of scikit-learn, 1437 to train on and 360 to test, enlarged to 32x32.
+
+    Command: ``natjax train digits``
+    """
+    return TrainConfig(
+        model=ModelConfig(name="nat_micro", drop_path=0.05),
+        data=DataConfig(name="digits"),
+        optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=60),
+        checkpoint=CheckpointConfig(every=100),
+        batch_size=64,
+        epochs=25,
+        log_every=10,
+        eval_every=100,
+        ema_decay=0.98,
+    )
+
+
+def fashion_mnist() -> TrainConfig:
+    """Fashion-MNIST, 60000 photographs of clothing to train on and 10000 to test, padded to 32x32.
+
+    Command: ``natjax train fashion_mnist --data.dir /usr/share/datasets/fashion-mnist``, with the
+    files of Debian's package ``dataset-fashion-mnist``.
+    """
+    return TrainConfig(
+        model=ModelConfig(name="nat_micro", drop_path=0.05),
+        data=DataConfig(name="fashion_mnist"),
+        optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=200),
+        checkpoint=CheckpointConfig(every=200),
+        batch_size=128,
+        epochs=6,
+        log_every=20,
+        eval_every=400,
+        ema_decay=0.998,
+    )
+
+
+PRESETS: dict[str, Callable[[], TrainConfig]] = {
+    "digits": digits,
+    "fashion_mnist": fashion_mnist,
+}
+
+
+def get_preset(name: str) -> TrainConfig:
+    """Return the preset called `name`.
+
+    Raises:
+      UserError: there is none; near names are suggested.
+    """
+    if name not in PRESETS:
+        known = ", ".join(PRESETS)
+        raise UserError(f"unknown preset {name!r}{did_you_mean(name, PRESETS)} presets: {known}")
+    return PRESETS[name]()
+
+
+def summaries() -> dict[str, str]:
+    """Return the first line of each preset's description."""
+    return {name: (preset.__doc__ or "").splitlines()[0] for name, preset in PRESETS.items()}
