@@ -11,6 +11,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from natjax.attention import NeighborhoodAttention1D as NeighborhoodAttention1D
+    from natjax.attention import NeighborhoodAttention2D as NeighborhoodAttention2D
+    from natjax.attention import NeighborhoodAttention3D as NeighborhoodAttention3D
+    from natjax.isotropic import Isotropic as Isotropic
+    from natjax.isotropic import IsotropicConfig as IsotropicConfig
     from natjax.kernels.api import merge_attentions as merge_attentions
     from natjax.kernels.api import na1d as na1d
     from natjax.kernels.api import na1d_av as na1d_av
@@ -21,6 +26,11 @@ if TYPE_CHECKING:
     from natjax.kernels.api import na3d as na3d
     from natjax.kernels.api import na3d_av as na3d_av
     from natjax.kernels.api import na3d_qk as na3d_qk
+    from natjax.models import create_model as create_model
+    from natjax.models import list_models as list_models
+    from natjax.models import model_config as model_config
+    from natjax.nat import NAT as NAT
+    from natjax.nat import NATConfig as NATConfig
 
 __version__ = "0.1.0"
 
@@ -37,6 +47,14 @@ _HOME = {
         "na3d_av",
         "na3d_qk",
     ),
+    "natjax.attention": (
+        "NeighborhoodAttention1D",
+        "NeighborhoodAttention2D",
+        "NeighborhoodAttention3D",
+    ),
+    "natjax.isotropic": ("Isotropic", "IsotropicConfig"),
+    "natjax.models": ("create_model", "list_models", "model_config"),
+    "natjax.nat": ("NAT", "NATConfig"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 

@@ -1,0 +1,118 @@
+"""What every model does with its maps: pyramid, pooling and classifier."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from natjax.config import ModelConfig
+from natjax.kernels.checks import accumulation_dtype
+from natjax.layers import layer_norm, linear
+
+
+class VisionModel(nnx.Module):
+    """Base of the models; a subclass computes the maps.
+
+    Args:
+      config: the shape of the model.
+      channels: channels of each map of the pyramid.
+      dtype: dtype of the computation.
+      param_dtype: dtype of the parameters.
+      rngs: draws the initial parameters.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        channels: tuple[int, ...],
+        *,
+        dtype: Any,
+        param_dtype: Any,
+        rngs: nnx.Rngs,
+    ):
+        options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        self.config = config
+        self.dtype = jnp.dtype(dtype)
+        has_norm = config.num_classes or not config.output_norms
+        self.norm = layer_norm(channels[-1], **options) if has_norm else None
+        if config.output_norms:
+            for i, size in enumerate(channels):
+                setattr(self, f"norm{i}", layer_norm(size, **options))
+        # In full precision: cheap, and losses need it.
+        options["dtype"] = accumulation_dtype(self.dtype)
+        classes = config.num_classes
+        self.head = linear(channels[-1], classes, **options) if classes else None
+
+    def maps(
+        self, images: Float[Array, "B H W 3"], rngs: nnx.Rngs | None = None
+    ) -> list[Float[Array, "B Hi Wi Ci"]]:
+        """The output of each level before its downsampler, without output norms."""
+        raise NotImplementedError
+
+    def features(
+        self, images: Float[Array, "B H W 3"], rngs: nnx.Rngs | None = None
+    ) -> list[Float[Array, "B Hi Wi Ci"]]:
+        """The pyramid for dense prediction.
+
+        Args:
+          images: normalised images of any size.
+          rngs: as for a call.
+
+        Returns:
+          The output of each level before its downsampler, at strides 4, 8, 16, ...; under the norms
+          ``norm0``, ``norm1``, ... if the model was made with ``output_norms=True``. An isotropic
+          model has one level.
+        """
+        maps = self.maps(images, rngs)
+        if not self.config.output_norms:
+            return maps
+        return [getattr(self, f"norm{i}")(x) for i, x in enumerate(maps)]
+
+    def pooled(
+        self, images: Float[Array, "B H W 3"], rngs: nnx.Rngs | None = None
+    ) -> Float[Array, "B C"]:
+        """What the classifier sees: the last map, normalised and averaged over positions.
+
+        Raises:
+          ValueError: the model has no final norm (``output_norms=True`` and ``num_classes=0``).
+        """
+        if self.norm is None:
+            raise ValueError(
+                "pooled features need the final norm, which a model with output_norms=True and "
+                "num_classes=0 does not have; use features(), or another num_classes"
+            )
+        x = self.norm(self.maps(images, rngs)[-1])
+        return jnp.mean(x, axis=(1, 2), dtype=accumulation_dtype(x.dtype))
+
+    def __call__(
+        self, images: Float[Array, "B H W 3"], rngs: nnx.Rngs | None = None
+    ) -> Float[Array, "B classes"]:
+        """Logits, or pooled features of a model with ``num_classes=0``.
+
+        Args:
+          images: normalised images of any size.
+          rngs: streams ``droppath`` and ``dropout`` of a training step, as far as their rates are
+            not 0; None means evaluation.
+
+        Returns:
+          Logits in float32 (float64 for a float64 model).
+
+        Raises:
+          ValueError: images of another rank, dtype or number of channels.
+        """
+        x = self.pooled(images, rngs)
+        return x if self.head is None else self.head(x)
+
+    def _checked(self, images: Array) -> Array:
+        channels = self.config.in_channels
+        if images.ndim != 4 or images.shape[-1] != channels or 0 in images.shape:
+            raise ValueError(
+                f"images must have shape [batch, height, width, {channels}], none of them 0; got "
+                f"{images.shape}"
+            )
+        if not jnp.issubdtype(images.dtype, jnp.floating):
+            raise ValueError(f"images must be floats, normalised; got {images.dtype.name}")
+        return images.astype(self.dtype)

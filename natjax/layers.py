@@ -1,0 +1,187 @@
+"""Building blocks of the models: initialised layers, dropout without state, MLP, patch layers.
+
+Maps are channels-last, ``[B, H, W, C]``. No module holds random state: `dropout` and `drop_path`
+draw from the ``rngs`` of the call, and ``rngs=None`` means evaluation. Parameters start as
+published: linear layers normal with deviation 0.02, convolutions by PyTorch's default.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+# The published initialiser cuts at +-2 absolute, 100 deviations, which a normal never reaches.
+# jax.nn.initializers.truncated_normal must not be used for that: in float32 its tail collapses, and
+# about one weight in 2**24 lands exactly on the cut.
+normal_init = nnx.initializers.normal(0.02)
+
+
+def linear(inputs: int, outputs: int, *, use_bias: bool = True, **options: Any) -> nnx.Linear:
+    """Linear layer, initialised as published; ``options`` are dtype, param_dtype and rngs."""
+    return nnx.Linear(inputs, outputs, use_bias=use_bias, kernel_init=normal_init, **options)
+
+
+def layer_norm(channels: int, **options: Any) -> nnx.LayerNorm:
+    """LayerNorm with PyTorch's epsilon; ``options`` are dtype, param_dtype and rngs."""
+    # The fast variance E[x^2] - E[x]^2 cancels where the mean is large.
+    return nnx.LayerNorm(channels, epsilon=1e-5, use_fast_variance=False, **options)
+
+
+def conv(
+    inputs: int,
+    outputs: int,
+    kernel_size: int,
+    stride: int,
+    *,
+    padding: int = 0,
+    use_bias: bool = True,
+    **options: Any,
+) -> nnx.Conv:
+    """2-D convolution with PyTorch's default initialisation: U(+-1/sqrt(fan_in)), bias too."""
+    bound = (inputs * kernel_size**2) ** -0.5
+
+    def uniform(key: Array, shape: tuple[int, ...], dtype: Any, out_sharding: Any = None) -> Array:
+        del out_sharding
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return nnx.Conv(
+        inputs,
+        outputs,
+        (kernel_size, kernel_size),
+        strides=stride,
+        padding=((padding, padding), (padding, padding)),
+        use_bias=use_bias,
+        kernel_init=uniform,
+        bias_init=uniform,
+        **options,
+    )
+
+
+def dropout(x: Float[Array, "*S"], rate: float, rngs: nnx.Rngs | None) -> Float[Array, "*S"]:
+    """Zero each element with probability ``rate`` and scale the others by ``1 / (1 - rate)``.
+
+    Draws from the stream ``dropout``. The identity where ``rate`` is 0 or ``rngs`` None.
+    """
+    if rngs is None or rate == 0:
+        return x
+    return _drop(x, rate, rngs.dropout(), x.shape)
+
+
+def drop_path(x: Float[Array, "B *S"], rate: float, rngs: nnx.Rngs | None) -> Float[Array, "B *S"]:
+    """Zero whole samples with probability ``rate`` and scale the others by ``1 / (1 - rate)``.
+
+    Stochastic depth (Huang et al., 2016) when applied to a residual branch. Draws from the stream
+    ``droppath``. The identity where ``rate`` is 0 or ``rngs`` None.
+    """
+    if rngs is None or rate == 0:
+        return x
+    return _drop(x, rate, rngs.droppath(), (x.shape[0],) + (1,) * (x.ndim - 1))
+
+
+def _drop(x: Array, rate: float, key: Array, mask_shape: tuple[int, ...]) -> Array:
+    keep = jax.random.bernoulli(key, 1 - rate, mask_shape)
+    return jnp.where(keep, x / (1 - rate), jnp.zeros_like(x))
+
+
+def pad_to(x: Float[Array, "B *X C"], sizes: tuple[int, ...]) -> Float[Array, "B *Y C"]:
+    """Zero pad the token axes at their ends up to at least ``sizes``."""
+    extra = [(0, max(0, size - n)) for size, n in zip(sizes, x.shape[1:-1], strict=True)]
+    return jnp.pad(x, [(0, 0), *extra, (0, 0)]) if any(n for _, n in extra) else x
+
+
+def pad_to_multiple(x: Float[Array, "B *X C"], factor: int) -> Float[Array, "B *Y C"]:
+    """Zero pad the token axes at their ends up to multiples of ``factor``."""
+    return pad_to(x, tuple(math.ceil(n / factor) * factor for n in x.shape[1:-1]))
+
+
+class Mlp(nnx.Module):
+    """Linear, exact (erf) GELU, linear, on the last axis.
+
+    Args:
+      channels: size of input and output.
+      hidden: size in between.
+      drop: dropout rate after each linear layer.
+      **options: dtype, param_dtype and rngs.
+    """
+
+    def __init__(self, channels: int, hidden: int, *, drop: float = 0.0, **options: Any):
+        self.fc1 = linear(channels, hidden, **options)
+        self.fc2 = linear(hidden, channels, **options)
+        self.drop = drop
+
+    def __call__(self, x: Float[Array, "*S C"], rngs: nnx.Rngs | None = None) -> Array:
+        """Run the MLP; ``rngs`` serves the dropout, None means evaluation."""
+        x = nnx.gelu(self.fc1(x), approximate=False)
+        x = self.fc2(dropout(x, self.drop, rngs))
+        return dropout(x, self.drop, rngs)
+
+
+class ConvTokenizer(nnx.Module):
+    """Overlapping patches of stride 4: two 3x3 convolutions of stride 2, then LayerNorm.
+
+    There is no activation or norm between the convolutions. Odd sizes give ``ceil(n / 2)`` each.
+    (NAT, section 3.3.)
+    """
+
+    def __init__(self, inputs: int, channels: int, **options: Any):
+        first = conv(inputs, channels // 2, 3, 2, padding=1, **options)
+        second = conv(channels // 2, channels, 3, 2, padding=1, **options)
+        self.proj = nnx.List([first, second])
+        self.norm = layer_norm(channels, **options)
+
+    def __call__(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B H4 W4 C"]:
+        """Tokens at a quarter of the resolution, rounded up."""
+        for convolution in self.proj:
+            images = convolution(images)
+        return self.norm(images)
+
+
+class PatchTokenizer(nnx.Module):
+    """Disjoint patches: one convolution with kernel = stride, then LayerNorm.
+
+    Sizes that are no multiple of the patch are zero padded right and bottom.
+    """
+
+    def __init__(self, inputs: int, channels: int, patch_size: int, **options: Any):
+        self.proj = conv(inputs, channels, patch_size, patch_size, **options)
+        self.norm = layer_norm(channels, **options)
+        self.patch_size = patch_size
+
+    def __call__(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B Hp Wp C"]:
+        """One token per patch."""
+        return self.norm(self.proj(pad_to_multiple(images, self.patch_size)))
+
+
+class ConvDownsampler(nnx.Module):
+    """Halve the map and double its channels: 3x3 convolution of stride 2, then LayerNorm."""
+
+    def __init__(self, channels: int, **options: Any):
+        self.reduction = conv(channels, 2 * channels, 3, 2, padding=1, use_bias=False, **options)
+        self.norm = layer_norm(2 * channels, **options)
+
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H2 W2 C2"]:
+        """The map at half the resolution, rounded up."""
+        return self.norm(self.reduction(x))
+
+
+class PatchMerging(nnx.Module):
+    """Halve the map and double its channels: LayerNorm of each 2x2 patch, then a linear layer.
+
+    The order in a patch is (row, column) = (0, 0), (1, 0), (0, 1), (1, 1). Odd sizes are zero
+    padded right and bottom. (Swin Transformer, section 3.1; DiNAT_s.)
+    """
+
+    def __init__(self, channels: int, **options: Any):
+        self.norm = layer_norm(4 * channels, **options)
+        self.reduction = linear(4 * channels, 2 * channels, use_bias=False, **options)
+
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H2 W2 C2"]:
+        """The map at half the resolution, rounded up."""
+        x = pad_to_multiple(x, 2)
+        patches = [x[:, row::2, column::2] for column in (0, 1) for row in (0, 1)]
+        return self.reduction(self.norm(jnp.concatenate(patches, axis=-1)))
