@@ -7,7 +7,6 @@ noticed, not trained on.
 """
 
 import dataclasses
-import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -71,12 +70,13 @@ class CheckpointWriter:
         if config.keep_best:
             best = _policies.BestN(get_metric_fn=lambda scores: scores[_SCORE], n=config.keep_best)
             kept.append(best)
-        logging.getLogger("absl").setLevel(logging.ERROR)
         self._checkpointer = ocp.training.Checkpointer(
             self._folder,
             preservation_policy=_policies.AnyPreservationPolicy(kept),
             cleanup_tmp_directories=True,
         )
+        if jax.process_index() == 0:
+            _update_sums(self._folder)
 
     def save(self, state: TrainState, meta: dict[str, Any], score: float | None) -> None:
         """Begin to save; returns once the values are copied, so that `state` may be donated.
@@ -217,5 +217,6 @@ def _report_damage(path: Path, error: Exception, set_aside: Path | None) -> None
         if place.exists():
             shutil.rmtree(place)
         path.rename(place)
+        _sums_file(path.parent, int(path.name)).unlink(missing_ok=True)
         text += f"; it was moved to {place}"
     console.warn(text)

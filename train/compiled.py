@@ -36,7 +36,7 @@ class Compiled:
 
 def compile_task(task: Task, mesh: Mesh) -> Compiled:
     """Return the functions of `task` on `mesh`; shapes are worked out, nothing is computed."""
-    init = functools.partial(init_state, task.model, task.optimizer)
+    init = functools.partial(init_state, task.network.model, task.optimizer)
     abstract = jax.eval_shape(init)
     shardings, batch, whole = state_sharding(abstract, mesh), batch_sharding(mesh), replicated(mesh)
     return Compiled(
@@ -50,12 +50,12 @@ def compile_task(task: Task, mesh: Mesh) -> Compiled:
             donate_argnums=0,
         ),
         evaluate=jax.jit(
-            functools.partial(eval_step, task),
+            functools.partial(eval_step, task.network),
             in_shardings=(shardings.params, batch),
             out_shardings=whole,
         ),
         probabilities=jax.jit(
-            functools.partial(probabilities, task),
+            functools.partial(probabilities, task.network),
             in_shardings=(shardings.params, batch),
             out_shardings=whole,
         ),

@@ -158,9 +158,7 @@ class TrainConfig:
         for name, value in _integers_from_one(self):
             _require(name, value, value >= 1, "at least 1")
         _require_multiple("checkpoint.every", self.checkpoint.every, "log_every", self.log_every)
-        _require_multiple(
-            "eval_every", self.eval_every, "checkpoint.every", self.checkpoint.every
-        )
+        _require_multiple("eval_every", self.eval_every, "checkpoint.every", self.checkpoint.every)
         devices = self.mesh.data * self.mesh.fsdp
         _require_multiple("batch_size", self.batch_size, "mesh.data * mesh.fsdp", devices)
 
@@ -210,7 +208,9 @@ def _build(kind: Any, values: dict[str, Any], prefix: str) -> Any:
     unknown = sorted(set(values) - set(hints))
     if unknown:
         raise UserError(f"unknown setting {prefix}{unknown[0]}: written by another natjax version?")
-    return kind(**{name: _convert(hints[name], value, prefix + name) for name, value in values.items()})
+    return kind(
+        **{name: _convert(hints[name], value, prefix + name) for name, value in values.items()}
+    )
 
 
 def _convert(hint: Any, value: Any, name: str) -> Any:

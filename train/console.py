@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import logging
 import sys
 from collections.abc import Iterator
 
@@ -45,6 +46,11 @@ def warn(text: str) -> None:
 def is_terminal() -> bool:
     """Whether someone watches: standard output is a terminal and this process speaks."""
     return _speaks and sys.stdout.isatty()
+
+
+def quiet_libraries() -> None:
+    """Let TFDS, Grain and Orbax speak of errors only; they report progress through absl."""
+    logging.getLogger("absl").setLevel(logging.ERROR)
 
 
 @contextlib.contextmanager

@@ -97,6 +97,7 @@ def open_dataset(spec: DatasetSpec, config: DataConfig) -> Any:
     Raises:
       UserError: the original files are missing or damaged.
     """
+    console.quiet_libraries()
     root = prepared_dir(config)
     root.mkdir(parents=True, exist_ok=True)
     builder = spec.builder(root, config.dir)

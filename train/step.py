@@ -17,25 +17,42 @@ Scalars = dict[str, Array]
 
 
 @dataclasses.dataclass(frozen=True)
+class Network:
+    """A model and the normalisation that comes before it.
+
+    Attributes:
+      model: The network.
+      mean: Mean of each channel, of pixels in [0, 1].
+      std: Standard deviation of each channel.
+    """
+
+    model: FunctionalModel
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def logits(
+        self, params: Params, images: UInt8[Array, "B H W C"], rngs: nnx.Rngs | None = None
+    ) -> Float[Array, "B L"]:
+        """Return logits of pixels; without `rngs` as in evaluation."""
+        return self.model.apply(params, normalize(images, self.mean, self.std), rngs=rngs)
+
+
+@dataclasses.dataclass(frozen=True)
 class Task:
     """What a step needs besides state and batch; constant over a run.
 
     Attributes:
-      model: The network.
+      network: The network.
       optimizer: Turns gradients into updates.
       schedule: Learning rate of a step, for the metrics.
-      mean: Mean of each channel, of pixels in [0, 1].
-      std: Standard deviation of each channel.
       label_smoothing: Share of the target spread over all classes.
       ema_decay: Decay a step of the averaged parameters.
       seed: Seed of stochastic depth.
     """
 
-    model: FunctionalModel
+    network: Network
     optimizer: optax.GradientTransformation
     schedule: Callable[[Array], Array]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
     label_smoothing: float
     ema_decay: float
     seed: int
@@ -74,8 +91,8 @@ def train_step(task: Task, state: TrainState, batch: Batch) -> tuple[TrainState,
 
     def loss_of(params: Params) -> tuple[Array, Array]:
         key = jax.random.fold_in(jax.random.key(task.seed), state.step)
-        images = normalize(batch["image"], task.mean, task.std)
-        logits = task.model.apply(params, images, rngs=nnx.Rngs(droppath=key, dropout=key))
+        rngs = nnx.Rngs(droppath=key, dropout=jax.random.fold_in(key, 1))
+        logits = task.network.logits(params, batch["image"], rngs)
         hits = (logits.argmax(axis=-1) == batch["label"]).astype(jnp.float32)
         return cross_entropy(logits, batch["label"], task.label_smoothing).mean(), hits.mean()
 
@@ -102,11 +119,11 @@ def update_ema(ema: Params, params: Params, step: Int[Array, ""], decay: float) 
     return jax.tree.map(lambda old, new: keep * old + (1 - keep) * new, ema, params)
 
 
-def eval_step(task: Task, params: Params, batch: Batch) -> Scalars:
+def eval_step(network: Network, params: Params, batch: Batch) -> Scalars:
     """Return sums over the images of a batch whose ``mask`` is True.
 
     Args:
-      task: Constants.
+      network: The network.
       params: Raw or averaged parameters.
       batch: ``image`` uint8 [B, H, W, C], ``label`` int32 [B], ``mask`` bool [B].
 
@@ -114,7 +131,7 @@ def eval_step(task: Task, params: Params, batch: Batch) -> Scalars:
       ``loss`` (sum, nats, float32) and the counts ``images``, ``top1``, ``top5`` (int32). With
       fewer than five classes ``top5`` counts every image. Ties count for the smaller label.
     """
-    logits = task.model.apply(params, normalize(batch["image"], task.mean, task.std))
+    logits = network.logits(params, batch["image"])
     losses = cross_entropy(logits, batch["label"], 0.0)
     rank = rank_of_label(logits, batch["label"])
     mask = batch["mask"]
@@ -137,7 +154,8 @@ def rank_of_label(logits: Float[Array, "B L"], labels: Int[Array, " B"]) -> Int[
     return jnp.where(jnp.isfinite(own[:, 0]), before.sum(axis=1), logits.shape[1])
 
 
-def probabilities(task: Task, params: Params, images: UInt8[Array, "B H W C"]) -> Array:
-    """Return the probability of each class, float32 [B, L]."""
-    logits = task.model.apply(params, normalize(images, task.mean, task.std))
-    return jax.nn.softmax(logits)
+def probabilities(
+    network: Network, params: Params, images: UInt8[Array, "B H W C"]
+) -> Float[Array, "B L"]:
+    """Return the probability of each class, float32."""
+    return jax.nn.softmax(network.logits(params, images))
