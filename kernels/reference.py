@@ -56,9 +56,7 @@ def qk(
     neighbors, visible = hood.neighbor_table()
     logits = scale * jnp.einsum("btnd,btknd->btnk", q, k[:, neighbors], precision="highest")
     if rpb is not None:
-        index = (
-            x[jnp.arange(hood.num_tokens)[:, None], neighbors] for x in hood.dense_bias_index()
-        )
+        index = (x[jnp.arange(hood.num_tokens)[:, None], neighbors] for x in hood.dense_bias_index())
         logits += jnp.moveaxis(rpb.astype(logits.dtype)[:, *index], 0, 1)[None]
     logits = jnp.where(visible[None, :, None], logits, -jnp.inf)
     return logits.reshape(*query.shape[:-1], hood.num_neighbors).astype(query.dtype)

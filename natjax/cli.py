@@ -107,7 +107,7 @@ def _add_predict(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "predict",
         help="classes of image files",
-        description="Predict the class of image files. Unreadable ones are named; exit code 1 then.",
+        description="Predict the class of image files. Unreadable ones are named (exit code 1).",
     )
     parser.add_argument("run", metavar="RUN", type=Path, help="run folder")
     parser.add_argument("images", metavar="IMAGE", type=Path, nargs="+", help="image files")

@@ -1,9 +1,9 @@
 """Saving and restoring runs: all of Orbax is behind this module.
 
-A checkpoint is a folder named by its step with the items ``params``, ``opt``, ``ema``, ``step`` and
-``meta``. It is written under another name in the background and renamed when whole. Checksums of its
-files follow in ``sums/``, and ``meta`` holds a fingerprint of the values of every item: damage is
-noticed, not trained on.
+A checkpoint is a folder named by its step with the items ``params``, ``opt``, ``ema``, ``step``
+and ``meta``. It is written under another name in the background and renamed when whole. Checksums
+of its files follow in ``sums/``, and ``meta`` holds a fingerprint of the values of every item:
+damage is noticed, not trained on.
 """
 
 import dataclasses
@@ -143,7 +143,7 @@ class CheckpointWriter:
 
 
 def list_steps(folder: Path) -> list[int]:
-    """Return the steps of whole checkpoints, oldest first. Others have names that are no numbers."""
+    """Return the steps of whole checkpoints, oldest first; partial ones have other names."""
     if not folder.is_dir():
         return []
     return sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal())

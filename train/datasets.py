@@ -79,7 +79,7 @@ def get_spec(name: str) -> DatasetSpec:
 
 
 def prepared_dir(config: DataConfig) -> Path:
-    """Return where prepared sets are kept: the setting, else $NATJAX_DATA, else the user's cache."""
+    """Return where prepared sets are: as configured, else $NATJAX_DATA, else the user's cache."""
     if config.prepared_dir is not None:
         return config.prepared_dir.expanduser()
     if os.environ.get("NATJAX_DATA"):

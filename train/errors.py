@@ -31,8 +31,8 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 def storage_problem(error: BaseException) -> str | None:
     """Say in words why storage refused to take data, or None where that is not the trouble.
 
-    Libraries wrap the operating system's error in their own, so the chain of causes is searched, and
-    their texts where the number is lost.
+    Libraries wrap the operating system's error in their own, so the chain of causes is searched,
+    and their texts where the number is lost.
 
     Args:
       error: Any exception.

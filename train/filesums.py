@@ -1,7 +1,7 @@
 """Sizes and checksums of the files of a checkpoint, kept beside the checkpoints.
 
-Checked before anything is read, so that a damaged file is named instead of sending a reader of binary
-formats into it.
+Checked before anything is read, so that a damaged file is named instead of sending a reader of
+binary formats into it.
 """
 
 import json

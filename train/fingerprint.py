@@ -1,8 +1,8 @@
 """A checksum of arrays that does not depend on how they are sharded.
 
-Storage can hand back values that are well formed and wrong. Each array's bits, taken as integers, are
-summed modulo 2**32 with odd weights that depend on the position: any single changed value changes
-the sum, and since integer sums have no rounding, any mesh gives the same.
+Storage can hand back values that are well formed and wrong. Each array's bits, taken as integers,
+are summed modulo 2**32 with odd weights that depend on the position: any single changed value
+changes the sum, and since integer sums have no rounding, any mesh gives the same.
 """
 
 import zlib

@@ -1,7 +1,7 @@
 """A Flax NNX model as two pure functions over a flat dict of parameters.
 
-Split once, here; the rest of training is plain JAX. The dict's keys are the attribute paths joined by
-dots (``levels.0.blocks.1.attn.qkv.kernel``), which is also how checkpoints name parameters.
+Split once, here; the rest of training is plain JAX. The dict's keys are the attribute paths joined
+by dots (``levels.0.blocks.1.attn.qkv.kernel``), which is also how checkpoints name parameters.
 """
 
 import dataclasses

@@ -166,7 +166,8 @@ def _check_finite(scalars: list[Scalars], first_step: int) -> None:
             if not np.isfinite(values[name]):
                 raise TrainingError(
                     f"{name} is {values[name]} at step {step}; no checkpoint after step"
-                    f" {first_step - 1} is kept. Try a lower --optimizer.learning-rate in another --run"
+                    f" {first_step - 1} is kept. Try a lower --optimizer.learning-rate in"
+                    " another --run"
                 )
 
 

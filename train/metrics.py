@@ -1,8 +1,9 @@
-"""Metrics of a run: one JSON object a line, and always what an uninterrupted run would have written.
+"""Metrics of a run: a JSON object a line, and always what an uninterrupted run would have written.
 
 Kinds of lines: ``{"kind": "train", "step", "loss", ...}``, means over the steps since the line
-before, and ``{"kind": "eval", "step", "weights": "raw" | "ema", "loss", "top1", "top5"}``. Steps are
-counted from 1: step n is the state after n updates. ``images_per_second`` alone depends on the clock.
+before, and ``{"kind": "eval", "step", "weights": "raw" | "ema", "loss", "top1", "top5"}``. Steps
+are counted from 1: step n is the state after n updates. ``images_per_second`` alone depends on the
+clock.
 """
 
 import json

@@ -42,7 +42,7 @@ def plot_curves(lines: Sequence[Line], path: Path, title: str) -> None:
     _style(accuracy, "top-1 accuracy")
     _style(rate, "learning rate")
     accuracy.yaxis.set_major_formatter(PercentFormatter(1.0))
-    rate.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+    rate.yaxis.set_major_formatter("{x:g}")
     _save(figure, path)
 
 

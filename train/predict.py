@@ -109,7 +109,7 @@ def predict_files(
       top: Classes to return for each image.
 
     Returns:
-      For each readable image its most likely ``(class, probability)``, and one error for each other.
+      For each readable image its most likely ``(class, probability)``; one error for each other.
     """
     pixels, failures = {}, []
     for path in paths:

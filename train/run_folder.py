@@ -85,8 +85,8 @@ def claim(path: Path, config: TrainConfig, writes: bool = True) -> Iterator[RunF
       writes: Whether this process is the one that writes (the first of a job).
 
     Raises:
-      UserError: another run has the folder, it belongs to another configuration (the differences are
-        shown), or it holds something else.
+      UserError: another run has the folder, it belongs to another configuration (the differences
+        are shown), or it holds something else.
     """
     folder = RunFolder(path)
     if not writes:

@@ -1,7 +1,7 @@
 """The mesh, and where each array lives on it.
 
-Axes ``("data", "fsdp")``: batches are split over both, parameters, optimizer state and averages over
-``fsdp``. The compiler inserts the collectives (Auto axes); nothing here ever gathers a whole state.
+Axes ``("data", "fsdp")``: batches are split over both, parameters, optimizer state and averages
+over ``fsdp``. The compiler inserts the collectives (Auto axes); nothing here gathers a whole state.
 """
 
 from collections.abc import Mapping
