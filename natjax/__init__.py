@@ -2,7 +2,8 @@
 
 Ops: `na1d`, `na2d`, `na3d`, their unfused halves ``na*_qk`` and ``na*_av``, and `merge_attentions`.
 Modules (Flax NNX): `NeighborhoodAttention1D`, `NeighborhoodAttention2D`, `NeighborhoodAttention3D`.
-Models: `create_model`, `list_models`.
+Models: `create_model`, `list_models`, `model_summary`; from configs of one's own, `NAT` and
+`Isotropic`.
 
 Names are imported when first used, so that ``natjax --help`` does not wait for JAX.
 """
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from natjax.models import model_config as model_config
     from natjax.nat import NAT as NAT
     from natjax.nat import NATConfig as NATConfig
+    from natjax.summary import ModelSummary as ModelSummary
+    from natjax.summary import model_summary as model_summary
 
 __version__ = "0.1.0"
 
@@ -55,6 +58,7 @@ _HOME = {
     "natjax.isotropic": ("Isotropic", "IsotropicConfig"),
     "natjax.models": ("create_model", "list_models", "model_config"),
     "natjax.nat": ("NAT", "NATConfig"),
+    "natjax.summary": ("ModelSummary", "model_summary"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from natjax.config import ModelConfig
 from natjax.kernels.checks import accumulation_dtype
-from natjax.layers import layer_norm, linear
+from natjax.layers import LayerNorm, linear
 
 
 class VisionModel(nnx.Module):
@@ -37,10 +37,10 @@ class VisionModel(nnx.Module):
         self.config = config
         self.dtype = jnp.dtype(dtype)
         has_norm = config.num_classes or not config.output_norms
-        self.norm = layer_norm(channels[-1], **options) if has_norm else None
+        self.norm = LayerNorm(channels[-1], **options) if has_norm else None
         if config.output_norms:
             for i, size in enumerate(channels):
-                setattr(self, f"norm{i}", layer_norm(size, **options))
+                setattr(self, f"norm{i}", LayerNorm(size, **options))
         # In full precision: cheap, and losses need it.
         options["dtype"] = accumulation_dtype(self.dtype)
         classes = config.num_classes

@@ -9,7 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from natjax.attention import NeighborhoodAttention2D
-from natjax.layers import Mlp, drop_path, layer_norm
+from natjax.layers import LayerNorm, Mlp, drop_path
 
 
 class Block(nnx.Module):
@@ -47,7 +47,7 @@ class Block(nnx.Module):
         implementation: Any = None,
         **options: Any,
     ):
-        self.norm1 = layer_norm(channels, **options)
+        self.norm1 = LayerNorm(channels, **options)
         self.attn = NeighborhoodAttention2D(
             channels,
             num_heads,
@@ -59,7 +59,7 @@ class Block(nnx.Module):
             implementation=implementation,
             **options,
         )
-        self.norm2 = layer_norm(channels, **options)
+        self.norm2 = LayerNorm(channels, **options)
         self.mlp = Mlp(channels, int(channels * mlp_ratio), drop=dropout, **options)
         self.gamma1, self.gamma2 = (
             None

@@ -41,6 +41,11 @@ class ModelConfig:
         if not self.mlp_ratio > 0:
             raise ValueError(f"mlp_ratio must be positive; got {self.mlp_ratio!r}")
 
+    def _set(self, **fields: Any) -> None:
+        """Set checked fields; for ``__post_init__`` only."""
+        for name, value in fields.items():
+            object.__setattr__(self, name, value)
+
 
 def check_size(name: str, value: Any, *, at_least: int = 1) -> int:
     """Return an integer that is large enough.
@@ -68,14 +73,16 @@ def check_rate(name: str, value: float) -> float:
     return value
 
 
-def check_sizes(name: str, values: Any, length: int, per: str) -> tuple[int, ...]:
-    """Return a sequence of positive integers of the right length, as a tuple.
+def check_sizes(name: str, values: Any, length: int | None, per: str) -> tuple[int, ...]:
+    """Return a sequence of positive integers of the right length (None: any but 0), as a tuple.
 
     Raises:
       ValueError: no sequence, another length, or an entry below 1.
     """
-    if isinstance(values, str) or not isinstance(values, Sequence) or len(values) != length:
-        raise ValueError(f"{name} must hold {length} integers (one per {per}); got {values!r}")
+    is_sequence = isinstance(values, Sequence) and not isinstance(values, str)
+    if not is_sequence or not values or len(values) != (length or len(values)):
+        number = f"{length} " if length else ""
+        raise ValueError(f"{name} must hold {number}integers (one per {per}); got {values!r}")
     return tuple(check_size(f"{name}[{i}]", value) for i, value in enumerate(values))
 
 

@@ -30,7 +30,7 @@ class IsotropicConfig(checks.ModelConfig):
       num_heads: heads.
       kernel_size: attention window; None is global attention (ViT), whose position bias fits one
         map size only.
-      dilations: dilation of every block; None is 1 everywhere.
+      dilations: dilation of every block; empty is 1 everywhere.
       patch_size: height and width of a patch; images are zero padded to a multiple.
     """
 
@@ -38,7 +38,7 @@ class IsotropicConfig(checks.ModelConfig):
     depth: int = 12
     num_heads: int
     kernel_size: int | None = 7
-    dilations: tuple[int, ...] | None = None
+    dilations: tuple[int, ...] = ()
     patch_size: int = 16
 
     def __post_init__(self) -> None:
@@ -48,11 +48,11 @@ class IsotropicConfig(checks.ModelConfig):
         if self.kernel_size is not None:
             checks.check_size("kernel_size", self.kernel_size)
         checks.check_heads(self.dim, self.num_heads)
-        dilations = (1,) * self.depth if self.dilations is None else self.dilations
+        dilations = self.dilations if self.dilations != () else (1,) * self.depth
         dilations = checks.check_sizes("dilations", dilations, self.depth, "block")
         if self.kernel_size is None and max(dilations) > 1:
             raise ValueError(f"dilations must all be 1 for global attention; got {dilations}")
-        object.__setattr__(self, "dilations", dilations)
+        self._set(dilations=dilations)
 
     @property
     def map_size(self) -> int:

@@ -15,6 +15,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from natjax.kernels.checks import accumulation_dtype
+
 # The published initialiser cuts at +-2 absolute, 100 deviations, which a normal never reaches.
 # jax.nn.initializers.truncated_normal must not be used for that: in float32 its tail collapses, and
 # about one weight in 2**24 lands exactly on the cut.
@@ -24,12 +26,6 @@ normal_init = nnx.initializers.normal(0.02)
 def linear(inputs: int, outputs: int, *, use_bias: bool = True, **options: Any) -> nnx.Linear:
     """Linear layer, initialised as published; ``options`` are dtype, param_dtype and rngs."""
     return nnx.Linear(inputs, outputs, use_bias=use_bias, kernel_init=normal_init, **options)
-
-
-def layer_norm(channels: int, **options: Any) -> nnx.LayerNorm:
-    """LayerNorm with PyTorch's epsilon; ``options`` are dtype, param_dtype and rngs."""
-    # The fast variance E[x^2] - E[x]^2 cancels where the mean is large.
-    return nnx.LayerNorm(channels, epsilon=1e-5, use_fast_variance=False, **options)
 
 
 def conv(
@@ -99,6 +95,36 @@ def pad_to_multiple(x: Float[Array, "B *X C"], factor: int) -> Float[Array, "B *
     return pad_to(x, tuple(math.ceil(n / factor) * factor for n in x.shape[1:-1]))
 
 
+class LayerNorm(nnx.Module):
+    """Normalise the last axis to mean 0 and variance 1, then scale and shift.
+
+    Mean, variance and result are computed in float32 (float64 for float64 inputs). Epsilon is
+    PyTorch's 1e-5. (Ours, because `flax.nnx.LayerNorm` fails under strict dtype promotion.)
+
+    Args:
+      channels: size of the last axis.
+      dtype: dtype of the output.
+      param_dtype: dtype of ``scale`` (initially 1) and ``bias`` (initially 0).
+      rngs: accepted, as by other layers; nothing is drawn.
+    """
+
+    def __init__(self, channels: int, *, dtype: Any, param_dtype: Any, rngs: nnx.Rngs):
+        del rngs
+        self.scale = nnx.Param(jnp.ones((channels,), param_dtype))
+        self.bias = nnx.Param(jnp.zeros((channels,), param_dtype))
+        self.dtype = jnp.dtype(dtype)
+
+    def __call__(self, x: Float[Array, "*S C"]) -> Float[Array, "*S C"]:
+        """Normalise."""
+        exact = accumulation_dtype(self.dtype)
+        x = x.astype(exact)
+        x = x - jnp.mean(x, axis=-1, keepdims=True)
+        x = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + 1e-5)
+        shape = (1,) * (x.ndim - 1) + (-1,)
+        scale, bias = (p[...].astype(exact).reshape(shape) for p in (self.scale, self.bias))
+        return (x * scale + bias).astype(self.dtype)
+
+
 class Mlp(nnx.Module):
     """Linear, exact (erf) GELU, linear, on the last axis.
 
@@ -132,7 +158,7 @@ class ConvTokenizer(nnx.Module):
         first = conv(inputs, channels // 2, 3, 2, padding=1, **options)
         second = conv(channels // 2, channels, 3, 2, padding=1, **options)
         self.proj = nnx.List([first, second])
-        self.norm = layer_norm(channels, **options)
+        self.norm = LayerNorm(channels, **options)
 
     def __call__(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B H4 W4 C"]:
         """Tokens at a quarter of the resolution, rounded up."""
@@ -149,7 +175,7 @@ class PatchTokenizer(nnx.Module):
 
     def __init__(self, inputs: int, channels: int, patch_size: int, **options: Any):
         self.proj = conv(inputs, channels, patch_size, patch_size, **options)
-        self.norm = layer_norm(channels, **options)
+        self.norm = LayerNorm(channels, **options)
         self.patch_size = patch_size
 
     def __call__(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B Hp Wp C"]:
@@ -162,7 +188,7 @@ class ConvDownsampler(nnx.Module):
 
     def __init__(self, channels: int, **options: Any):
         self.reduction = conv(channels, 2 * channels, 3, 2, padding=1, use_bias=False, **options)
-        self.norm = layer_norm(2 * channels, **options)
+        self.norm = LayerNorm(2 * channels, **options)
 
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H2 W2 C2"]:
         """The map at half the resolution, rounded up."""
@@ -177,7 +203,7 @@ class PatchMerging(nnx.Module):
     """
 
     def __init__(self, channels: int, **options: Any):
-        self.norm = layer_norm(4 * channels, **options)
+        self.norm = LayerNorm(4 * channels, **options)
         self.reduction = linear(4 * channels, 2 * channels, use_bias=False, **options)
 
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H2 W2 C2"]:

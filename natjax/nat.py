@@ -31,7 +31,7 @@ class NATConfig(checks.ModelConfig):
       depths: blocks in each level.
       num_heads: heads in each level.
       kernel_size: attention window.
-      dilations: dilation of every block, one sequence per level; None is 1 everywhere (NAT).
+      dilations: dilation of every block, one sequence per level; empty is 1 everywhere (NAT).
       layer_scale: initial value of the learned factors on the residual branches; None for none.
       overlapping: tokenizer and downsamplers are 3x3 convolutions of stride 2 (NAT, DiNAT);
         otherwise disjoint patches, as in Swin (DiNAT_s).
@@ -41,7 +41,7 @@ class NATConfig(checks.ModelConfig):
     depths: tuple[int, ...]
     num_heads: tuple[int, ...]
     kernel_size: int = 7
-    dilations: tuple[tuple[int, ...], ...] | None = None
+    dilations: tuple[tuple[int, ...], ...] = ()
     layer_scale: float | None = None
     overlapping: bool = True
 
@@ -51,14 +51,10 @@ class NATConfig(checks.ModelConfig):
         checks.check_size("kernel_size", self.kernel_size)
         if self.overlapping and self.dim % 2:
             raise ValueError(f"dim must be even for an overlapping tokenizer; got {self.dim}")
-        set_ = object.__setattr__
-        set_(self, "depths", checks.check_sizes("depths", self.depths, len(self.depths), "level"))
-        set_(
-            self,
-            "num_heads",
-            checks.check_sizes("num_heads", self.num_heads, len(self.depths), "level"),
-        )
-        set_(self, "dilations", _check_dilations(self.dilations, self.depths))
+        depths = checks.check_sizes("depths", self.depths, None, "level")
+        heads = checks.check_sizes("num_heads", self.num_heads, len(depths), "level")
+        dilations = _check_dilations(self.dilations, depths)
+        self._set(depths=depths, num_heads=heads, dilations=dilations)
         for channels, heads in zip(self.channels, self.num_heads, strict=True):
             checks.check_heads(channels, heads)
 
@@ -69,14 +65,14 @@ class NATConfig(checks.ModelConfig):
 
 
 def _check_dilations(
-    dilations: Sequence[Sequence[int]] | None, depths: tuple[int, ...]
+    dilations: Sequence[Sequence[int]], depths: tuple[int, ...]
 ) -> tuple[tuple[int, ...], ...]:
-    if dilations is None:
-        return tuple((1,) * depth for depth in depths)
-    if isinstance(dilations, str) or len(dilations) != len(depths):
+    if not isinstance(dilations, Sequence) or len(dilations) not in (0, len(depths)):
         raise ValueError(
             f"dilations must hold {len(depths)} sequences (one per level); got {dilations!r}"
         )
+    if not dilations:
+        return tuple((1,) * depth for depth in depths)
     return tuple(
         checks.check_sizes(f"dilations[{i}]", level, depth, "block")
         for i, (level, depth) in enumerate(zip(dilations, depths, strict=True))

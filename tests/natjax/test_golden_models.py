@@ -1,0 +1,145 @@
+"""The models against numbers of the official PyTorch classes."""
+
+import goldens
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import quick
+import torch_keys
+from flax import nnx
+
+from natjax import NAT, Isotropic, IsotropicConfig, NATConfig
+from natjax.variants import alternate
+
+FAMILIES = ("nat", "dinat", "dinats", "isotropic", "vit_rpb")
+VALUE, GRADIENT, DOUBLE = 1e-5, 2e-5, 1e-10  # about ten times the official float32 error
+
+
+def _case(family, prefix, is_slow):
+    config, *_, case = prefix.split("/")
+    marks = pytest.mark.slow if is_slow else ()
+    return pytest.param(family, config, case, marks=marks, id=f"{family}-{prefix}")
+
+
+def _cases(array):
+    """All (family, config, case) that hold ``array``; slow unless in the committed selection."""
+    return [
+        _case(family, prefix, prefix not in goldens.committed_cases(family, array))
+        for family in FAMILIES
+        for prefix in goldens.cases(family, array)
+    ]
+
+
+def _model(family, cfg, **options):
+    params = goldens.under(family, f"{cfg}/param")
+    return torch_keys.load_params(_abstract(family, cfg, **options), params)
+
+
+def _abstract(family, cfg, **options):
+    record = goldens.record(family, f"{cfg}/config")
+    return nnx.eval_shape(lambda: _build(record, **options))
+
+
+def _build(record, *, output_norms=False, param_dtype=jnp.float32):
+    common = {
+        "dim": record["embed_dim"],
+        "mlp_ratio": record["mlp_ratio"],
+        "kernel_size": record["kernel_size"],
+        "num_classes": 0 if output_norms else record["num_classes"],
+        "output_norms": output_norms,
+    }
+    options = {"param_dtype": param_dtype, "rngs": nnx.Rngs(0)}
+    if "depths" in record:
+        config = NATConfig(
+            depths=tuple(record["depths"]),
+            num_heads=tuple(record["num_heads"]),
+            dilations=record.get("dilations", ()),
+            layer_scale=record.get("layer_scale"),
+            overlapping=record["family"] != "dinats",
+            **common,
+        )
+        return NAT(config, **options)
+    config = IsotropicConfig(
+        depth=record["depth"],
+        num_heads=record["num_heads"],
+        dilations=alternate((record["depth"],), (record["dilation"] or 1,))[0],
+        input_size=record["img_size"],
+        patch_size=record["patch_size"],
+        **common,
+    )
+    return Isotropic(config, **options)
+
+
+def _steps(model, images):
+    """Everything the goldens hold of a forward pass, each computed once."""
+    tokens = model.patch_embed(images)
+    maps = model.maps(images) if isinstance(model, NAT) else _layers(model, tokens)
+    blocks = {f"feat/block{i}": x for i, x in enumerate(maps)}
+    pooled = jnp.mean(model.norm(maps[-1]), axis=(1, 2))
+    return {"feat/tokens": tokens, **blocks, "pooled": pooled, "logits": model.head(pooled)}
+
+
+def _layers(model, x):
+    return [x := layer(x) for layer in model.layers]
+
+
+def _images(arrays, case):
+    return jnp.asarray(arrays[f"{case}/input"].transpose(0, 2, 3, 1))
+
+
+@pytest.mark.parametrize(("family", "cfg", "case"), _cases("logits"))
+def test_forward_and_gradients(family, cfg, case):
+    model, arrays = _model(family, cfg), goldens.under(family, cfg)
+    graph, params = nnx.split(model)
+    has_gradients = f"{case}/grad/input" in arrays
+
+    def loss(params, images):
+        steps = _steps(nnx.merge(graph, params), images)
+        return jnp.sum(steps["logits"] * jnp.asarray(arrays[f"{case}/cotangent"])), steps
+
+    run = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True) if has_gradients else loss
+    result = quick.jit(run)(params, _images(arrays, case))
+    (_, steps), gradients = result if has_gradients else (result, None)
+
+    for name, step in steps.items():
+        assert goldens.error(step, arrays[f"{case}/{name}"]) < VALUE, name
+    if gradients is None:
+        return
+    assert (
+        goldens.error(gradients[1].transpose(0, 3, 1, 2), arrays[f"{case}/grad/input"]) < GRADIENT
+    )
+    ours = torch_keys.flat_params(gradients[0])
+    theirs = torch_keys.to_ours(goldens.under(family, f"{cfg}/{case}/grad/param"))
+    assert theirs.keys() == ours.keys() or not theirs
+    for name, gradient in theirs.items():
+        assert goldens.error(ours[name], gradient) < GRADIENT, name
+
+
+@pytest.mark.parametrize(("family", "cfg", "case"), _cases("logits64"))
+def test_float64(family, cfg, case, x64):
+    model, arrays = _model(family, cfg, param_dtype=jnp.float64), goldens.under(family, cfg)
+    logits = quick.jit(model)(_images(arrays, case).astype(jnp.float64))
+    assert logits.dtype == jnp.float64
+    assert goldens.error(logits, arrays[f"{case}/logits64"]) < DOUBLE
+
+
+@pytest.mark.parametrize(("family", "cfg", "case"), _cases("out0"))
+def test_backbone(family, cfg, case):
+    arrays = goldens.under(family, cfg)
+    model = _abstract(family, cfg, output_norms=True)
+    shared = goldens.under(family, f"{cfg}/param")
+    shared = {k: v for k, v in shared.items() if not k.startswith(("norm.", "head."))}
+    torch_keys.load_params(model, shared | goldens.under(family, f"{cfg}/backbone/param"))
+    for i, out in enumerate(quick.jit(model.features)(_images(arrays, case))):
+        expected = arrays[f"backbone/{case}/out{i}"].transpose(0, 2, 3, 1)
+        assert goldens.error(out, expected) < VALUE, i
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_committed_selection_is_a_part_of_the_full_set(family):
+    full = goldens.load(family)
+    with np.load(goldens.COMMITTED / f"{family}.npz") as committed:
+        for key in committed.files:
+            np.testing.assert_array_equal(committed[key], full[key])
+            assert committed[key].dtype == full[key].dtype
