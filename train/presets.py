@@ -46,9 +46,9 @@ def fashion_mnist() -> TrainConfig:
         optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=200),
         checkpoint=CheckpointConfig(every=200),
         batch_size=128,
-        epochs=6,
+        epochs=5,
         log_every=20,
-        eval_every=400,
+        eval_every=600,
         ema_decay=0.998,
     )
 
@@ -67,7 +67,7 @@ def get_preset(name: str) -> TrainConfig:
     """
     if name not in PRESETS:
         known = ", ".join(PRESETS)
-        raise UserError(f"unknown preset {name!r}{did_you_mean(name, PRESETS)} presets: {known}")
+        raise UserError(f"unknown preset {name!r}{did_you_mean(name, PRESETS)}; presets are {known}")
     return PRESETS[name]()
 
 
