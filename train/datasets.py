@@ -74,7 +74,9 @@ def get_spec(name: str) -> DatasetSpec:
     """
     if name not in _HOME:
         known = ", ".join(_HOME)
-        raise UserError(f"unknown data set {name!r}{did_you_mean(name, _HOME)}; data sets are {known}")
+        raise UserError(
+            f"unknown data set {name!r}{did_you_mean(name, _HOME)}; data sets are {known}"
+        )
     return importlib.import_module(_HOME[name]).SPEC
 
 

@@ -67,7 +67,9 @@ def get_preset(name: str) -> TrainConfig:
     """
     if name not in PRESETS:
         known = ", ".join(PRESETS)
-        raise UserError(f"unknown preset {name!r}{did_you_mean(name, PRESETS)}; presets are {known}")
+        raise UserError(
+            f"unknown preset {name!r}{did_you_mean(name, PRESETS)}; presets are {known}"
+        )
     return PRESETS[name]()
 
 

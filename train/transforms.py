@@ -23,7 +23,10 @@ def decode(data: bytes, channels: int) -> Image.Image:
 
 
 def with_channels(image: Image.Image, channels: int) -> Image.Image:
-    """Convert to gray (1 channel) or RGB (3); transparency becomes black."""
+    """Convert to gray (1 channel) or RGB (3); transparency becomes black, 16 bits become 8."""
+    if image.mode.startswith("I"):
+        # Pillow's own conversion would cut off above 255.
+        image = Image.fromarray(np.rint(np.clip(image, 0, 65535) / 257).astype(np.uint8))
     if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, (0, 0, 0, 255)), rgba)
