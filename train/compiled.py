@@ -42,7 +42,7 @@ def compile_task(task: Task, mesh: Mesh) -> Compiled:
     return Compiled(
         target=jax.tree.map(_with_sharding, abstract, shardings),
         batch=batch,
-        init=jax.jit(init, out_shardings=shardings),
+        init=jax.jit(init, out_shardings=shardings, compiler_options=_once(mesh)),
         train=jax.jit(
             functools.partial(train_step, task),
             in_shardings=(shardings, batch),
@@ -60,6 +60,11 @@ def compile_task(task: Task, mesh: Mesh) -> Compiled:
             out_shardings=whole,
         ),
     )
+
+
+def _once(mesh: Mesh) -> dict[str, int] | None:
+    # On the CPU, optimising code that runs once takes far longer than running it.
+    return {"xla_backend_optimization_level": 0} if mesh.devices.flat[0].platform == "cpu" else None
 
 
 def _with_sharding(leaf: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeStruct:

@@ -20,7 +20,6 @@ from natjax.train.transforms import (
     encode_png,
     pad_to,
     random_flip,
-    random_shift,
     square,
     to_pixels,
 )
@@ -112,7 +111,7 @@ def _check_original(original: Path | None) -> None:
 
 
 def _train_transform(image: Image.Image, side: int, rng: np.random.Generator) -> Pixels:
-    return random_flip(random_shift(_eval_transform(image, side), 2, rng), rng)
+    return random_flip(_eval_transform(image, side), rng)
 
 
 def _eval_transform(image: Image.Image, side: int) -> Pixels:

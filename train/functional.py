@@ -5,10 +5,12 @@ by dots (``levels.0.blocks.1.attn.qkv.kernel``), which is also how checkpoints n
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 import natjax
@@ -78,9 +80,27 @@ def build_model(config: ModelConfig, spec: DatasetSpec, seed: int) -> Functional
             num_classes=len(spec.class_names),
             in_channels=spec.channels,
             drop_path=config.drop_path,
-            dtype=jax.numpy.dtype(config.dtype),
+            dtype=jnp.dtype(config.dtype),
             remat=config.remat,
             rngs=nnx.Rngs(seed),
         )
 
-    return functional(build)
+    model = functional(build)
+    if config.init == "fan_in":
+        return dataclasses.replace(model, init=lambda: scale_by_fan_in(model.init()))
+    return model
+
+
+def scale_by_fan_in(params: Params) -> Params:
+    """Scale every kernel to the standard deviation ``1 / sqrt(inputs of an output)``.
+
+    Args:
+      params: Flat dict; entries named ``...kernel`` have their outputs on the last axis.
+    """
+
+    def scaled(kernel: jax.Array) -> jax.Array:
+        return kernel / (jnp.std(kernel) * math.prod(kernel.shape[:-1]) ** 0.5)
+
+    return {
+        name: scaled(value) if name.endswith("kernel") else value for name, value in params.items()
+    }

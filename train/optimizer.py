@@ -1,8 +1,10 @@
 """AdamW, its schedule, and what it decays."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from natjax.train.config import OptimizerConfig
@@ -23,13 +25,15 @@ def schedule(config: OptimizerConfig, total_steps: int) -> Callable[..., jax.Arr
             f"optimizer.warmup_steps must be in [0, {total_steps}), the steps of this run,"
             f" got {config.warmup_steps}"
         )
-    return optax.warmup_cosine_decay_schedule(
-        init_value=0.0 if config.warmup_steps else config.learning_rate,
-        peak_value=config.learning_rate,
-        warmup_steps=config.warmup_steps,
-        decay_steps=total_steps,
-        end_value=config.final_learning_rate,
-    )
+    peak, final, warmup = config.learning_rate, config.final_learning_rate, config.warmup_steps
+
+    def rate(step: jax.Array | int) -> jax.Array:
+        count = jnp.asarray(step, jnp.float32)
+        done = jnp.clip((count - warmup) / (total_steps - warmup), 0, 1)
+        cosine = final + (peak - final) * (1 + jnp.cos(jnp.pi * done)) / 2
+        return jnp.where(count < warmup, peak * count / max(warmup, 1), cosine)
+
+    return rate
 
 
 def decay_mask(params: dict[str, jax.Array], decay_bias_tables: bool = False) -> dict[str, bool]:
@@ -59,5 +63,14 @@ def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientT
         mask=lambda params: decay_mask(params, config.decay_bias_tables),
     )
     if config.clip_norm is None:
-        return adamw
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw)
+        return _promoting(adamw)
+    return _promoting(optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw))
+
+
+def _promoting(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+    # Optax raises floats to integer powers, which jax_numpy_dtype_promotion=strict forbids.
+    def update(*args: Any) -> Any:
+        with jax.numpy_dtype_promotion("standard"):
+            return optimizer.update(*args)
+
+    return optax.GradientTransformation(optimizer.init, update)

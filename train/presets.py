@@ -19,10 +19,12 @@ from natjax.train.errors import UserError, did_you_mean
 def digits() -> TrainConfig:
     """Handwritten digits of scikit-learn, 1437 to train on and 360 to test, enlarged to 32x32.
 
-    Command: ``natjax train digits``
+    Command: ``natjax train digits``.
+    Cost: TODO.
+    Accuracy: 98.9 % (measured, averaged weights).
     """
     return TrainConfig(
-        model=ModelConfig(name="nat_micro", drop_path=0.05),
+        model=ModelConfig(name="nat_micro", drop_path=0.05, init="fan_in"),
         data=DataConfig(name="digits"),
         optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=60),
         checkpoint=CheckpointConfig(every=100),
@@ -39,16 +41,18 @@ def fashion_mnist() -> TrainConfig:
 
     Command: ``natjax train fashion_mnist --data.dir /usr/share/datasets/fashion-mnist``, with the
     files of Debian's package ``dataset-fashion-mnist``.
+    Cost: TODO.
+    Accuracy: TODO (measured, averaged weights).
     """
     return TrainConfig(
-        model=ModelConfig(name="nat_micro", drop_path=0.05),
+        model=ModelConfig(name="nat_micro", init="fan_in"),
         data=DataConfig(name="fashion_mnist"),
-        optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=200),
+        optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=200, beta2=0.99),
         checkpoint=CheckpointConfig(every=200),
-        batch_size=128,
-        epochs=5,
-        log_every=20,
-        eval_every=600,
+        batch_size=64,
+        epochs=4,
+        log_every=50,
+        eval_every=1000,
         ema_decay=0.998,
     )
 

@@ -103,7 +103,7 @@ def train_step(task: Task, state: TrainState, batch: Batch) -> tuple[TrainState,
         "loss": loss,
         "accuracy": accuracy,
         "grad_norm": optax.tree.norm(grads),
-        "learning_rate": jnp.asarray(task.schedule(state.step), jnp.float32),
+        "learning_rate": task.schedule(state.step),
     }
     ema = update_ema(state.ema, params, state.step, task.ema_decay)
     return TrainState(step=state.step + 1, params=params, opt=opt, ema=ema), scalars

@@ -6,7 +6,8 @@ from natjax.train.plots import plot_curves, plot_predictions
 
 
 def has_ink(path) -> bool:
-    return np.asarray(Image.open(path).convert("L")).std() > 5
+    with Image.open(path) as picture:
+        return np.asarray(picture.convert("L")).std() > 5
 
 
 def test_curves(tmp_path):
