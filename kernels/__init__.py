@@ -6,6 +6,6 @@ file with the same three functions (``attention``, ``qk``, ``av``), chosen in
 `natjax.kernels.dispatch`, and can be removed by deleting that file.
 
 Array dimensions, everywhere: ``B`` batch, ``*X`` token layout (``L`` | ``H W`` | ``T H W``), ``N``
-query heads, ``M`` key/value heads, ``D`` head size, ``Dv`` value head size, ``K`` neighbors (product
-of the window sizes), ``E`` additional keys, ``C`` channels.
+query heads, ``M`` key/value heads, ``D`` head size, ``Dv`` value head size, ``K`` neighbors
+(product of the window sizes), ``E`` additional keys, ``C`` channels.
 """

@@ -38,23 +38,23 @@ def na2d(
         out[i] = sum_j softmax_j(logits[i, :]) * value[j]
 
     The window is centred on the query and shifted inside at a border, so that every query has
-    ``K = kernel_size[0] * kernel_size[1]`` neighbors. Limiting cases: a window as large as the layout
-    is plain attention; ``stride == kernel_size`` is blocked attention (Swin's, without shift);
-    ``dilation=d`` is attention inside each of the ``d * d`` interleaved sub-grids.
+    ``K = kernel_size[0] * kernel_size[1]`` neighbors. Limiting cases: a window as large as the
+    layout is plain attention; ``stride == kernel_size`` is blocked attention (Swin's, without
+    shift); ``dilation=d`` is attention inside each of the ``d * d`` interleaved sub-grids.
 
-    Logits, softmax and sums are computed in float32 (float64 for float64 inputs) and outputs and
-    gradients returned in the dtype of their input. Supports reverse and forward mode, higher
+    Logits, softmax and sums are computed in float32 (float64 for float64 inputs), and outputs and
+    gradients are returned in the dtype of their input. Supports reverse and forward mode, higher
     derivatives, `jax.vmap`, and sharding over batch and heads.
 
     Args:
       query: queries.
-      key: keys, on the same tokens; ``M`` heads, where ``M`` divides ``N``: query head ``n`` uses key
-        head ``n // (N // M)`` (grouped-query attention; ``M = 1`` is multi-query attention).
+      key: keys, on the same tokens; ``M`` heads, where ``M`` divides ``N``: query head ``n`` uses
+        key head ``n // (N // M)`` (grouped-query attention; ``M = 1`` is multi-query attention).
       value: values, on the same tokens and heads as ``key``; any head size ``Dv``.
-      kernel_size: window size, at least 1, odd or even (even windows reach one further to the left).
+      kernel_size: window size, at least 1; an even window reaches one further to the left.
       stride: queries that share one window, from 1 to ``kernel_size``.
-      dilation: distance between neighboring keys; ``kernel_size * dilation`` must fit the layout, and
-        need not divide it.
+      dilation: distance between neighboring keys; ``kernel_size * dilation`` must fit the layout,
+        and need not divide it.
       is_causal: per axis, whether keys after the query are hidden.
       rpb: relative position bias, ``R = 2 * kernel_size - 1`` entries an axis, indexed by
         ``key - query + kernel_size - 1`` in units of the dilation; added after scaling.
@@ -74,7 +74,7 @@ def na2d(
       NotImplementedError: the named implementation does not support this call.
 
     References:
-      Hassani et al., *Neighborhood Attention Transformer*, CVPR 2023, section 3.1, equations 1 to 4;
+      Hassani et al., *Neighborhood Attention Transformer*, 2022, section 3.1, equations 1 to 4;
       Hassani and Shi, *Dilated Neighborhood Attention Transformer*, 2022, section 3.
 
     >>> import jax, natjax
@@ -103,10 +103,10 @@ def na1d(
 ) -> Float[Array, "B L N Dv"] | tuple[Float[Array, "B L N Dv"], Float[Array, "B L N"]]:
     """1-D neighborhood attention (sliding window attention for sequences and audio).
 
-    Arguments, results, errors and limiting cases are those of `na2d`, on one axis: ``kernel_size``,
-    ``stride``, ``dilation`` and ``is_causal`` are one value, and ``rpb`` is ``[N, 2 * kernel_size - 1]``.
-    With ``is_causal=True`` and ``stride=1`` a query sees itself and the ``kernel_size - 1`` tokens before
-    it.
+    Arguments, results, errors and limiting cases are those of `na2d`, on one axis:
+    ``kernel_size``, ``stride``, ``dilation`` and ``is_causal`` are one value, and ``rpb`` is
+    ``[N, 2 * kernel_size - 1]``. With ``is_causal=True`` and ``stride=1`` a query sees itself and
+    the ``kernel_size - 1`` tokens before it.
 
     Raises:
       ValueError: an argument breaks its rule; the message has name, rule and value.
@@ -140,7 +140,8 @@ def na3d(
     """3-D neighborhood attention (video, volumes).
 
     Arguments, results, errors and limiting cases are those of `na2d`, on three axes; ``rpb`` is
-    ``[N, 2 * K0 - 1, 2 * K1 - 1, 2 * K2 - 1]``. ``is_causal=(True, False, False)`` hides later frames.
+    ``[N, 2 * K0 - 1, 2 * K1 - 1, 2 * K2 - 1]``. ``is_causal=(True, False, False)`` hides later
+    frames.
 
     Raises:
       ValueError: an argument breaks its rule; the message has name, rule and value.
@@ -167,8 +168,8 @@ def na2d_qk(
 ) -> Float[Array, "B H W N K"]:
     """Logits of 2-D neighborhood attention, for those who need the weights themselves.
 
-    Attention maps, attention dropout, a softmax of one's own: ``na2d`` is `na2d_av` of the softmax of
-    these logits over their last axis. Prefer `na2d` otherwise: it never stores the ``K`` logits.
+    Attention maps, attention dropout, a softmax of one's own: ``na2d`` is `na2d_av` of the softmax
+    of these logits over their last axis. Prefer `na2d` otherwise: it never stores the ``K`` logits.
 
     Beware when porting from NATTEN, whose unfused op does not scale: pass ``scale=1.0`` where the
     query has been scaled already.
@@ -184,8 +185,9 @@ def na2d_qk(
       implementation: as in `na2d`.
 
     Returns:
-      Logits in the dtype of ``query``; the ``K`` window slots in row-major order. Slots of a causal
-      window whose key would be later than the query hold ``-inf`` (and give and take no gradient).
+      Logits in the dtype of ``query``; the ``K`` window slots in row-major order. Slots of a
+      causal window whose key would be later than the query hold ``-inf`` (and give and take no
+      gradient).
 
     Raises:
       ValueError: an argument breaks its rule; the message has name, rule and value.
@@ -252,8 +254,8 @@ def na2d_av(
     """Sum over each query's neighborhood of ``weights * value`` in 2-D.
 
     Args:
-      weights: one weight for each of the ``K`` window slots, in the order of `na2d_qk`; those of the
-        empty slots of a causal window are ignored.
+      weights: one weight for each of the ``K`` window slots, in the order of `na2d_qk`; those of
+        the empty slots of a causal window are ignored.
       value: values; heads as in `na2d`.
       kernel_size: window size, as in `na2d`.
       dilation: as in `na2d`.
@@ -311,9 +313,10 @@ def merge_attentions(
 ) -> tuple[Float[Array, "*X N Dv"], Float[Array, "*X N"]]:
     """Attention over the union of disjoint key sets, from the attention over each.
 
-    ``lse = logsumexp_m(lse_m)`` and ``out = sum_m exp(lse_m - lse) * out_m``, accumulated in float32
-    (float64 for float64 inputs) and differentiable in every argument. A part with ``lse = -inf`` (no
-    keys) does not count; where all are empty the output is 0 and the lse ``-inf``.
+    ``lse = logsumexp_m(lse_m)`` and ``out = sum_m exp(lse_m - lse) * out_m``, accumulated in
+    float32 (float64 for float64 inputs) and differentiable in every argument. A part with
+    ``lse = -inf`` (no keys) does not count; where all are empty the output is 0 and the lse
+    ``-inf``.
 
     Args:
       outputs: partial outputs, at least one, of one shape and dtype.
@@ -327,7 +330,7 @@ def merge_attentions(
 
     >>> import jax, natjax
     >>> q, k, v = jax.random.normal(jax.random.key(0), (3, 1, 8, 1, 4))
-    >>> parts = [natjax.na1d(q, k, v, 3, return_lse=True), natjax.na1d(q, k, v, 5, return_lse=True)]
+    >>> parts = [natjax.na1d(q, k, v, size, return_lse=True) for size in (3, 5)]
     >>> out, lse = natjax.merge_attentions(*zip(*parts))
     >>> out.shape, lse.shape
     ((1, 8, 1, 4), (1, 8, 1))

@@ -7,6 +7,7 @@ window of 1 along an axis is allowed.
 from __future__ import annotations
 
 import math
+import numbers
 import operator
 from collections.abc import Sequence
 from typing import Any
@@ -244,10 +245,10 @@ def attention_scale(scale: float | None, head_size: int) -> float:
     if scale is None:
         return head_size**-0.5
     rule = "scale must be None (head_size ** -0.5) or a finite non-zero number"
-    if isinstance(scale, bool | str) or isinstance(scale, jax.Array):
-        hint = "; for a learned scale multiply query" if isinstance(scale, jax.Array) else ""
-        raise ValueError(f"{rule}{hint}; got {scale!r}")
-    if not math.isfinite(scale) or scale == 0:
+    if isinstance(scale, jax.Array):
+        raise ValueError(f"{rule}; got {scale!r}; for a learned scale, multiply the query by it")
+    is_number = isinstance(scale, numbers.Real) and not isinstance(scale, bool)
+    if not is_number or not math.isfinite(scale) or scale == 0:
         raise ValueError(f"{rule}; got {scale!r}")
     return float(scale)
 

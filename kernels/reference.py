@@ -7,6 +7,8 @@ implementations, and for tiny inputs.
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -15,6 +17,7 @@ from natjax.kernels.checks import accumulation_dtype
 from natjax.kernels.window import Neighborhood
 
 
+@functools.partial(jax.jit, static_argnames=("hood", "scale"))
 def attention(
     query: Float[Array, "B *X N D"],
     key: Float[Array, "B *X M D"],
@@ -43,6 +46,7 @@ def attention(
     return out, jnp.moveaxis(lse[..., 0], 1, 2).reshape(query.shape[:-1])
 
 
+@functools.partial(jax.jit, static_argnames=("hood", "scale"))
 def qk(
     query: Float[Array, "B *X N D"],
     key: Float[Array, "B *X M D"],
@@ -56,12 +60,15 @@ def qk(
     neighbors, visible = hood.neighbor_table()
     logits = scale * jnp.einsum("btnd,btknd->btnk", q, k[:, neighbors], precision="highest")
     if rpb is not None:
-        index = (x[jnp.arange(hood.num_tokens)[:, None], neighbors] for x in hood.dense_bias_index())
+        index = (
+            x[jnp.arange(hood.num_tokens)[:, None], neighbors] for x in hood.dense_bias_index()
+        )
         logits += jnp.moveaxis(rpb.astype(logits.dtype)[:, *index], 0, 1)[None]
     logits = jnp.where(visible[None, :, None], logits, -jnp.inf)
     return logits.reshape(*query.shape[:-1], hood.num_neighbors).astype(query.dtype)
 
 
+@functools.partial(jax.jit, static_argnames=("hood",))
 def av(
     weights: Float[Array, "B *X N K"],
     value: Float[Array, "B *X M Dv"],

@@ -5,7 +5,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import quick
 import torch_keys
 from flax import nnx
 
@@ -99,7 +98,7 @@ def test_forward_and_gradients(family, cfg, case):
         return jnp.sum(steps["logits"] * jnp.asarray(arrays[f"{case}/cotangent"])), steps
 
     run = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True) if has_gradients else loss
-    result = quick.jit(run)(params, _images(arrays, case))
+    result = jax.jit(run)(params, _images(arrays, case))
     (_, steps), gradients = result if has_gradients else (result, None)
 
     for name, step in steps.items():
@@ -119,7 +118,7 @@ def test_forward_and_gradients(family, cfg, case):
 @pytest.mark.parametrize(("family", "cfg", "case"), _cases("logits64"))
 def test_float64(family, cfg, case, x64):
     model, arrays = _model(family, cfg, param_dtype=jnp.float64), goldens.under(family, cfg)
-    logits = quick.jit(model)(_images(arrays, case).astype(jnp.float64))
+    logits = jax.jit(model)(_images(arrays, case).astype(jnp.float64))
     assert logits.dtype == jnp.float64
     assert goldens.error(logits, arrays[f"{case}/logits64"]) < DOUBLE
 
@@ -131,7 +130,7 @@ def test_backbone(family, cfg, case):
     shared = goldens.under(family, f"{cfg}/param")
     shared = {k: v for k, v in shared.items() if not k.startswith(("norm.", "head."))}
     torch_keys.load_params(model, shared | goldens.under(family, f"{cfg}/backbone/param"))
-    for i, out in enumerate(quick.jit(model.features)(_images(arrays, case))):
+    for i, out in enumerate(jax.jit(model.features)(_images(arrays, case))):
         expected = arrays[f"backbone/{case}/out{i}"].transpose(0, 2, 3, 1)
         assert goldens.error(out, expected) < VALUE, i
 
