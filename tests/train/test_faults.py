@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pico
 import pytest
-from test_run import final_state, metrics
+from runs import final_state, metrics
 
 SUPPORT = os.path.dirname(pico.__file__)
 

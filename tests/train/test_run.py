@@ -1,6 +1,5 @@
 """Whole runs through the command line, in this process, with a very small model."""
 
-import json
 import re
 import shutil
 
@@ -9,25 +8,12 @@ import numpy as np
 import pico
 import pytest
 from PIL import Image
+from runs import final_state, metrics, trainer_of
 
 from natjax.cli import main
 from natjax.train import loop
 from natjax.train.checkpoint import list_steps, restore, state_items
 from natjax.train.config import from_json
-from natjax.train.trainer import build_trainer
-
-
-def metrics(run, clock: bool = False):
-    lines = [json.loads(text) for text in (run / "metrics.jsonl").read_text().splitlines()]
-    return [
-        {name: value for name, value in line.items() if clock or name != "images_per_second"}
-        for line in lines
-    ]
-
-
-def final_state(run):
-    trainer = build_trainer(from_json(json.loads((run / "config.json").read_text())))
-    return restore(run / "checkpoints", state_items(trainer.compiled.target)).items
 
 
 def train(run, **settings) -> int:
@@ -65,7 +51,7 @@ def test_a_run_leaves_everything_in_its_folder(finished):
 
 
 def test_the_checkpoint_holds_the_configuration(finished):
-    trainer = build_trainer(from_json(json.loads((finished / "config.json").read_text())))
+    trainer = trainer_of(finished)
     meta = restore(finished / "checkpoints", state_items(trainer.compiled.target)).meta
     assert from_json(meta["config"]) == trainer.config
 

@@ -57,7 +57,6 @@ def test_eight_devices_equal_one(config):
     _, _, expected = losses(config, MeshConfig())
     trainer, state, found = losses(config, MeshConfig(data=4, fsdp=2))
     np.testing.assert_allclose(found, expected, rtol=2e-4)
-    assert expected[-1] < expected[0]
     check_parts(trainer, state)
 
 
