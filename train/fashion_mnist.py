@@ -19,7 +19,7 @@ from natjax.train.transforms import (
     Pixels,
     encode_png,
     pad_to,
-    random_flip,
+    random_shift,
     square,
     to_pixels,
 )
@@ -111,7 +111,8 @@ def _check_original(original: Path | None) -> None:
 
 
 def _train_transform(image: Image.Image, side: int, rng: np.random.Generator) -> Pixels:
-    return random_flip(_eval_transform(image, side), rng)
+    # Every shoe points left: mirrored ones only make the task harder.
+    return random_shift(_eval_transform(image, side), 1, rng)
 
 
 def _eval_transform(image: Image.Image, side: int) -> Pixels:

@@ -47,12 +47,12 @@ def fashion_mnist() -> TrainConfig:
     return TrainConfig(
         model=ModelConfig(name="nat_micro", init="fan_in"),
         data=DataConfig(name="fashion_mnist"),
-        optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=200, beta2=0.99),
+        optimizer=OptimizerConfig(learning_rate=4e-3, warmup_steps=200, beta2=0.99),
         checkpoint=CheckpointConfig(every=200),
         batch_size=64,
-        epochs=4,
+        epochs=5,
         log_every=50,
-        eval_every=1000,
+        eval_every=1200,
         ema_decay=0.998,
     )
 

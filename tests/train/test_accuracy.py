@@ -2,9 +2,15 @@
 
 import json
 
+import jax
 import pytest
 
 from natjax.cli import main
+
+
+@pytest.fixture(autouse=True)
+def optimised(unoptimised):
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.mark.slow
