@@ -49,8 +49,8 @@ def is_terminal() -> bool:
 
 
 def quiet_libraries() -> None:
-    """Let TFDS, Grain and Orbax speak of errors only; they report progress through absl."""
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    """Silence TFDS, Grain and Orbax, which report through absl; their errors are raised as well."""
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
 @contextlib.contextmanager

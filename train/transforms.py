@@ -69,10 +69,5 @@ def random_shift(pixels: Pixels, most: int, rng: np.random.Generator) -> Pixels:
     return padded[down : down + pixels.shape[0], right : right + pixels.shape[1]]
 
 
-def random_flip(pixels: Pixels, rng: np.random.Generator) -> Pixels:
-    """Mirror left to right with probability one half."""
-    return pixels[:, ::-1] if rng.random() < 0.5 else pixels
-
-
 EvalTransform = Callable[[Image.Image, int], Pixels]
 TrainTransform = Callable[[Image.Image, int, np.random.Generator], Pixels]

@@ -2,7 +2,6 @@
 
 import os
 import random
-import resource
 import signal
 import subprocess
 import sys
@@ -34,6 +33,12 @@ def finish(run, data_dir, **settings) -> subprocess.CompletedProcess:
     words, env = command(run, data_dir, **settings)
     return subprocess.run(words, env=env, capture_output=True, text=True, check=False, timeout=300)
 
+
+# Files may not grow beyond 8 KiB, which is where a disk would be full.
+SMALL_DISK = (
+    "import resource, runpy; resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192));"
+    "runpy.run_module('pico', run_name='__main__', alter_sys=True)"
+)
 
 LONG = {"steps": 240, "checkpoint__every": 8, "eval_every": 80}
 
@@ -79,19 +84,8 @@ def test_ctrl_c_says_how_to_continue(tmp_path, data_dir):
 def test_a_full_disk_ends_with_a_clear_error_and_no_half_checkpoint(tmp_path, data_dir):
     run = tmp_path / "run"
     words, env = command(run, data_dir, steps=16, eval_every=8)
-
-    def small_disk():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))
-
-    done = subprocess.run(
-        words,
-        env=env,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-        preexec_fn=small_disk,
-    )
+    words[1:3] = ["-c", SMALL_DISK]
+    done = subprocess.run(words, env=env, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 2, done.stderr
     assert "cannot write a checkpoint" in done.stderr
     assert "full" in done.stderr

@@ -55,12 +55,6 @@ def test_shift_moves_by_every_amount_and_keeps_the_size():
     assert places == {(row, column) for row in (1, 2, 3) for column in (1, 2, 3)}
 
 
-def test_flip_happens_half_the_time():
-    pixels = np.array([[[0], [1]]], np.uint8)
-    flips = sum(int(transforms.random_flip(pixels, RNG)[0, 0, 0]) for _ in range(400))
-    assert 150 < flips < 250
-
-
 @pytest.mark.parametrize("name", ["digits", "fashion_mnist"])
 @pytest.mark.parametrize("size", [(8, 8), (28, 28), (300, 200), (1, 9)])
 def test_a_spec_takes_images_of_any_size(name, size):
