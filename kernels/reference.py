@@ -8,9 +8,11 @@ implementations, and for tiny inputs.
 from __future__ import annotations
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from natjax.kernels.checks import accumulation_dtype
@@ -60,9 +62,7 @@ def qk(
     neighbors, visible = hood.neighbor_table()
     logits = scale * jnp.einsum("btnd,btknd->btnk", q, k[:, neighbors], precision="highest")
     if rpb is not None:
-        index = (
-            x[jnp.arange(hood.num_tokens)[:, None], neighbors] for x in hood.dense_bias_index()
-        )
+        index = (x[np.arange(hood.num_tokens)[:, None], neighbors] for x in hood.dense_bias_index())
         logits += jnp.moveaxis(rpb.astype(logits.dtype)[:, *index], 0, 1)[None]
     logits = jnp.where(visible[None, :, None], logits, -jnp.inf)
     return logits.reshape(*query.shape[:-1], hood.num_neighbors).astype(query.dtype)
@@ -84,7 +84,7 @@ def av(
 
 def _flat(array: Array, query: Array | None = None) -> Array:
     """Flatten the tokens, raise to the accumulation dtype, repeat heads to those of ``query``."""
-    array = array.reshape(array.shape[0], -1, *array.shape[-2:])
+    array = array.reshape(array.shape[0], math.prod(array.shape[1:-2]), *array.shape[-2:])
     array = array.astype(accumulation_dtype(array.dtype))
     repeats = 1 if query is None else query.shape[-2] // array.shape[-2]
     return jnp.repeat(array, repeats, axis=-2)

@@ -93,8 +93,8 @@ def axis_tiles(window: AxisWindow, size: int) -> AxisTiles:
         size=size,
         halo=halo,
         key_start=key_start,
-        start=start - key_start[:, None],
-        end=end - key_start[:, None],
+        start=(start - key_start[:, None]).astype(np.int32),
+        end=(end - key_start[:, None]).astype(np.int32),
     )
 
 
@@ -155,7 +155,7 @@ def split_groups(x: Array, axis: int, window: AxisWindow, positions: int) -> Arr
 def merge_groups(x: Array, axis: int, window: AxisWindow) -> Array:
     """Inverse of `split_groups`, on the axes ``axis`` and ``axis + 1``."""
     x = jnp.swapaxes(x, axis, axis + 1)
-    x = x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
+    x = x.reshape(*x.shape[:axis], x.shape[axis] * window.dilation, *x.shape[axis + 2 :])
     return jax.lax.slice_in_dim(x, 0, window.length, axis=axis)
 
 
@@ -184,7 +184,7 @@ def _cut_slabs(x: Array, axis: int, tiles: AxisTiles) -> Array:
     starts = tiles.key_start[: tiles.per_group]
     spaced = np.flatnonzero(np.diff(starts) == tiles.size)
     # With few slabs in between, cutting each by itself is as good.
-    low, high = (spaced[0], spaced[-1] + 2) if len(spaced) > 4 else (0, 0)
+    low, high = (int(spaced[0]), int(spaced[-1]) + 2) if len(spaced) > 4 else (0, 0)
 
     def border(begin: int, stop: int) -> list[Array]:
         cuts = (jax.lax.slice_in_dim(x, s, s + tiles.halo, axis=axis) for s in starts[begin:stop])

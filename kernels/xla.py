@@ -86,12 +86,14 @@ def qk(
 ) -> Float[Array, "B *X N K"]:
     """See `natjax.kernels.reference.qk`; one pass over the keys for each window slot."""
     dtype = accumulation_dtype(query.dtype)
-    grouped = query.reshape(*query.shape[:-2], key.shape[-2], -1, query.shape[-1]).astype(dtype)
+    heads = key.shape[-2]
+    grouped = (*query.shape[:-2], heads, query.shape[-2] // heads, query.shape[-1])
+    q = query.reshape(grouped).astype(dtype)
     bias = None if rpb is None else rpb.astype(dtype)
 
     def logits(slot: Array) -> Float[Array, "B *X N"]:
         k = _slot_keys(key, hood, slot)[..., None, :]
-        z = scale * jnp.sum(grouped * k.astype(dtype), axis=-1)
+        z = scale * jnp.sum(q * k.astype(dtype), axis=-1)
         z = z.reshape(query.shape[:-1])
         if bias is not None:
             z += _slot_bias(bias, hood, slot)[None]
@@ -135,10 +137,10 @@ def _tile_queries(
     n = len(tiles)
     for axis in reversed(range(n)):
         x = tiling.split_queries(x, 1 + axis, tiles[axis])
-    x = x.reshape(*x.shape[:-2], heads, -1, x.shape[-1])
+    x = x.reshape(*x.shape[:-2], heads, x.shape[-2] // heads, x.shape[-1])
     counts, sizes = range(1, 2 * n, 2), range(2, 2 * n + 1, 2)
     x = x.transpose(*counts, 0, 2 * n + 1, 2 * n + 2, *sizes, 2 * n + 3)
-    return x.reshape(tiles[0].count, -1, *x.shape[n : n + 3], _queries(tiles), x.shape[-1])
+    return x.reshape(tiles[0].count, _row(tiles), *x.shape[n : n + 3], _queries(tiles), x.shape[-1])
 
 
 def _untile(
@@ -167,7 +169,12 @@ def _cut_tiles(
         x = tiling.split_keys(x, 3 + axis, tiles[axis])
     counts, halos = range(3, 2 * n + 3, 2), range(4, 2 * n + 4, 2)
     x = x.transpose(*counts, 0, 1, 2, *halos, 2 * n + 3)
-    return x.reshape(-1, *x.shape[n : n + 2], math.prod(x.shape[n + 2 : -1]), x.shape[-1])
+    rows, keys = math.prod(x.shape[:n]), math.prod(x.shape[n + 2 : -1])
+    return x.reshape(rows, *x.shape[n : n + 2], keys, x.shape[-1])
+
+
+def _row(tiles: tuple[AxisTiles, ...]) -> int:
+    return math.prod(axis.count for axis in tiles[1:])
 
 
 def _queries(tiles: tuple[AxisTiles, ...]) -> int:
@@ -185,7 +192,7 @@ def _row_mask(tiles: tuple[AxisTiles, ...], index: Int[Array, ""]) -> Bool[Array
         start, end = jnp.asarray(axis.start), jnp.asarray(axis.end)
         if j == 0:
             start, end = start[index][None], end[index][None]
-        slot = jnp.arange(axis.halo)
+        slot = jnp.arange(axis.halo, dtype=start.dtype)
         mask = (start[..., None] <= slot[None, None]) & (slot[None, None] < end[..., None])
         shape = [1] * (3 * n + 1)
         shape[n + 1 + j], shape[2 * n + 1 + j] = axis.size, axis.halo
@@ -236,7 +243,7 @@ def _attend(
     q: Float[Array, "B M G q D"],
     k: Float[Array, "B M k D"],
     v: Float[Array, "B M k Dv"],
-    penalty: Float[Array, "M|1 G|1 q k"],
+    penalty: Float[Array, "#M #G q k"],
     *,
     scale: float,
     extra_keys: Float[Array, "B E M D"] | None,
@@ -271,9 +278,8 @@ def _at_once(problems: int, tiles: tuple[AxisTiles, ...]) -> tuple[int, int]:
     """
     budget = _LOGITS_AT_ONCE.get(jax.default_backend(), _LOGITS_AT_ONCE_ELSEWHERE)
     per_tile = problems * math.prod(axis.size * axis.halo for axis in tiles)
-    row = math.prod(axis.count for axis in tiles[1:])
-    tiles_at_once = _divisor(row, budget // max(per_tile, 1))
-    rows_at_once = _divisor(tiles[0].count, budget // max(per_tile * row, 1))
+    tiles_at_once = _divisor(_row(tiles), budget // max(per_tile, 1))
+    rows_at_once = _divisor(tiles[0].count, budget // max(per_tile * _row(tiles), 1))
     return rows_at_once, tiles_at_once
 
 
@@ -295,7 +301,8 @@ def _map(function: Callable[..., Any], xs: tuple[Array, ...], at_once: int) -> A
 
 
 def _slots(hood: Neighborhood) -> Int[np.ndarray, "K axes"]:
-    return np.stack(np.unravel_index(np.arange(hood.num_neighbors), hood.kernel_size), -1)
+    slots = np.unravel_index(np.arange(hood.num_neighbors), hood.kernel_size)
+    return np.stack(slots, axis=-1).astype(np.int32)
 
 
 def _slot_keys(
@@ -329,18 +336,25 @@ def _slide(x: Array, axis: int, window: AxisWindow, slot: Int[Array, ""], length
         is_causal=window.is_causal,
     )
     left, slides = int((start == 0).sum()) - 1, int(start.max())
-    still = [(0, 0)] * x.ndim
-    still[axis] = (left, positions - 1 - left - slides)
     x = jax.lax.dynamic_slice_in_dim(x, slot, slides + 1, axis=axis)
+    ends = (
+        jax.lax.slice_in_dim(x, 0, 1, axis=axis),
+        jax.lax.slice_in_dim(x, slides, None, axis=axis),
+    )
+    first, last = (
+        jnp.broadcast_to(end, (*x.shape[:axis], count, *x.shape[axis + 1 :]))
+        for end, count in zip(ends, (left, positions - 1 - left - slides), strict=True)
+    )
     padding = [(0, 0)] * x.ndim
     padding[axis] = (0, length - positions)
-    return jnp.pad(jnp.pad(x, still, mode="edge"), padding)
+    return jnp.pad(jnp.concatenate([first, x, last], axis=axis), padding)
 
 
 def _slot_mask(hood: Neighborhood, slot: Int[Array, "axes"]) -> Bool[Array, "*X"]:
     """Which queries have a key in the slot."""
     masks = [
-        axis.slot_is_visible(jnp.arange(axis.length), slot[j]) for j, axis in enumerate(hood.axes)
+        axis.slot_is_visible(jnp.arange(axis.length, dtype=slot.dtype), slot[j])
+        for j, axis in enumerate(hood.axes)
     ]
     return functools.reduce(jnp.logical_and, jnp.meshgrid(*masks, indexing="ij", sparse=True))
 
@@ -350,7 +364,7 @@ def _slot_bias(
 ) -> Float[Array, "*X N"]:
     """The bias of the key in the slot, by one-hot products: a gather would scatter in reverse."""
     for j, axis in enumerate(hood.axes):
-        query = jnp.arange(axis.length)
+        query = jnp.arange(axis.length, dtype=slot.dtype)
         index = axis.bias_index(query, axis.neighbor(query, slot[j]))
         one_hot = jax.nn.one_hot(index, 2 * axis.kernel_size - 1, dtype=rpb.dtype)
         rpb = jnp.tensordot(rpb, one_hot, axes=(1, 1), precision="highest")

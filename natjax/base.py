@@ -47,14 +47,14 @@ class VisionModel(nnx.Module):
         self.head = linear(channels[-1], classes, **options) if classes else None
 
     def maps(
-        self, images: Float[Array, "B H W 3"], rngs: nnx.Rngs | None = None
-    ) -> list[Float[Array, "B Hi Wi Ci"]]:
+        self, images: Float[Array, "B H W I"], rngs: nnx.Rngs | None = None
+    ) -> list[Float[Array, "B _Hi _Wi _Ci"]]:
         """The output of each level before its downsampler, without output norms."""
         raise NotImplementedError
 
     def features(
-        self, images: Float[Array, "B H W 3"], rngs: nnx.Rngs | None = None
-    ) -> list[Float[Array, "B Hi Wi Ci"]]:
+        self, images: Float[Array, "B H W I"], rngs: nnx.Rngs | None = None
+    ) -> list[Float[Array, "B _Hi _Wi _Ci"]]:
         """The pyramid for dense prediction.
 
         Args:
@@ -72,7 +72,7 @@ class VisionModel(nnx.Module):
         return [getattr(self, f"norm{i}")(x) for i, x in enumerate(maps)]
 
     def pooled(
-        self, images: Float[Array, "B H W 3"], rngs: nnx.Rngs | None = None
+        self, images: Float[Array, "B H W I"], rngs: nnx.Rngs | None = None
     ) -> Float[Array, "B C"]:
         """What the classifier sees: the last map, normalised and averaged over positions.
 
@@ -88,7 +88,7 @@ class VisionModel(nnx.Module):
         return jnp.mean(x, axis=(1, 2), dtype=accumulation_dtype(x.dtype))
 
     def __call__(
-        self, images: Float[Array, "B H W 3"], rngs: nnx.Rngs | None = None
+        self, images: Float[Array, "B H W I"], rngs: nnx.Rngs | None = None
     ) -> Float[Array, "B classes"]:
         """Logits, or pooled features of a model with ``num_classes=0``.
 

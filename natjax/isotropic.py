@@ -115,8 +115,8 @@ class Isotropic(VisionModel):
         super().__init__(config, (channels,), **options)
 
     def maps(
-        self, images: Float[Array, "B H W 3"], rngs: nnx.Rngs | None = None
-    ) -> list[Float[Array, "B Hp Wp C"]]:
+        self, images: Float[Array, "B H W I"], rngs: nnx.Rngs | None = None
+    ) -> list[Float[Array, "B _Hi _Wi _Ci"]]:
         """The output of the last block, without output norm, as a list of one map.
 
         Raises:

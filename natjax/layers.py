@@ -151,7 +151,7 @@ class ConvTokenizer(nnx.Module):
     """Overlapping patches of stride 4: two 3x3 convolutions of stride 2, then LayerNorm.
 
     There is no activation or norm between the convolutions. Odd sizes give ``ceil(n / 2)`` each.
-    (NAT, section 3.3.)
+    (The tokenizer of NAT and DiNAT.)
     """
 
     def __init__(self, inputs: int, channels: int, **options: Any):
@@ -160,7 +160,7 @@ class ConvTokenizer(nnx.Module):
         self.proj = nnx.List([first, second])
         self.norm = LayerNorm(channels, **options)
 
-    def __call__(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B H4 W4 C"]:
+    def __call__(self, images: Float[Array, "B H W I"]) -> Float[Array, "B H4 W4 C"]:
         """Tokens at a quarter of the resolution, rounded up."""
         for convolution in self.proj:
             images = convolution(images)
@@ -178,7 +178,7 @@ class PatchTokenizer(nnx.Module):
         self.norm = LayerNorm(channels, **options)
         self.patch_size = patch_size
 
-    def __call__(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B Hp Wp C"]:
+    def __call__(self, images: Float[Array, "B H W I"]) -> Float[Array, "B Hp Wp C"]:
         """One token per patch."""
         return self.norm(self.proj(pad_to_multiple(images, self.patch_size)))
 

@@ -136,8 +136,8 @@ class NAT(VisionModel):
         super().__init__(config, config.channels, **options)
 
     def maps(
-        self, images: Float[Array, "B H W 3"], rngs: nnx.Rngs | None = None
-    ) -> list[Float[Array, "B Hi Wi Ci"]]:
+        self, images: Float[Array, "B H W I"], rngs: nnx.Rngs | None = None
+    ) -> list[Float[Array, "B _Hi _Wi _Ci"]]:
         """The output of each level before its downsampler, without output norms."""
         x = self.patch_embed(self._checked(images))
         maps = []

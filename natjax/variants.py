@@ -1,7 +1,8 @@
-"""Every published variant, as data. Names are those of the official PyTorch code.
+"""Every published variant, as data.
 
-Head size is 32 throughout. Where a level dilates, its odd blocks (counting from 0) do, and the even
-ones stay local.
+Names and values are those of the official PyTorch code, which is what the checkpoints need. Head
+size is 32 throughout. Where a level dilates, its odd blocks (counting from 0) do, and the even ones
+stay local.
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ _LARGE = _hierarchical(192, (3, 4, 18, 5), 2.0, 0.35)
 # Layer scale is irregular: NAT-Small has it, DiNAT-Small and DiNAT-Large do not.
 _SCALED = {"layer_scale": 1e-5}
 
+# Neighborhood Attention Transformer.
 _NAT = {
     "nat_mini": _MINI,
     "nat_tiny": _TINY,
@@ -60,6 +62,9 @@ _NAT = {
     "nat_base": dataclasses.replace(_BASE, **_SCALED),
 }
 
+# Dilated Neighborhood Attention Transformer. 21k: pre-training on ImageNet-22K, whose checkpoints
+# are fine-tuned to the variants without it. The 11x11 ones have resized position biases, and at
+# 224 x 224 pad: K * d = 88 exceeds the first map's 56.
 _DINAT = {
     "dinat_mini": _dilated(_MINI, _AT_224),
     "dinat_tiny": _dilated(_TINY, _AT_224),
@@ -80,6 +85,7 @@ def _swin_like(dim: int, depth: int, drop_path: float) -> NATConfig:
 
 _S_LARGE = _swin_like(192, 18, 0.35)
 
+# The same paper; Swin's shape with its window attention replaced.
 _DINAT_S = {
     "dinat_s_tiny": _swin_like(96, 6, 0.2),
     "dinat_s_small": _swin_like(96, 18, 0.3),
@@ -100,6 +106,7 @@ def _isotropic(dim: int, drop_path: float, kernel_size: int | None, dilation: in
     )
 
 
+# The same paper; ViT's shape, on 14 x 14 tokens.
 _ISOTROPIC = {
     "vitrpb_small": _isotropic(384, 0.1, None),
     "vitrpb_base": _isotropic(768, 0.4, None),

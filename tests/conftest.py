@@ -2,6 +2,7 @@
 
 import hypothesis
 import jax
+import jaxtyping
 import pytest
 
 # Before first use of a device. Eight, so that sharding is exercised everywhere.
@@ -20,3 +21,23 @@ def x64():
     """Run the test with 64-bit types enabled."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture
+def unchecked():
+    """Turn the run-time shape checks off, for tests that pass wrong shapes on purpose."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture(autouse=True)
+def _quick_compilation(request):
+    """Most tests compile for seconds and run for milliseconds, so they compile without optimising.
+
+    Those marked ``optimised`` compile as users do.
+    """
+    quick = request.node.get_closest_marker("optimised") is None
+    jax.config.update("jax_disable_most_optimizations", quick)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)

@@ -15,7 +15,7 @@ SELECTION = {
     "nat": ("b", "oneside", "grad/"),
     "dinat": ("b", "oneside", "grad/input"),
     "dinats": ("b", "oneside", "grad/input"),
-    "isotropic": ("dinat_pad", "sq", "grad/"),
+    "isotropic": ("dinat_pad", "sq", "grad/input"),
     "vit_rpb": ("a", "sq", None),
 }
 

@@ -154,6 +154,7 @@ def test_gradients_reach_every_parameter():
         ({"attn_drop": 0.1, "stride": 2}, r"attn_drop must be 0 where stride > 1.*stride=\(2, 2\)"),
     ],
 )
+@pytest.mark.usefixtures("unchecked")
 def test_bad_arguments(kwargs, message):
     kwargs = {"embed_dim": 8, "num_heads": 2, "kernel_size": 3} | kwargs
     with pytest.raises(ValueError, match=message):
@@ -161,11 +162,13 @@ def test_bad_arguments(kwargs, message):
 
 
 @pytest.mark.parametrize("shape", [(2, 5, 8), (2, 5, 5, 4)])
+@pytest.mark.usefixtures("unchecked")
 def test_bad_inputs(shape):
     with pytest.raises(ValueError, match=r"x must have 4 dimensions.*embed_dim=8"):
         _module(2, 8, 2, 3)(jnp.ones(shape))
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_implementation_is_passed_on():
     with pytest.raises(ValueError, match=r"implementation must be None or one of.*'abacus'"):
         _module(1, 8, 2, 3, implementation="abacus")(jnp.ones((1, 5, 8)))

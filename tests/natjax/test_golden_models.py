@@ -43,7 +43,7 @@ def _abstract(family, cfg, **options):
 def _build(record, *, output_norms=False, param_dtype=jnp.float32):
     common = {
         "dim": record["embed_dim"],
-        "mlp_ratio": record["mlp_ratio"],
+        "mlp_ratio": float(record["mlp_ratio"]),
         "kernel_size": record["kernel_size"],
         "num_classes": 0 if output_norms else record["num_classes"],
         "output_norms": output_norms,
@@ -53,7 +53,7 @@ def _build(record, *, output_norms=False, param_dtype=jnp.float32):
         config = NATConfig(
             depths=tuple(record["depths"]),
             num_heads=tuple(record["num_heads"]),
-            dilations=record.get("dilations", ()),
+            dilations=tuple(map(tuple, record.get("dilations", ()))),
             layer_scale=record.get("layer_scale"),
             overlapping=record["family"] != "dinats",
             **common,

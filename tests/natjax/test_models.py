@@ -238,6 +238,7 @@ def test_create_model_makes_backbones_without_classifier():
         ("nat_isotropic_small", {"dilations": (1,)}, r"dilations must hold 12 integers .*got \(1,"),
     ],
 )
+@pytest.mark.usefixtures("unchecked")
 def test_create_model_errors(name, options, message):
     with pytest.raises(ValueError, match=message):
         natjax.create_model(name, rngs=nnx.Rngs(0), **options)
@@ -266,6 +267,7 @@ def test_create_model_errors(name, options, message):
         (IsotropicConfig, {"patch_size": "4"}, r"patch_size must be an integer >= 1; got '4'"),
     ],
 )
+@pytest.mark.usefixtures("unchecked")
 def test_config_errors(family, changes, message):
     fields = TINY if family is NATConfig else FLAT
     with pytest.raises(ValueError, match=message):
@@ -281,11 +283,13 @@ def test_config_errors(family, changes, message):
         (np.zeros((1, 24, 24, 3), np.uint8), r"images must be floats, normalised; got uint8"),
     ],
 )
+@pytest.mark.usefixtures("unchecked")
 def test_bad_images(images, message):
     with pytest.raises(ValueError, match=message):
         _nat()(jnp.asarray(images))
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_configs_take_lists():
     config = NATConfig(**TINY | {"depths": [2, 1], "dilations": [[1, 2], [1]]})
     assert config == NATConfig(**TINY | {"dilations": ((1, 2), (1,))})

@@ -62,7 +62,7 @@ def _abstract(name):
     """Shapes of a model, without dilation, which would only pad small images."""
     config = VARIANTS[name]
     is_flat = isinstance(config, natjax.IsotropicConfig)
-    ones = (1,) * config.depth if is_flat else [(1,) * depth for depth in config.depths]
+    ones = (1,) * config.depth if is_flat else tuple((1,) * depth for depth in config.depths)
     return nnx.eval_shape(lambda: natjax.create_model(name, dilations=ones, rngs=nnx.Rngs(0)))
 
 
@@ -79,7 +79,25 @@ def test_parameters_and_flops(name):
     assert round(count_flops(config, (config.input_size,) * 2) / 1e9, 4) == gflops
 
 
-@pytest.mark.parametrize("name", natjax.list_models())
+# One of each structure; the others differ in widths and rates.
+STRUCTURES = {
+    "nat_mini",
+    "nat_small",
+    "dinat_large_21k_11x11",
+    "dinat_s_tiny",
+    "nat_isotropic_small",
+    "vitrpb_small",
+    "nat_micro",
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in STRUCTURES else pytest.mark.slow)
+        for name in natjax.list_models()
+    ],
+)
 def test_logits_shape(name):
     model, config = _abstract(name), VARIANTS[name]
     size = config.input_size if config.kernel_size is None else 32
@@ -161,6 +179,7 @@ def test_summary_counts_output_norms():
         (("vitrpb_small", 256), r"image_size must give 14 x 14 patches of 16.*\(256, 256\)"),
     ],
 )
+@pytest.mark.usefixtures("unchecked")
 def test_summary_errors(args, message):
     with pytest.raises(ValueError, match=message):
         natjax.model_summary(*args)

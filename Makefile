@@ -1,0 +1,62 @@
+# make demo    train a small NAT on handwritten digits, from nothing
+# make test    every check, from nothing
+# make format  rewrite the code in the project's style
+# make bench   the numbers in the README
+
+VENV ?= .venv
+OLDEST ?= .venv-oldest
+WORKERS ?= 2
+bin = $(VENV)/bin
+
+.PHONY: demo test test-oldest format lint types pytest wheel bench clean
+
+demo: $(VENV)/train
+	$(bin)/natjax train digits
+
+test: lint types pytest wheel
+
+format: $(VENV)/dev
+	$(bin)/ruff format
+	$(bin)/ruff check --fix
+
+lint: $(VENV)/dev
+	$(bin)/ruff format --check
+	$(bin)/ruff check
+
+types: $(VENV)/dev
+	$(bin)/pyrefly check --python-interpreter-path $(bin)/python
+
+# What needs the source tree: its doctests, the README's snippets, the packaging rules.
+pytest: $(VENV)/dev
+	$(bin)/python -m pytest --doctest-modules -n $(WORKERS) kernels natjax train \
+	  tests/test_packaging.py tests/test_readme.py
+
+# Everything else, on what users install.
+wheel: $(VENV)/dev
+	scripts/test-wheel $(bin)/python -n $(WORKERS)
+
+test-oldest: $(OLDEST)/dev
+	scripts/test-wheel $(OLDEST)/bin/python -n $(WORKERS) -m "not slow"
+
+bench: $(VENV)/dev
+	$(bin)/python benchmarks/ops.py
+
+$(VENV)/bin/python $(OLDEST)/bin/python:
+	@python=$$(scripts/find-python) && echo "using $$python" && "$$python" -m venv $(@D)/..
+	@$@ -m pip install --quiet --upgrade pip
+
+$(VENV)/train: pyproject.toml | $(VENV)/bin/python
+	$(bin)/python -m pip install --quiet --editable ".[train]"
+	@touch $@
+
+$(VENV)/dev: pyproject.toml | $(VENV)/bin/python
+	$(bin)/python -m pip install --quiet --editable ".[dev]"
+	@touch $@ $(VENV)/train
+
+# The oldest versions that pyproject.toml allows, where newer ones could hide a fault.
+$(OLDEST)/dev: pyproject.toml | $(OLDEST)/bin/python
+	$(OLDEST)/bin/python -m pip install --quiet --editable ".[dev]" "jax==0.11.2" "jaxlib==0.11.2"
+	@touch $@
+
+clean:
+	rm -rf $(VENV) $(OLDEST) build dist *.egg-info

@@ -1,0 +1,351 @@
+"""Each implementation against the reference, and what an op must withstand in real programs."""
+
+import functools
+
+import goldens
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tolerances
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jax.test_util import check_grads
+
+import natjax
+from natjax.kernels import problems
+from natjax.kernels.problems import Problem
+
+OPS = {1: natjax.na1d, 2: natjax.na2d, 3: natjax.na3d}
+OTHERS = ["xla"]
+EDGES = pytest.mark.parametrize("problem", problems.EDGES, ids=lambda p: p.name)
+
+
+def fused(problem, implementation):
+    op = functools.partial(
+        OPS[problem.ndim], **problem.arguments, return_lse=True, implementation=implementation
+    )
+    return lambda arrays: op(**arrays)
+
+
+def unfused(problem, implementation):
+    """Softmax of the unfused halves; only for stride 1 and without additional keys."""
+    qk = getattr(natjax, f"na{problem.ndim}d_qk")
+    av = getattr(natjax, f"na{problem.ndim}d_av")
+    kwargs = {k: v for k, v in problem.arguments.items() if k != "stride"}
+    kwargs["implementation"] = implementation
+
+    def run(arrays):
+        rpb = arrays.get("rpb")
+        weights = jax.nn.softmax(qk(arrays["query"], arrays["key"], rpb=rpb, **kwargs))
+        return av(weights, arrays["value"], **kwargs), weights
+
+    return run
+
+
+def value_and_gradients(function, arrays, seed=1):
+    """Outputs and the gradient of a random linear function of them, for each argument."""
+
+    @jax.jit
+    def run(arrays):
+        outputs, pull = jax.vjp(function, arrays)
+        rng = np.random.default_rng(seed)
+        cotangents = [jnp.asarray(rng.standard_normal(x.shape), x.dtype) for x in outputs]
+        return outputs, pull(tuple(cotangents))[0]
+
+    return run(arrays)
+
+
+def assert_close(actual, expected, dtype):
+    for name, x, y in zip(("out", "lse"), actual[0], expected[0], strict=True):
+        assert goldens.error(x, y) <= tolerances.VALUE[dtype], name
+    # The bias gradient vanishes identically where there is one neighbor.
+    for name, y in expected[1].items():
+        scale = max(1, np.abs(y).max())
+        error = np.abs(actual[1][name] - y).max() / scale
+        assert error <= tolerances.GRADIENT[dtype], f"d{name}: {error}"
+
+
+@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@EDGES
+def test_fused_agrees_with_the_reference(problem, dtype, name, x64):
+    arrays = problem.arrays(dtype=dtype)
+    expected = value_and_gradients(fused(problem, "reference"), arrays)
+    assert_close(value_and_gradients(fused(problem, name), arrays), expected, dtype)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize(
+    "problem",
+    [p for p in problems.EDGES if p.stride == 1 and not p.extra],
+    ids=lambda p: p.name,
+)
+def test_unfused_agrees_with_the_reference_and_with_fused(problem, name):
+    arrays = problem.arrays()
+    expected = value_and_gradients(unfused(problem, "reference"), arrays)
+    assert_close(value_and_gradients(unfused(problem, name), arrays), expected, "float32")
+    out, _ = fused(problem, "reference")(arrays)
+    assert goldens.error(expected[0][0], out) <= tolerances.VALUE["float32"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "problem",
+    problems.NAT_TINY + problems.NAT_BASE + problems.DINAT_TINY,
+    ids=lambda p: p.name,
+)
+def test_layers_of_the_published_models(problem):
+    problem = Problem(**{f: getattr(problem, f) for f in problem.__slots__} | {"batch": 1})
+    arrays = problem.arrays()
+    expected = value_and_gradients(fused(problem, "reference"), arrays)
+    assert_close(value_and_gradients(fused(problem, "xla"), arrays), expected, "float32")
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("name", ["2d-prime", "2d-everything", "3d"])
+def test_low_precision_errs_at_most_twice_as_much_as_a_plain_version(
+    name, dtype, implementation, x64
+):
+    """The rule of flash attention's tests: no bound of our own, but that of plain attention."""
+    (problem,) = (p for p in problems.EDGES if p.name == name)
+    low = problem.arrays(dtype=dtype)
+    exact = {k: jnp.asarray(v, jnp.float64) for k, v in low.items()}
+    truth = value_and_gradients(fused(problem, "reference"), exact)
+    plain = value_and_gradients(functools.partial(plain_attention, problem), low)
+    actual = value_and_gradients(fused(problem, implementation), low)
+    assert actual[0][0].dtype == dtype
+    assert actual[0][1].dtype == jnp.float32
+    pairs = {"out": (actual[0][0], plain[0][0], truth[0][0])}
+    pairs |= {f"d{k}": (actual[1][k], plain[1][k], truth[1][k]) for k in low}
+    for key, (x, y, z) in pairs.items():
+        error = np.abs(np.asarray(x, np.float64) - z).max()
+        allowed = 2 * np.abs(np.asarray(y, np.float64) - z).max()
+        assert error <= allowed, (key, error, allowed)
+
+
+def plain_attention(problem, arrays):
+    """Dense masked attention, all of it in the dtype of the inputs."""
+    hood = problem.neighborhood
+    heads = problem.heads // (problem.kv_heads or problem.heads)
+
+    def flat(x, repeats=heads):
+        return jnp.repeat(x.reshape(x.shape[0], -1, *x.shape[-2:]), repeats, axis=-2)
+
+    q, k, v = flat(arrays["query"], 1), flat(arrays["key"]), flat(arrays["value"])
+    logits = jnp.einsum("bqnd,bknd->bnqk", q, k) * q.shape[-1] ** -0.5
+    logits += arrays["rpb"][:, *hood.dense_bias_index()][None]
+    logits = jnp.where(hood.dense_mask()[None, None], logits, -jnp.inf)
+    if "additional_keys" in arrays:
+        extra = jnp.einsum("bqnd,bknd->bnqk", q, flat(arrays["additional_keys"]))
+        logits = jnp.concatenate([logits, extra * q.shape[-1] ** -0.5], axis=-1)
+        v = jnp.concatenate([v, flat(arrays["additional_values"])], axis=1)
+    lse = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+    out = jnp.einsum("bnqk,bknd->bqnd", jnp.exp(logits - lse), v)
+    shape = arrays["query"].shape[:-1]
+    lse = jnp.moveaxis(lse[..., 0], 1, 2).reshape(shape).astype(jnp.float32)
+    return out.reshape(*shape, -1), lse
+
+
+SMALL = Problem(
+    name="small",
+    shape=(7, 9),
+    kernel_size=(3, 4),
+    dilation=(2, 1),
+    stride=(1, 2),
+    heads=2,
+    kv_heads=1,
+    head_dim=3,
+    value_dim=2,
+    extra=2,
+)
+SMALL_UNFUSED = Problem(name="unfused", shape=(11,), kernel_size=(4,), dilation=2, head_dim=3)
+
+
+@pytest.mark.parametrize("mode", ["fwd", "rev"])
+@pytest.mark.parametrize(
+    ("function", "problem"), [(fused, SMALL), (unfused, SMALL_UNFUSED)], ids=["fused", "unfused"]
+)
+def test_derivatives_against_finite_differences(function, problem, mode, implementation, x64):
+    arrays = problem.arrays(dtype=jnp.float64)
+    check_grads(
+        jax.jit(function(problem, implementation)), (arrays,), order=2, modes=[mode], rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize("function", [fused, unfused])
+def test_forward_mode_is_the_transpose_of_reverse_mode(function, implementation, x64):
+    problem = SMALL_UNFUSED
+    arrays, tangents = problem.arrays(0, jnp.float64), problem.arrays(1, jnp.float64)
+    outputs, pushed = jax.jvp(function(problem, implementation), (arrays,), (tangents,))
+    cotangents = jax.tree.map(jnp.sin, outputs)
+    pulled = jax.vjp(function(problem, implementation), arrays)[1](cotangents)[0]
+
+    def dot(a, b):
+        return sum(jnp.vdot(x, y) for x, y in zip(*map(jax.tree.leaves, (a, b)), strict=True))
+
+    np.testing.assert_allclose(dot(cotangents, pushed), dot(pulled, tangents), rtol=1e-12)
+
+
+@pytest.mark.parametrize("function", [fused, unfused])
+def test_nested_vmap(function, implementation):
+    problem = SMALL_UNFUSED
+    run = function(problem, implementation)
+    stacked = [[problem.arrays(2 * i + j) for j in range(2)] for i in range(3)]
+    rows = [jax.tree.map(lambda *x: jnp.stack(x), *row) for row in stacked]
+    batched = jax.vmap(jax.vmap(run))(jax.tree.map(lambda *x: jnp.stack(x), *rows))
+    for i in range(3):
+        for j in range(2):
+            for x, y in zip(batched, run(stacked[i][j]), strict=True):
+                np.testing.assert_allclose(x[i, j], y, rtol=1e-5, atol=1e-6)
+
+
+def test_vmap_over_the_bias_alone(implementation):
+    problem = problems.Problem(name="bias", shape=(9, 8), kernel_size=(3, 3), heads=2)
+    arrays = problem.arrays()
+    biases = jnp.stack([problem.arrays(seed)["rpb"] for seed in range(3)])
+    run = fused(problem, implementation)
+    out, _ = jax.vmap(lambda rpb: run(arrays | {"rpb": rpb}))(biases)
+    for i in range(3):
+        expected, _ = run(arrays | {"rpb": biases[i]})
+        np.testing.assert_allclose(out[i], expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("function", [fused, unfused])
+def test_remat_changes_nothing(function, implementation):
+    run = function(SMALL_UNFUSED, implementation)
+    arrays = SMALL_UNFUSED.arrays()
+    expected = value_and_gradients(run, arrays)
+    actual = value_and_gradients(jax.checkpoint(run), arrays)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), actual, expected)
+
+
+@pytest.mark.parametrize("function", [fused, unfused])
+def test_two_runs_are_bitwise_equal(function, implementation):
+    problem = problems.Problem(name="2d", shape=(20, 18), kernel_size=(5, 5), batch=2, heads=2)
+    run, arrays = function(problem, implementation), problem.arrays()
+    first, second = (value_and_gradients(run, arrays) for _ in range(2))
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+
+
+def test_export_and_reload(implementation):
+    problem = problems.Problem(name="2d", shape=(12, 10), kernel_size=(5, 3))
+    arrays = problem.arrays()
+    run = jax.jit(fused(problem, implementation))
+    blob = jax.export.export(run)(arrays).serialize()
+    for x, y in zip(jax.export.deserialize(blob).call(arrays), run(arrays), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def test_empty_batch_gives_empty_results(implementation):
+    arrays = {k: v[:0] if k != "rpb" else v for k, v in problems.EDGES[0].arrays().items()}
+    out, lse = fused(problems.EDGES[0], implementation)(arrays)
+    assert out.shape[0] == lse.shape[0] == 0
+
+
+@pytest.mark.optimised
+@pytest.mark.parametrize("function", [fused, unfused])
+def test_sharded_over_batch_and_heads_without_moving_tokens(function, implementation):
+    """Data stays where it is: no collective but the sum of the bias gradient over the batch."""
+    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+    problem = problems.Problem(
+        name="2d", shape=(24, 22), kernel_size=(5, 7), batch=8, heads=4, head_dim=8
+    )
+    arrays = problem.arrays()
+    specs = {name: P("data", None, None, "model", None) for name in ("query", "key", "value")}
+    shardings = {k: NamedSharding(mesh, v) for k, v in (specs | {"rpb": P("model")}).items()}
+    run = function(problem, implementation)
+
+    @functools.partial(jax.jit, in_shardings=(shardings,))
+    def step(arrays):
+        outputs, pull = jax.vjp(run, arrays)
+        return outputs, pull(jax.tree.map(jnp.cos, outputs))[0]
+
+    placed = jax.device_put(arrays, shardings)
+    compiled = step.lower(placed).compile()
+    text = compiled.as_text()
+    for collective in ("all-gather", "all-to-all", "collective-permute", "reduce-scatter"):
+        assert f" {collective}" not in text, collective
+    outputs, gradients = compiled(placed)
+    assert outputs[0].sharding.is_equivalent_to(shardings["query"], outputs[0].ndim)
+    expected = jax.jit(lambda arrays: jax.vjp(run, arrays)[0])(arrays)
+    np.testing.assert_allclose(outputs[0], expected[0], rtol=1e-5, atol=1e-6)
+    assert gradients["rpb"].shape == arrays["rpb"].shape
+
+
+def test_inside_shard_map(implementation):
+    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+    problem = problems.Problem(name="1d", shape=(30,), kernel_size=(7,), batch=4, heads=2)
+    arrays = problem.arrays()
+    run = fused(problem, implementation)
+    specs = {name: P("data", None, "model") for name in ("query", "key", "value")}
+    specs["rpb"] = P("model")
+    out_specs = (P("data", None, "model"),) * 2
+    sharded = jax.jit(jax.shard_map(run, mesh=mesh, in_specs=(specs,), out_specs=out_specs))
+    for x, y in zip(sharded(arrays), run(arrays), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.optimised
+@pytest.mark.parametrize("function", [fused, unfused])
+def test_xla_has_no_scatter_and_no_k_fold_copy(function):
+    problem = problems.Problem(
+        name="2d", shape=(56, 56), kernel_size=(7, 7), batch=8, heads=2, head_dim=32
+    )
+    arrays = problem.arrays()
+
+    @jax.jit
+    def step(arrays):
+        outputs, pull = jax.vjp(function(problem, "xla"), arrays)
+        return pull(outputs)[0]
+
+    compiled = step.lower(arrays).compile()
+    assert " scatter(" not in compiled.as_text()
+    k_fold = arrays["key"].nbytes * 49
+    limit = k_fold if function is fused else 2 * k_fold
+    # Unfused stores the K weights themselves, which are 1/32 of a K-fold copy each time.
+    assert compiled.memory_analysis().temp_size_in_bytes < limit / 3
+
+
+def test_lse_gradient_is_honoured(implementation):
+    arrays = problems.EDGES[0].arrays()
+    run = fused(problems.EDGES[0], implementation)
+    gradient = jax.grad(lambda q: run(arrays | {"query": q})[1].sum())(arrays["query"])
+    assert np.abs(gradient).max() > 0.01
+
+
+def test_dilation_equals_separate_problems_on_interleaved_grids(implementation):
+    rng = np.random.default_rng(0)
+    q, k, v = jnp.asarray(rng.standard_normal((3, 1, 13, 11, 2, 4)), jnp.float32)
+    kwargs = {"kernel_size": 3, "implementation": implementation}
+    whole = natjax.na2d(q, k, v, dilation=(2, 3), **kwargs)
+    for i in range(2):
+        for j in range(3):
+            part = (slice(None), slice(i, None, 2), slice(j, None, 3))
+            expected = natjax.na2d(q[part], k[part], v[part], **kwargs)
+            np.testing.assert_allclose(whole[part], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_constant_values_come_back_unchanged(implementation):
+    """Weights sum to one."""
+    problem = problems.EDGES[10]
+    arrays = problem.arrays() | {"value": jnp.full(problem.arrays()["value"].shape, 3.0)}
+    out, _ = fused(problem, implementation)(arrays)
+    np.testing.assert_allclose(out, 3.0, rtol=1e-6)
+
+
+def test_interior_is_translation_equivariant(implementation):
+    rng = np.random.default_rng(0)
+    q, k, v = jnp.asarray(rng.standard_normal((3, 1, 40, 1, 8)), jnp.float32)
+    kwargs = {"kernel_size": 5, "implementation": implementation}
+    out = natjax.na1d(q, k, v, **kwargs)
+    moved = natjax.na1d(*(jnp.roll(x, 7, axis=1) for x in (q, k, v)), **kwargs)
+    np.testing.assert_allclose(moved[:, 9:36], out[:, 2:29], rtol=1e-5, atol=1e-6)
+
+
+def test_huge_logits_do_not_overflow(implementation):
+    problem = problems.EDGES[0]
+    arrays = problem.arrays()
+    arrays["query"] *= 1e4
+    outputs, gradients = value_and_gradients(fused(problem, implementation), arrays)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves((outputs, gradients)))

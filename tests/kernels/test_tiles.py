@@ -1,0 +1,88 @@
+"""Tiles and slabs: every window lies in its slab, and cutting is undone exactly."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from natjax.kernels import checks, tiles
+from natjax.kernels.window import AxisWindow
+
+
+@st.composite
+def cut_axes(draw):
+    kernel_size = draw(st.integers(1, 9))
+    dilation = draw(st.integers(1, 4))
+    axis = AxisWindow(
+        length=draw(st.integers(kernel_size * dilation, 60)),
+        kernel_size=kernel_size,
+        stride=draw(st.integers(1, kernel_size)),
+        dilation=dilation,
+        is_causal=draw(st.booleans()),
+    )
+    return tiles.axis_tiles(axis, draw(st.integers(1, axis.max_group_length)))
+
+
+@given(cut_axes())
+def test_slabs_hold_the_window_of_every_query(cut):
+    axis = cut.window
+    tokens = jnp.arange(axis.length)
+    queries = np.asarray(tiles.split_queries(tokens + 1, 0, cut)) - 1
+    slabs = np.asarray(tiles.split_keys(tokens + 1, 0, cut)) - 1
+    assert queries.shape == (cut.count, cut.size)
+    assert slabs.shape == (cut.count, cut.halo)
+    for query_tile, slab, start, end in zip(queries, slabs, cut.start, cut.end, strict=True):
+        for query, first, stop in zip(query_tile, start, end, strict=True):
+            if query >= 0:  # not padding
+                expected = np.flatnonzero(axis.is_neighbor(query, np.arange(axis.length)))
+                np.testing.assert_array_equal(slab[first:stop], expected)
+
+
+@given(cut_axes())
+def test_bias_index_of_slab_slots(cut):
+    axis = cut.window
+    tokens = jnp.arange(axis.length)
+    queries = np.asarray(tiles.split_queries(tokens + 1, 0, cut)) - 1
+    slabs = np.asarray(tiles.split_keys(tokens + 1, 0, cut)) - 1
+    index = cut.bias_index()[cut.shifts[1]]
+    seen = axis.is_neighbor(queries[:, :, None], slabs[:, None]) & (queries >= 0)[:, :, None]
+    seen &= (slabs >= 0)[:, None]
+    expected = axis.bias_index(queries[:, :, None], slabs[:, None])
+    np.testing.assert_array_equal(index[seen], expected[seen])
+
+
+@given(cut_axes())
+def test_queries_come_back(cut):
+    x = jnp.arange(cut.window.length * 3).reshape(cut.window.length, 3)
+    np.testing.assert_array_equal(tiles.merge_queries(tiles.split_queries(x, 0, cut), 0, cut), x)
+
+
+def test_slabs_are_no_larger_than_the_windows_need():
+    for length, size, halo in [(56, 8, 14), (28, 7, 13), (14, 7, 10), (7, 7, 7)]:
+        assert tiles.axis_tiles(AxisWindow(length=length, kernel_size=7), size).halo == halo
+
+
+@pytest.mark.parametrize(
+    ("shape", "kernel_size", "dilation"),
+    [((56, 56), 7, 1), ((56, 56), 7, 8), ((14, 14), 7, 2), ((4096,), 257, 1), ((8, 24, 24), 5, 1)],
+)
+def test_chosen_tiles_store_keys_a_few_times_not_k_times(shape, kernel_size, dilation):
+    hood = checks.neighborhood(shape, kernel_size, dilation=dilation)
+    chosen = tiles.choose_tiles(hood, overhead=64)
+    copies = np.prod([t.count * t.halo / t.window.length for t in chosen])
+    assert copies < 6
+    assert chosen[0].count * chosen[0].halo / shape[0] <= 3
+
+
+def test_cutting_is_transposed_without_scatter():
+    cut = tiles.axis_tiles(AxisWindow(length=56, kernel_size=7), 8)
+    pulled = jax.jit(lambda x: jax.vjp(lambda y: tiles.split_keys(y, 0, cut), x)[1](x_tiles))
+    x_tiles = jnp.ones((cut.count, cut.halo, 4))
+    text = pulled.lower(jnp.ones((56, 4))).compile().as_text()
+    assert " scatter(" not in text
+    counts = np.zeros(56)
+    for start in cut.key_start:
+        counts[start : start + cut.halo] += 1
+    np.testing.assert_array_equal(pulled(jnp.ones((56, 4)))[0][:, 0], counts)

@@ -1,0 +1,99 @@
+"""What is in the tree is in the wheel, and nothing else is importable from it."""
+
+import os
+import pathlib
+import subprocess
+import sys
+import tomllib
+import zipfile
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+FOLDERS = {"natjax": "natjax", "natjax.kernels": "kernels", "natjax.train": "train"}
+
+
+def packages():
+    """Every package of the tree, by import name: folders with modules under the three roots."""
+    found = set()
+    for name, folder in FOLDERS.items():
+        for path in (ROOT / folder).rglob("*.py"):
+            inner = path.parent.relative_to(ROOT / folder).parts
+            found.add(".".join((name, *inner)))
+    return found
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The names in a wheel built from the sdist."""
+    folder = tmp_path_factory.mktemp("dist")
+    command = [sys.executable, "-m", "build", "--outdir", str(folder), str(ROOT)]
+    subprocess.run(command, check=True, capture_output=True)
+    (path,) = folder.glob("*.whl")
+    with zipfile.ZipFile(path) as file:
+        return file.namelist()
+
+
+def test_every_package_is_listed():
+    assert set(PROJECT["tool"]["setuptools"]["packages"]) == packages()
+
+
+def test_the_links_point_at_the_folders():
+    for name in ("kernels", "train"):
+        link = ROOT / "natjax" / name
+        assert link.is_symlink()
+        assert os.readlink(link) == f"../{name}"
+
+
+def test_wheel_has_one_top_level_and_every_module(wheel):
+    assert {name.split("/")[0] for name in wheel if ".dist-info/" not in name} == {"natjax"}
+    for name, folder in FOLDERS.items():
+        for path in (ROOT / folder).rglob("*.py"):
+            inside = pathlib.PurePosixPath(name.replace(".", "/"))
+            assert str(inside / path.relative_to(ROOT / folder).as_posix()) in wheel
+    assert "natjax/py.typed" in wheel
+    assert any(name.endswith(".dist-info/licenses/LICENSE") for name in wheel)
+
+
+def test_top_level_packages_hold_a_docstring_and_nothing_else():
+    for folder in ("kernels", "train"):
+        source = (ROOT / folder / "__init__.py").read_text().strip()
+        assert source.startswith('"""')
+        assert source.endswith('"""')
+        assert source.count('"""') == 2
+
+
+def test_arrows_between_packages_go_one_way():
+    """train -> natjax -> kernels; only the command line reaches for train."""
+    forbidden = {
+        "kernels": ("flax", "optax", "natjax.train", "natjax.models", "natjax.nat", "tyro"),
+        "natjax": ("natjax.train", "optax", "orbax", "grain", "tensorflow_datasets", "tyro"),
+    }
+    for folder, names in forbidden.items():
+        for path in (ROOT / folder).rglob("*.py"):
+            if path.name in ("cli.py", "__main__.py"):
+                continue
+            text = path.read_text()
+            for name in names:
+                assert f"import {name}" not in text, path
+                assert f"from {name}" not in text, path
+
+
+def test_version_is_the_same_everywhere():
+    import natjax
+
+    assert PROJECT["project"]["version"] == natjax.__version__
+    assert f"## [{natjax.__version__}]" in (ROOT / "CHANGELOG.md").read_text() or (
+        "## [Unreleased]" in (ROOT / "CHANGELOG.md").read_text()
+    )
+
+
+def test_no_large_files():
+    tracked = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    sizes = {n: (ROOT / n).lstat().st_size for n in tracked.stdout.split("\0") if n}
+    assert max(sizes.values()) < 2**20
+    golden = [size for name, size in sizes.items() if name.startswith("tests/golden/")]
+    assert sum(golden) < 3e6
