@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(str(error), 1)
     except ModuleNotFoundError as error:
         return _missing_module(error)
-    except OSError as error:
+    except Exception as error:
         return _storage_failure(error)
 
 
@@ -55,11 +55,12 @@ def _missing_module(error: ModuleNotFoundError) -> int:
     return _fail(f"{error.name} is missing; install it with: pip install 'natjax[train]'", 2)
 
 
-def _storage_failure(error: OSError) -> int:
+def _storage_failure(error: Exception) -> int:
     reason = storage_problem(error)
     if reason is None:
         raise error
-    place = f" ({error.filename})" if error.filename else ""
+    filename = getattr(error, "filename", None)
+    place = f" ({filename})" if filename else ""
     return _fail(f"{reason}{place}; make room or choose another folder, then run it again", 2)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _REFUSED = {errno.EROFS, errno.EACCES, errno.EPERM}
-_FULL_TEXTS = ("no space left", "disk quota", "file too large", "resource_exhausted")
+_FULL_TEXTS = ("no space left", "disk quota", "file too large")
 
 
 class UserError(ValueError):

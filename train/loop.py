@@ -10,7 +10,8 @@ import numpy as np
 
 from natjax.train import console
 from natjax.train.checkpoint import CheckpointWriter, items_state, restore, state_items
-from natjax.train.config import TrainConfig, to_json
+from natjax.train.config import TrainConfig
+from natjax.train.config_json import to_json
 from natjax.train.data import train_batches
 from natjax.train.errors import TrainingError
 from natjax.train.evaluate import Evaluation, evaluate
@@ -99,8 +100,8 @@ class _Run:
         if done >= total:
             console.say("All steps are done already; evaluating again")
             return state, self._evaluate(state)
-        evaluations: Evaluations = {}
         batches = train_batches(self.trainer.train_data, config.data, done)
+        evaluations: Evaluations = {}
         with (
             CheckpointWriter(folder.checkpoints, config.checkpoint) as checkpoints,
             ProgressDisplay(total, done) as display,
@@ -109,16 +110,23 @@ class _Run:
                 batch = put_batch(next(batches), self.trainer.compiled.batch)
                 state, scalars = self.trainer.compiled.train(state, batch)
                 self.window.append(scalars)
-                last = step == total
-                if last or step % config.log_every == 0:
+                if self._due(step, config.log_every):
                     self._log(step, display)
-                if last or step % config.eval_every == 0:
+                score = None
+                if self._due(step, config.eval_every):
                     evaluations = self._evaluate_and_log(state, step)
-                if last or step % config.checkpoint.every == 0:
-                    fresh = last or step % config.eval_every == 0
-                    score = evaluations["ema"].top1 if fresh else None
-                    checkpoints.save(state, {"config": to_json(config)}, score)
+                    score = evaluations["ema"].top1
+                if self._due(step, config.checkpoint.every):
+                    self._save(checkpoints, state, score)
         return state, evaluations
+
+    def _due(self, step: int, every: int) -> bool:
+        return step % every == 0 or step == self.trainer.total_steps
+
+    def _save(self, checkpoints: CheckpointWriter, state: TrainState, score: float | None) -> None:
+        began = time.monotonic()
+        checkpoints.save(state, {"config": to_json(self.trainer.config)}, score)
+        self.throughput.exclude(time.monotonic() - began)
 
     def _log(self, step: int, display: ProgressDisplay) -> None:
         scalars = jax.device_get(self.window)

@@ -8,7 +8,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from natjax.train.config import TrainConfig, differences, from_json, to_json
+from natjax.train.config import TrainConfig
+from natjax.train.config_json import differences, from_json, to_json
 from natjax.train.errors import UserError
 
 

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from natjax.train import presets
-from natjax.train.config import MeshConfig, TrainConfig, differences, from_json, to_json
+from natjax.train.config import MeshConfig, TrainConfig
+from natjax.train.config_json import differences, from_json, to_json
 from natjax.train.errors import UserError, did_you_mean
 
 

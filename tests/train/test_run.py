@@ -13,7 +13,7 @@ from runs import final_state, metrics, trainer_of
 from natjax.cli import main
 from natjax.train import loop
 from natjax.train.checkpoint import list_steps, restore, state_items
-from natjax.train.config import from_json
+from natjax.train.config_json import from_json
 
 
 def train(run, **settings) -> int:
