@@ -97,6 +97,8 @@ class ProgressDisplay:
     def __enter__(self) -> Self:
         if self._bar is not None:
             self._bar.start()
+        else:
+            console.say("Compiling; the first lines come in about half a minute")
         return self
 
     def __exit__(

@@ -30,8 +30,8 @@ def test_plain_lines_where_nobody_watches(capsys):
         for step in (5, 10, 20):
             display.show(step, loss=1.5, accuracy=0.25, rate=1234.0, left=65.0)
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 2  # the first and the last
-    assert lines[1] == "step     20/20  loss 1.5000  acc 25.00%  1,234 images/s  left 1:05"
+    assert len(lines) == 3  # of compiling, the first and the last
+    assert lines[2] == "step     20/20  loss 1.5000  acc 25.00%  1,234 images/s  left 1:05"
 
 
 def test_a_bar_on_a_terminal(capsys, monkeypatch):
