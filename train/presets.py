@@ -29,7 +29,7 @@ def digits() -> TrainConfig:
         optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=60),
         checkpoint=CheckpointConfig(every=100),
         batch_size=64,
-        epochs=25,
+        epochs=15,
         log_every=10,
         eval_every=100,
         ema_decay=0.98,
@@ -47,12 +47,12 @@ def fashion_mnist() -> TrainConfig:
     return TrainConfig(
         model=ModelConfig(name="nat_micro", init="fan_in"),
         data=DataConfig(name="fashion_mnist"),
-        optimizer=OptimizerConfig(learning_rate=4e-3, warmup_steps=200, beta2=0.99),
-        checkpoint=CheckpointConfig(every=200),
+        optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=200, beta2=0.99),
+        checkpoint=CheckpointConfig(every=500),
         batch_size=64,
-        epochs=5,
+        epochs=8,
         log_every=50,
-        eval_every=1200,
+        eval_every=1500,
         ema_decay=0.998,
     )
 
