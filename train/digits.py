@@ -18,7 +18,8 @@ _TEST_SIZE = 360
 _DARKEST = 16  # the original counts, in 4x4 blocks, of inked pixels
 
 
-class Digits(tfds.core.GeneratorBasedBuilder):
+# Unregistered: TFDS names are global, and others may have a data set of this name.
+class Digits(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """TFDS builder; reads scikit-learn's own copy."""
 
     VERSION = tfds.core.Version("1.0.0")

@@ -32,7 +32,8 @@ _HOW_TO_GET = (
 )
 
 
-class FashionMnist(tfds.core.GeneratorBasedBuilder):
+# Unregistered: TFDS has one of this name, which downloads.
+class FashionMnist(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """TFDS builder over a folder with the four IDX files, gzipped or not."""
 
     VERSION = tfds.core.Version("1.0.0")

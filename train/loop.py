@@ -168,7 +168,7 @@ class _Run:
         }
 
 
-def _check_finite(scalars: list[Scalars], first_step: int) -> None:
+def _check_finite(scalars: list[dict[str, np.ndarray]], first_step: int) -> None:
     for step, values in enumerate(scalars, start=first_step):
         for name in ("loss", "grad_norm"):
             if not np.isfinite(values[name]):

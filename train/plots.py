@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -68,7 +68,7 @@ def _style(axes: Axes, title: str) -> None:
 
 def plot_predictions(
     images: UInt8[np.ndarray, "B H W C"],
-    labels: Sequence[int],
+    labels: Int[np.ndarray, " B"],
     probabilities: Float[np.ndarray, "B L"],
     class_names: Sequence[str],
     path: Path,

@@ -20,8 +20,8 @@ def digits() -> TrainConfig:
     """Handwritten digits of scikit-learn, 1437 to train on and 360 to test, enlarged to 32x32.
 
     Command: ``natjax train digits``.
-    Cost: TODO.
-    Accuracy: 98.9 % (measured, averaged weights).
+    Cost: 84 s on 2 CPU cores that had other work too, compilation included (measured).
+    Accuracy: 99.7 % of the 360 (measured, averaged weights).
     """
     return TrainConfig(
         model=ModelConfig(name="nat_micro", drop_path=0.05, init="fan_in"),
@@ -29,7 +29,7 @@ def digits() -> TrainConfig:
         optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=60),
         checkpoint=CheckpointConfig(every=100),
         batch_size=64,
-        epochs=15,
+        epochs=15.0,
         log_every=10,
         eval_every=100,
         ema_decay=0.98,
@@ -41,8 +41,8 @@ def fashion_mnist() -> TrainConfig:
 
     Command: ``natjax train fashion_mnist --data.dir /usr/share/datasets/fashion-mnist``, with the
     files of Debian's package ``dataset-fashion-mnist``.
-    Cost: TODO.
-    Accuracy: TODO (measured, averaged weights).
+    Cost: 16 minutes on 2 CPU cores that had other work too (measured).
+    Accuracy: 91.1 % (measured, averaged weights).
     """
     return TrainConfig(
         model=ModelConfig(name="nat_micro", init="fan_in"),
@@ -50,7 +50,7 @@ def fashion_mnist() -> TrainConfig:
         optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=200, beta2=0.99),
         checkpoint=CheckpointConfig(every=500),
         batch_size=64,
-        epochs=8,
+        epochs=8.0,
         log_every=50,
         eval_every=1500,
         ema_decay=0.998,

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import Self
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
@@ -94,7 +93,7 @@ class ProgressDisplay:
             self._last = time.monotonic()
             console.say(f"step {step:>6}/{self._total}  {text}  left {format_seconds(left)}")
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "ProgressDisplay":
         if self._bar is not None:
             self._bar.start()
         else:

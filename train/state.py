@@ -1,18 +1,21 @@
 """What a training step changes."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from natjax.train.functional import FunctionalModel, Params
+from natjax.train.functional import FunctionalModel
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
     """State of a run. Random numbers are functions of (seed, step), so no key is among it.
+
+    Leaves are arrays, or what stands for them in trees of this form: shapes, shardings.
 
     Attributes:
       step: Steps done, int32.
@@ -21,10 +24,10 @@ class TrainState:
       ema: Exponential moving average of the parameters.
     """
 
-    step: jax.Array
-    params: Params
+    step: Any
+    params: dict[str, Any]
     opt: optax.OptState
-    ema: Params
+    ema: dict[str, Any]
 
 
 def init_state(model: FunctionalModel, optimizer: optax.GradientTransformation) -> TrainState:

@@ -49,7 +49,7 @@ def square(image: Image.Image, side: int) -> Image.Image:
     return image.resize((side, side), Image.Resampling.BICUBIC, box=box)
 
 
-def pad_to(pixels: Pixels, side: int) -> Pixels:
+def pad_to(pixels: Pixels, side: int) -> UInt8[np.ndarray, "{side} {side} C"]:
     """Add black borders up to `side` pixels; an odd one goes below and right."""
     height, width = side - pixels.shape[0], side - pixels.shape[1]
     borders = ((height // 2, height - height // 2), (width // 2, width - width // 2), (0, 0))

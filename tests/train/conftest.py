@@ -1,7 +1,6 @@
 import dataclasses
 from pathlib import Path
 
-import jax
 import pico
 import pytest
 
@@ -10,14 +9,6 @@ from natjax.train.config import CheckpointConfig, ModelConfig, OptimizerConfig
 from natjax.train.datasets import get_spec, open_dataset, open_split
 
 pico.register()
-
-
-@pytest.fixture(autouse=True, scope="module")
-def unoptimised():
-    """Steps compile for seconds and run for milliseconds, so most tests do not optimise."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="session")

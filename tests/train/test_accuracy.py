@@ -2,17 +2,12 @@
 
 import json
 
-import jax
 import pytest
 
 from natjax.cli import main
 
 
-@pytest.fixture(autouse=True)
-def optimised(unoptimised):
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
+@pytest.mark.optimised
 @pytest.mark.slow
 def test_digits_reach_97_percent(tmp_path):
     assert main(["train", "digits", "--run", str(tmp_path / "run")]) == 0

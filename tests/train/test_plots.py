@@ -34,7 +34,7 @@ def test_predictions(tmp_path, channels, count):
     rng = np.random.default_rng(0)
     plot_predictions(
         rng.integers(0, 256, (count, 32, 32, channels), np.uint8),
-        [0] * count,
+        np.zeros(count, np.int32),
         rng.dirichlet(np.ones(3), count),
         ("a", "b", "c"),
         tmp_path / "p.png",

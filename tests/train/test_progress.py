@@ -5,7 +5,7 @@ from natjax.train.progress import ProgressDisplay, Throughput, format_seconds
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(None, "--:--"), (0, "0:00"), (61.4, "1:01"), (3661, "1:01:01")]
+    ("seconds", "text"), [(None, "--:--"), (0.0, "0:00"), (61.4, "1:01"), (3661.0, "1:01:01")]
 )
 def test_format_seconds(seconds, text):
     assert format_seconds(seconds) == text

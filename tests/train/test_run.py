@@ -23,6 +23,8 @@ def train(run, **settings) -> int:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, data_dir):
     """A finished run, not to be changed."""
+    # As the tests compile, so that results can be compared to the bit.
+    jax.config.update("jax_disable_most_optimizations", True)
     run = tmp_path_factory.mktemp("runs") / "finished"
     assert train(run, data__prepared_dir=data_dir) == 0
     return run
