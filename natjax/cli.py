@@ -1,0 +1,170 @@
+"""The command ``natjax``: train, eval, predict, models.
+
+Exit codes: 0 done, 1 something failed on the way, 2 wrong use or a full disk, 130 interrupted. Each
+command imports what it needs when it runs, so that help comes at once.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from natjax.train.errors import TrainingError, UserError, storage_problem
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see `{self.prog} --help`)")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+      argv: Arguments without the program's name; by default those of the process.
+
+    Returns:
+      The exit code.
+    """
+    try:
+        args = _parser().parse_args(argv)
+        return args.command(args)
+    except SystemExit as stop:  # help, or a flag that tyro has explained
+        return stop.code if isinstance(stop.code, int) else 2
+    except KeyboardInterrupt:
+        return 130
+    except UserError as error:
+        return _fail(str(error), 2)
+    except TrainingError as error:
+        return _fail(str(error), 1)
+    except ModuleNotFoundError as error:
+        return _missing_module(error)
+    except Exception as error:
+        return _storage_failure(error)
+
+
+def _fail(message: str, code: int) -> int:
+    sys.stderr.write(f"natjax: {message}\n")
+    return code
+
+
+def _missing_module(error: ModuleNotFoundError) -> int:
+    if (error.name or "").startswith("natjax"):
+        raise error
+    return _fail(f"{error.name} is missing; install it with: pip install 'natjax[train]'", 2)
+
+
+def _storage_failure(error: Exception) -> int:
+    reason = storage_problem(error)
+    if reason is None:
+        raise error
+    filename = getattr(error, "filename", None)
+    place = f" ({filename})" if filename else ""
+    return _fail(f"{reason}{place}; make room or choose another folder, then run it again", 2)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="natjax", description="Neighborhood Attention Transformers in JAX.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_train(commands)
+    _add_eval(commands)
+    _add_predict(commands)
+    _add_models(commands)
+    return parser
+
+
+def _add_train(commands: argparse._SubParsersAction) -> None:
+    from natjax.train.presets import summaries
+
+    parser = commands.add_parser(
+        "train",
+        help="train a model; run it again to continue",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Train a model by a preset. The same command again continues where it stopped.",
+        epilog="presets:\n"
+        + "\n".join(f"  {name:<15}{text}" for name, text in summaries().items())
+        + "\n\n`natjax train PRESET --help` lists every setting.",
+    )
+    parser.add_argument("preset", metavar="PRESET", help="name of a preset")
+    parser.add_argument(
+        "settings", nargs=argparse.REMAINDER, help="such as --run DIR --epochs 5 --mesh.data 4"
+    )
+    parser.set_defaults(command=_train)
+
+
+def _add_eval(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        "eval", help="accuracy of a run", description="Evaluate a run on all held-out images."
+    )
+    parser.add_argument("run", metavar="RUN", type=Path, help="run folder")
+    parser.add_argument("--step", type=int, help="checkpoint to take (default: the newest)")
+    parser.add_argument("--devices", type=int, default=1, help="devices to share the work (1)")
+    parser.add_argument("--data.dir", dest="data_dir", type=Path, help="original files of the data")
+    parser.set_defaults(command=_eval)
+
+
+def _add_predict(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        "predict",
+        help="classes of image files",
+        description="Predict the class of image files. Unreadable ones are named (exit code 1).",
+    )
+    parser.add_argument("run", metavar="RUN", type=Path, help="run folder")
+    parser.add_argument("images", metavar="IMAGE", type=Path, nargs="+", help="image files")
+    parser.add_argument("--step", type=int, help="checkpoint to take (default: the newest)")
+    parser.add_argument("--weights", choices=("ema", "raw"), default="ema", help="(default: ema)")
+    parser.add_argument("--top", type=int, default=5, help="classes shown for each image (5)")
+    parser.set_defaults(command=_predict)
+
+
+def _add_models(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        "models", help="names, parameters and FLOPs", description="List models."
+    )
+    parser.add_argument("pattern", metavar="PATTERN", nargs="?", default="*", help="such as nat_*")
+    parser.set_defaults(command=_models)
+
+
+def _train(args: argparse.Namespace) -> int:
+    from natjax.train.overrides import parse_train
+
+    config = parse_train(args.preset, args.settings)
+    run = config.run or Path("runs") / args.preset
+    from natjax.train.loop import train
+
+    try:
+        train(config, run)
+    except KeyboardInterrupt:
+        return _fail(f"interrupted; the same command continues {run} from its last checkpoint", 130)
+    return 0
+
+
+def _eval(args: argparse.Namespace) -> int:
+    from natjax.train.eval_run import evaluate_run, show_evaluation
+
+    show_evaluation(
+        *evaluate_run(args.run, step=args.step, devices=args.devices, data_dir=args.data_dir)
+    )
+    return 0
+
+
+def _predict(args: argparse.Namespace) -> int:
+    from natjax.train import console
+    from natjax.train.predict import load_predictor, predict_files, prediction_table
+
+    predictor = load_predictor(args.run, step=args.step, weights=args.weights)
+    results, failures = predict_files(predictor, args.images, args.top)
+    if results:
+        console.say(prediction_table(results))
+    for failure in failures:
+        console.warn(str(failure))
+    return 1 if failures else 0
+
+
+def _models(args: argparse.Namespace) -> int:
+    from natjax.train import console
+    from natjax.train.model_table import model_table
+
+    console.say(model_table(args.pattern))
+    return 0

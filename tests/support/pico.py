@@ -1,0 +1,50 @@
+"""A NAT that compiles in seconds, as model ``nat_pico``; run as a module it is `natjax` with it."""
+
+import sys
+from typing import Any, cast
+
+from natjax import variants
+from natjax.nat import NATConfig
+
+NAME = "nat_pico"
+
+
+def register() -> None:
+    """Add the model to natjax's list."""
+    config = NATConfig(
+        dim=16,
+        depths=(1,),
+        num_heads=(2,),
+        kernel_size=3,
+        mlp_ratio=2.0,
+        num_classes=10,
+        input_size=32,
+    )
+    cast("dict[str, Any]", variants.VARIANTS).setdefault(NAME, config)
+
+
+def flags(run: object, **settings: object) -> list[str]:
+    """Return arguments of a short training run; dots in names are written as ``__``."""
+    values: dict[str, object] = {
+        "model.name": NAME,
+        "steps": 24,
+        "batch_size": 16,
+        "log_every": 4,
+        "checkpoint.every": 8,
+        "eval_every": 16,
+        "optimizer.warmup_steps": 4,
+        "run": run,
+    }
+    values |= {name.replace("__", "."): value for name, value in settings.items()}
+    return [word for name, value in values.items() for word in _flag(name, value)]
+
+
+def _flag(name: str, value: object) -> list[str]:
+    return [f"--{name.replace('_', '-')}", str(value)]
+
+
+if __name__ == "__main__":
+    from natjax.cli import main
+
+    register()
+    sys.exit(main())

@@ -1,0 +1,30 @@
+"""What a run left in its folder, for comparisons."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from natjax.train.checkpoint import restore, state_items
+from natjax.train.run_folder import RunFolder
+from natjax.train.trainer import Trainer, build_trainer
+
+
+def metrics(run: Path, clock: bool = False) -> list[dict[str, Any]]:
+    """Return the lines of metrics, without what depends on the clock."""
+    lines = [json.loads(text) for text in (run / "metrics.jsonl").read_text().splitlines()]
+    return [
+        {name: value for name, value in line.items() if clock or name != "images_per_second"}
+        for line in lines
+    ]
+
+
+def trainer_of(run: Path) -> Trainer:
+    """Return the parts of a run."""
+    return build_trainer(RunFolder(run).read_config())
+
+
+def final_state(run: Path) -> dict[str, Any]:
+    """Return the items of the newest checkpoint."""
+    restored = restore(run / "checkpoints", state_items(trainer_of(run).compiled.target))
+    assert restored is not None
+    return restored.items

@@ -1,0 +1,75 @@
+import dataclasses
+
+import numpy as np
+import pytest
+
+from natjax.train.data import Host, test_dataset, train_batches, train_dataset
+
+
+def batches(digits, *, seed=0, batch_size=16, host=Host()):  # noqa: B008
+    spec, train, _ = digits
+    return train_dataset(train, spec, 32, seed=seed, batch_size=batch_size, host=host)
+
+
+def equal(left, right) -> bool:
+    return all(np.array_equal(left[name], right[name]) for name in ("image", "label"))
+
+
+def test_a_batch_is_a_function_of_seed_and_step(digits):
+    first, second, other = batches(digits), batches(digits), batches(digits, seed=1)
+    for step in (200, 0, 3):  # in any order, far beyond an epoch
+        assert equal(first[step], second[step])
+        assert not equal(first[step], other[step])
+    batch = first[0]
+    assert batch["image"].shape == (16, 32, 32, 1)
+    assert batch["image"].dtype == np.uint8
+    assert batch["label"].dtype == np.int32
+
+
+@pytest.mark.parametrize("threads", [1, 5])
+def test_resuming_gives_the_batches_that_would_have_come(digits, config, threads):
+    data = dataclasses.replace(config.data, threads=threads)
+    whole = train_batches(batches(digits), data, 0)
+    expected = [next(whole) for _ in range(8)]
+    resumed = train_batches(batches(digits), data, 5)
+    for batch in expected[5:]:
+        assert equal(next(resumed), batch)
+
+
+def test_hosts_share_the_global_batch(digits):
+    whole = batches(digits)
+    halves = [batches(digits, host=Host(index, 2)) for index in range(2)]
+    for step in (0, 7):
+        for index, half in enumerate(halves):
+            rows = {name: values[index::2] for name, values in whole[step].items()}
+            assert equal(half[step], rows)
+
+
+def test_an_epoch_holds_every_record_once_and_the_next_is_in_another_order(digits):
+    _, train, _ = digits
+    labels = np.concatenate([batches(digits, batch_size=3)[step]["label"] for step in range(958)])
+    first, second = labels[:1437], labels[1437:]
+    expected = np.bincount([train[i]["label"] for i in range(1437)])
+    np.testing.assert_array_equal(np.bincount(first), expected)
+    np.testing.assert_array_equal(np.bincount(second), expected)
+    assert not np.array_equal(first, second)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("batch_size", [64, 100, 360, 512])
+def test_evaluation_holds_every_record_once(digits, batch_size, count):
+    spec, _, test = digits
+    hosts = [Host(index, count) for index in range(count)]
+    labels = []
+    for host in hosts:
+        dataset = test_dataset(test, spec, 32, batch_size=batch_size, host=host)
+        parts = [dataset[step] for step in range(len(dataset))]
+        assert all(len(part["label"]) == batch_size // count for part in parts)
+        labels.append(np.concatenate([part["label"][part["mask"]] for part in parts]))
+    expected = np.array([test[i]["label"] for i in range(360)])
+    if count == 1:
+        np.testing.assert_array_equal(labels[0], expected)
+    np.testing.assert_array_equal(np.sort(np.concatenate(labels)), np.sort(expected))
+
+
+test_dataset.__test__ = False  # natjax's function, not a test

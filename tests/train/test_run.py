@@ -1,0 +1,199 @@
+"""Whole runs through the command line, in this process, with a very small model."""
+
+import re
+import shutil
+
+import jax
+import numpy as np
+import pico
+import pytest
+from PIL import Image
+from runs import final_state, metrics, trainer_of
+
+from natjax.cli import main
+from natjax.train import loop
+from natjax.train.checkpoint import list_steps, restore, state_items
+from natjax.train.config_json import from_json
+
+
+def train(run, **settings) -> int:
+    return main(["train", "digits", *pico.flags(run, **settings)])
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, data_dir):
+    """A finished run, not to be changed."""
+    # As the tests compile, so that results can be compared to the bit.
+    jax.config.update("jax_disable_most_optimizations", True)
+    run = tmp_path_factory.mktemp("runs") / "finished"
+    assert train(run, data__prepared_dir=data_dir) == 0
+    return run
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+    """A finished run of one's own."""
+    return shutil.copytree(finished, tmp_path / "copy")
+
+
+def test_a_run_leaves_everything_in_its_folder(finished):
+    names = {path.name for path in finished.iterdir()} - {".lock"}
+    assert names == {"checkpoints", "config.json", "curves.png", "metrics.jsonl", "predictions.png"}
+    assert list_steps(finished / "checkpoints") == [16, 24]
+    lines = metrics(finished, clock=True)
+    train_steps = [line["step"] for line in lines if line["kind"] == "train"]
+    assert train_steps == [4, 8, 12, 16, 20, 24]
+    tests = [(line["step"], line["weights"]) for line in lines if line["kind"] == "eval"]
+    assert tests == [(16, "raw"), (16, "ema"), (24, "raw"), (24, "ema")]
+    assert all(line["images"] == 360 for line in lines if line["kind"] == "eval")
+    assert set(lines[0]) >= {"loss", "accuracy", "grad_norm", "learning_rate", "images_per_second"}
+    for name in ("curves.png", "predictions.png"):
+        with Image.open(finished / name) as picture:
+            assert picture.width > 500
+
+
+def test_the_checkpoint_holds_the_configuration(finished):
+    trainer = trainer_of(finished)
+    meta = restore(finished / "checkpoints", state_items(trainer.compiled.target)).meta
+    assert from_json(meta["config"]) == trainer.config
+
+
+def test_running_again_says_that_all_is_done(copy, capsys):
+    before = metrics(copy)
+    assert train(copy) == 0
+    out = capsys.readouterr().out
+    assert "All steps are done already" in out
+    assert str(copy / "curves.png") in out
+    assert metrics(copy) == before
+
+
+def test_an_interrupted_run_continues_to_the_same_end(finished, tmp_path, monkeypatch, capsys):
+    run, batches = tmp_path / "run", []
+
+    def interrupted(*args):
+        batches.append(args)
+        if len(batches) == 15:
+            raise KeyboardInterrupt
+        return original(*args)
+
+    original = loop.put_batch
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "put_batch", interrupted)
+        assert train(run) == 130
+    assert "the same command continues" in capsys.readouterr().err
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "train", "st')
+    assert train(run) == 0
+    assert "after step 8/24" in capsys.readouterr().out
+    assert metrics(run) == metrics(finished)
+    jax.tree.map(np.testing.assert_array_equal, final_state(run), final_state(finished))
+
+
+def test_a_damaged_checkpoint_costs_only_the_steps_since_the_one_before(copy, finished, capsys):
+    data = max((copy / "checkpoints" / "24").rglob("*"), key=lambda p: p.stat().st_size)
+    data.write_bytes(data.read_bytes()[:-7])
+    assert train(copy) == 0
+    captured = capsys.readouterr()
+    assert re.search(r"checkpoints/24 is damaged .* moved to .*damaged/24", captured.err)
+    assert "after step 16/24" in captured.out
+    assert metrics(copy) == metrics(finished)
+
+
+def test_a_run_may_change_its_mesh(copy, finished):
+    shutil.rmtree(copy / "checkpoints" / "24")
+    assert train(copy, mesh__data=2, mesh__fsdp=2) == 0
+    for new, old in zip(metrics(copy), metrics(finished), strict=True):
+        assert new["loss"] == pytest.approx(old["loss"], rel=1e-3)
+
+
+def test_another_configuration_is_refused(finished, capsys):
+    assert train(finished, seed=3) == 2
+    error = capsys.readouterr().err
+    assert "another configuration (seed: 0 -> 3)" in error
+    assert "give another --run or remove" in error
+    assert error.count("\n") == 1
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path, capsys):
+    (tmp_path / "thesis.tex").write_text("")
+    assert train(tmp_path) == 2
+    assert "is no run folder but holds 'thesis.tex'" in capsys.readouterr().err
+
+
+def test_two_processes_cannot_share_a_folder(copy, capsys):
+    import fcntl
+
+    with (copy / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert train(copy) == 2
+    assert "is in use by another run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("what", ["", "[1]", '{"colour": 1}', '{"data": {}}'])
+def test_a_configuration_that_cannot_be_read(copy, capsys, what):
+    (copy / "config.json").write_text(what)
+    assert main(["eval", str(copy)]) == 2
+    assert "config.json cannot be read" in capsys.readouterr().err
+
+
+def test_a_loss_that_is_not_finite_stops_with_its_step(tmp_path, capsys):
+    run = tmp_path / "run"
+    settings = {"optimizer__learning_rate": 1e30, "optimizer__clip_norm": None}
+    assert train(run, **settings) == 1
+    error = capsys.readouterr().err
+    step = int(re.search(r"(?:loss|grad_norm) is \S+ at step (\d+);", error)[1])
+    assert all(kept < step for kept in list_steps(run / "checkpoints"))
+
+
+def test_eval_shows_raw_and_averaged(finished, capsys):
+    assert main(["eval", str(finished), "--devices", "4"]) == 0
+    out = capsys.readouterr().out
+    for line in metrics(finished)[-2:]:
+        assert f"{line['top1']:.2%}" in out
+        assert f"{line['top5']:.2%}" in out
+    assert "step 24, 360 held-out images" in out
+
+
+def test_eval_of_an_older_step(finished, capsys):
+    assert main(["eval", str(finished), "--step", "16"]) == 0
+    assert "step 16" in capsys.readouterr().out
+
+
+def test_predict_names_what_it_cannot_read(finished, tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (50, 40, 3), np.uint8)).save(tmp_path / "a.jpg")
+    Image.fromarray(rng.integers(0, 256, (8, 8), np.uint8)).save(tmp_path / "b.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "b.png").read_bytes()[:60])
+    (tmp_path / "text.png").write_text("no image")
+    names = ["a.jpg", "cut.png", "text.png", "absent.png", ".", "b.png"]
+    assert main(["predict", str(finished), *(str(tmp_path / name) for name in names)]) == 1
+    captured = capsys.readouterr()
+    assert len(re.findall(r"\d\.\d%", captured.out)) == 2 * 5
+    for name in ("cut.png", "text.png", "absent.png"):
+        assert f"cannot read image {tmp_path / name}: " in captured.err
+    assert captured.err.count("\n") == 4
+    assert main(["predict", str(finished), str(tmp_path / "b.png"), "--weights", "raw"]) == 0
+
+
+def test_predict_refuses_an_image_that_unfolds_without_end(finished, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    Image.new("L", (40, 40)).save(tmp_path / "large.png")
+    Image.new("L", (400, 400)).save(tmp_path / "huge.png")
+    files = [str(tmp_path / name) for name in ("large.png", "huge.png")]
+    assert main(["predict", str(finished), *files]) == 1
+    assert capsys.readouterr().err.count("decompression bomb") == 2
+
+
+def test_predict_never_runs_postscript(finished, tmp_path, capsys):
+    (tmp_path / "x.eps").write_text(
+        "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n"
+    )
+    assert main(["predict", str(finished), str(tmp_path / "x.eps")]) == 1
+    assert "cannot identify image" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["eval", "predict"])
+def test_a_run_without_checkpoint(copy, capsys, command):
+    shutil.rmtree(copy / "checkpoints")
+    assert main([command, str(copy), *(["x.png"] if command == "predict" else [])]) == 2
+    assert "has no checkpoint yet" in capsys.readouterr().err

@@ -1,0 +1,222 @@
+"""Saving and restoring runs: all of Orbax is behind this module.
+
+A checkpoint is a folder named by its step with the items ``params``, ``opt``, ``ema``, ``step``
+and ``meta``. It is written under another name in the background and renamed when whole. Checksums
+of its files follow in ``sums/``, and ``meta`` holds a fingerprint of the values of every item:
+damage is noticed, not trained on.
+"""
+
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+from orbax.checkpoint import v1 as ocp
+
+from natjax.train import console
+from natjax.train.config import CheckpointConfig
+from natjax.train.errors import UserError, storage_problem
+from natjax.train.filesums import find_damage, write_sums
+from natjax.train.fingerprint import fingerprint
+from natjax.train.state import TrainState
+
+_policies = ocp.training.preservation_policies
+_SCORE = "score"
+_NEVER_BEST = -1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+    """What a checkpoint held.
+
+    Attributes:
+      step: Steps done.
+      items: The asked ones of ``params``, ``opt``, ``ema``, ``step``.
+      meta: What `CheckpointWriter.save` was given, and ``fingerprints``.
+    """
+
+    step: int
+    items: dict[str, Any]
+    meta: dict[str, Any]
+
+
+def state_items(state: TrainState) -> dict[str, Any]:
+    """Return the items of a checkpoint by name; of a tree of shapes, what to restore into."""
+    return {
+        "params": state.params,
+        "opt": state.opt,
+        "ema": state.ema,
+        "step": {"step": state.step},
+    }
+
+
+def items_state(items: dict[str, Any]) -> TrainState:
+    """Undo `state_items`."""
+    return TrainState(
+        step=items["step"]["step"], params=items["params"], opt=items["opt"], ema=items["ema"]
+    )
+
+
+class CheckpointWriter:
+    """Saves in the background; keeps the newest and the best. A context manager.
+
+    Leaving the context waits until all is on disk, unless an exception is under way.
+    """
+
+    def __init__(self, folder: Path, config: CheckpointConfig):
+        self._folder = folder.absolute()
+        kept: list[Any] = [_policies.LatestN(config.keep_latest)]
+        if config.keep_best:
+            best = _policies.BestN(get_metric_fn=lambda scores: scores[_SCORE], n=config.keep_best)
+            kept.append(best)
+        self._checkpointer = ocp.training.Checkpointer(
+            self._folder,
+            preservation_policy=_policies.AnyPreservationPolicy(kept),
+            cleanup_tmp_directories=True,
+        )
+        if jax.process_index() == 0:
+            _update_sums(self._folder)
+
+    def save(self, state: TrainState, meta: dict[str, Any], score: float | None) -> None:
+        """Begin to save; returns once the values are copied, so that `state` may be donated.
+
+        Args:
+          state: The state; its own step names the checkpoint.
+          meta: JSON values.
+          score: Larger is better; None never counts as best.
+
+        Raises:
+          UserError: this or the previous checkpoint could not be written.
+        """
+        step, items = int(state.step), state_items(state)
+        marks = {name: fingerprint(item) for name, item in items.items()}
+        metrics = {_SCORE: _NEVER_BEST if score is None else score}
+        content = items | {"meta": meta | {"fingerprints": marks}}
+        try:
+            self._finish()
+            self._checkpointer.save_checkpointables_async(
+                step, content, force=True, metrics=metrics
+            )
+        except Exception as error:
+            raise self._explain(error) from error
+
+    def wait(self) -> None:
+        """Wait until the last checkpoint is on disk.
+
+        Raises:
+          UserError: it could not be written.
+        """
+        try:
+            self._finish()
+        except Exception as error:
+            raise self._explain(error) from error
+
+    def _finish(self) -> None:
+        self._checkpointer.wait()
+        if jax.process_index() == 0:
+            _update_sums(self._folder)
+
+    def _explain(self, error: Exception) -> Exception:
+        reason = storage_problem(error)
+        if reason is None:
+            return error
+        steps = list_steps(self._folder)
+        last = f"the last whole one is of step {steps[-1]}" if steps else "there is none yet"
+        return UserError(
+            f"cannot write a checkpoint to {self._folder}: {reason}; {last}."
+            " Make room and run the same command again"
+        )
+
+    def __enter__(self) -> "CheckpointWriter":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.wait()
+        try:
+            self._checkpointer.close()
+        except Exception:
+            # Closing tells of a failed save once more; the first telling is on its way already.
+            if kind is None:
+                raise
+
+
+def list_steps(folder: Path) -> list[int]:
+    """Return the steps of whole checkpoints, oldest first; partial ones have other names."""
+    if not folder.is_dir():
+        return []
+    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal())
+
+
+def _sums_file(folder: Path, step: int) -> Path:
+    return folder / "sums" / f"{step}.json"
+
+
+def _update_sums(folder: Path) -> None:
+    steps = list_steps(folder)
+    for step in steps:
+        if not _sums_file(folder, step).exists():
+            write_sums(folder / str(step), _sums_file(folder, step))
+    for path in (folder / "sums").glob("*.json"):
+        if int(path.stem) not in steps:
+            path.unlink()
+
+
+def restore(
+    folder: Path, target: dict[str, Any], *, step: int | None = None, set_aside: Path | None = None
+) -> Restored | None:
+    """Return the newest checkpoint that is sound, or None where there is no checkpoint at all.
+
+    A damaged one is reported on standard error, and its predecessor tried.
+
+    Args:
+      folder: Where `CheckpointWriter` wrote.
+      target: Items to restore, as arrays or `jax.ShapeDtypeStruct`; shardings are respected, so a
+        run may go on upon another mesh.
+      step: Only this checkpoint.
+      set_aside: Move damaged checkpoints there, since a run that goes on will write the same steps.
+
+    Raises:
+      UserError: there are checkpoints and none is sound, or `step` is not among them.
+    """
+    steps = list_steps(folder)
+    if step is not None and step not in steps:
+        raise UserError(f"{folder} has no checkpoint of step {step}, but of {steps}")
+    chosen = [step] if step is not None else steps[::-1]
+    for candidate in chosen:
+        try:
+            return _load(folder.absolute(), candidate, target)
+        except Exception as error:
+            _report_damage(folder / str(candidate), error, set_aside)
+    if chosen:
+        raise UserError(
+            f"no sound checkpoint in {folder}; to begin anew, give another --run or remove {folder}"
+        )
+    return None
+
+
+def _load(folder: Path, step: int, target: dict[str, Any]) -> Restored:
+    damage = find_damage(folder / str(step), _sums_file(folder, step))
+    if damage is not None:
+        raise ValueError(damage)
+    loaded = ocp.load_checkpointables(folder / str(step), target | {"meta": None})
+    meta = loaded.pop("meta")
+    for name, item in loaded.items():
+        if fingerprint(item) != meta["fingerprints"][name]:
+            raise ValueError(f"values of {name!r} differ from what was saved")
+    return Restored(step, loaded, meta)
+
+
+def _report_damage(path: Path, error: Exception, set_aside: Path | None) -> None:
+    first_line = (str(error).splitlines() or [type(error).__name__])[0]
+    text = f"checkpoint {path} is damaged ({first_line[:200]}); trying the one before"
+    if set_aside is not None and jax.process_index() == 0:
+        set_aside.mkdir(parents=True, exist_ok=True)
+        place = set_aside / path.name
+        if place.exists():
+            shutil.rmtree(place)
+        path.rename(place)
+        _sums_file(path.parent, int(path.name)).unlink(missing_ok=True)
+        text += f"; it was moved to {place}"
+    console.warn(text)

@@ -1,0 +1,71 @@
+"""The jitted functions of a run, with their shardings."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding
+
+from natjax.train.sharding import batch_sharding, replicated, state_sharding
+from natjax.train.state import TrainState, init_state
+from natjax.train.step import Task, eval_step, probabilities, train_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """Functions over sharded arrays; each is compiled when first called.
+
+    Attributes:
+      target: Shape, type and sharding of each array of the state, which restoring needs.
+      batch: Sharding of every array of a batch.
+      init: ``() -> TrainState``; no device ever holds more than its part.
+      train: ``(state, batch) -> (state, scalars)``; donates `state`.
+      evaluate: ``(params, batch) -> sums``.
+      probabilities: ``(params, images) -> float32[B, L]``, whole on every device.
+    """
+
+    target: TrainState
+    batch: NamedSharding
+    init: Callable[[], TrainState]
+    train: Callable[..., Any]
+    evaluate: Callable[..., Any]
+    probabilities: Callable[..., Any]
+
+
+def compile_task(task: Task, mesh: Mesh) -> Compiled:
+    """Return the functions of `task` on `mesh`; shapes are worked out, nothing is computed."""
+    init = functools.partial(init_state, task.network.model, task.optimizer)
+    abstract = jax.eval_shape(init)
+    shardings, batch, whole = state_sharding(abstract, mesh), batch_sharding(mesh), replicated(mesh)
+    return Compiled(
+        target=jax.tree.map(_with_sharding, abstract, shardings),
+        batch=batch,
+        init=jax.jit(init, out_shardings=shardings, compiler_options=_once(mesh)),
+        train=jax.jit(
+            functools.partial(train_step, task),
+            in_shardings=(shardings, batch),
+            out_shardings=(shardings, whole),
+            donate_argnums=0,
+        ),
+        evaluate=jax.jit(
+            functools.partial(eval_step, task.network),
+            in_shardings=(shardings.params, batch),
+            out_shardings=whole,
+        ),
+        probabilities=jax.jit(
+            functools.partial(probabilities, task.network),
+            in_shardings=(shardings.params, batch),
+            out_shardings=whole,
+        ),
+    )
+
+
+def _once(mesh: Mesh) -> dict[str, int] | None:
+    # On the CPU, optimising code that runs once takes far longer than running it.
+    return {"xla_backend_optimization_level": 0} if mesh.devices.flat[0].platform == "cpu" else None
+
+
+def _with_sharding(leaf: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)

@@ -1,0 +1,184 @@
+"""What defines a run: frozen dataclasses and the rules between their values.
+
+Nothing heavy is imported here, so that help texts and presets come without waiting for JAX.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+from natjax.train.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The network.
+
+    Attributes:
+      name: A name that `natjax models` lists.
+      drop_path: Chance, in [0, 1), that the last block of a training image is skipped.
+      dtype: Type of the computation; parameters are always float32.
+      remat: Recompute each block in the backward pass: less memory, about a third more time.
+      init: Initial kernels: as published (standard deviation 0.02, right for hundreds of channels),
+        or scaled to unit gain by the root of the inputs, which lets narrow networks learn sooner.
+    """
+
+    name: str = "nat_micro"
+    drop_path: float = 0.0
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    remat: bool = False
+    init: Literal["published", "fan_in"] = "published"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """The data set and how it is read.
+
+    Attributes:
+      name: Data set, as in `natjax.train.datasets`.
+      dir: Folder with the original files, for data sets that need any.
+      prepared_dir: Where prepared sets are kept; by default $NATJAX_DATA or ~/.cache/natjax/data.
+      image_size: Side of the square images given to the network, in pixels.
+      threads: Threads that decode and augment.
+      workers: Processes that decode and augment; 0 does it in this one.
+    """
+
+    name: str
+    dir: Path | None = None
+    prepared_dir: Path | None = None
+    image_size: int = 32
+    threads: int = 2
+    workers: int = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW with linear warm-up and a cosine to the end.
+
+    Attributes:
+      learning_rate: The peak, reached when the warm-up ends.
+      final_learning_rate: Where the cosine ends.
+      warmup_steps: Steps from 0 to the peak; 0 starts at the peak.
+      weight_decay: Decoupled decay of matrices and kernels; vectors are never decayed.
+      decay_bias_tables: Whether the relative position biases are decayed too.
+      beta1: Decay of the first moment.
+      beta2: Decay of the second moment.
+      clip_norm: Largest global norm of the gradient; None leaves it alone.
+    """
+
+    learning_rate: float = 1e-3
+    final_learning_rate: float = 1e-5
+    warmup_steps: int = 50
+    weight_decay: float = 0.05
+    decay_bias_tables: bool = False
+    beta1: float = 0.9
+    beta2: float = 0.999
+    clip_norm: float | None = 5.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+    """Devices; the batch is split over all of them, parameters over `fsdp`.
+
+    Attributes:
+      data: Groups of devices that hold a copy of the parameters each.
+      fsdp: Devices in a group, among which parameters and optimizer state are split.
+    """
+
+    data: int = 1
+    fsdp: int = 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """When to save and what to keep.
+
+    Attributes:
+      every: Steps between checkpoints; a multiple of `log_every`.
+      keep_latest: Newest checkpoints kept; with 2 or more a damaged one has a predecessor.
+      keep_best: Best checkpoints kept besides, by test accuracy of the averaged weights.
+    """
+
+    every: int = 100
+    keep_latest: int = 2
+    keep_best: int = 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """A whole run.
+
+    Attributes:
+      model: The network.
+      data: The data set.
+      optimizer: The optimizer and its schedule.
+      mesh: The devices.
+      checkpoint: The checkpoints.
+      batch_size: Images a step, over all devices and hosts.
+      epochs: Passes over the training images.
+      steps: Steps in all; replaces `epochs` where given.
+      log_every: Steps between two lines of metrics.
+      eval_every: Steps between two evaluations; a multiple of `checkpoint.every`.
+      label_smoothing: Share of the target that is spread over all classes, in [0, 1).
+      ema_decay: Decay a step of the averaged weights, in [0, 1).
+      seed: Seed of initialisation, data order, augmentation and stochastic depth.
+      run: Run folder; by default runs/PRESET.
+    """
+
+    data: DataConfig
+    model: ModelConfig = ModelConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    mesh: MeshConfig = MeshConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    batch_size: int = 64
+    epochs: float = 10.0
+    steps: int | None = None
+    log_every: int = 20
+    eval_every: int = 100
+    label_smoothing: float = 0.1
+    ema_decay: float = 0.99
+    seed: int = 0
+    run: Path | None = None
+
+    def __post_init__(self) -> None:
+        """Check every rule that needs no data and no device.
+
+        Raises:
+          UserError: names the setting, its rule and its value.
+        """
+        for name in ("batch_size", "log_every", "eval_every", "epochs"):
+            _require(name, getattr(self, name), getattr(self, name) > 0, "positive")
+        _require("steps", self.steps, self.steps is None or self.steps > 0, "positive")
+        _require("seed", self.seed, 0 <= self.seed < 2**32, "in [0, 2**32)")
+        for name, value in (
+            ("label_smoothing", self.label_smoothing),
+            ("ema_decay", self.ema_decay),
+            ("model.drop_path", self.model.drop_path),
+        ):
+            _require(name, value, 0 <= value < 1, "in [0, 1)")
+        for name, value in _integers_from_one(self):
+            _require(name, value, value >= 1, "at least 1")
+        _require_multiple("checkpoint.every", self.checkpoint.every, "log_every", self.log_every)
+        _require_multiple("eval_every", self.eval_every, "checkpoint.every", self.checkpoint.every)
+        devices = self.mesh.data * self.mesh.fsdp
+        _require_multiple("batch_size", self.batch_size, "mesh.data * mesh.fsdp", devices)
+
+
+def _integers_from_one(config: TrainConfig) -> tuple[tuple[str, int], ...]:
+    return (
+        ("mesh.data", config.mesh.data),
+        ("mesh.fsdp", config.mesh.fsdp),
+        ("checkpoint.every", config.checkpoint.every),
+        ("checkpoint.keep_latest", config.checkpoint.keep_latest),
+        ("data.image_size", config.data.image_size),
+        ("data.threads", config.data.threads),
+    )
+
+
+def _require(name: str, value: object, holds: bool, rule: str) -> None:
+    if not holds:
+        raise UserError(f"{name} must be {rule}, got {value}")
+
+
+def _require_multiple(name: str, value: int, of: str, divisor: int) -> None:
+    _require(name, value, value % divisor == 0, f"a multiple of {of}={divisor}")

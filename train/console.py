@@ -1,0 +1,64 @@
+"""All that is printed, and only by the first process of a job."""
+
+import contextlib
+import functools
+import logging
+import sys
+from collections.abc import Iterator
+
+from rich.console import Console, RenderableType
+
+_speaks = True
+
+
+def only_first_process(index: int) -> None:
+    """Silence every process but that with index 0.
+
+    Args:
+      index: `jax.process_index()`.
+    """
+    global _speaks
+    _speaks = index == 0
+
+
+@functools.cache
+def _console(error: bool) -> Console:
+    return Console(stderr=error, highlight=False, soft_wrap=True)
+
+
+def console() -> Console:
+    """Return the console that writes to standard output."""
+    return _console(False)
+
+
+def say(what: RenderableType) -> None:
+    """Print a line, or a table, to standard output. Square brackets are not markup."""
+    if _speaks:
+        _console(False).print(what, markup=False)
+
+
+def warn(text: str) -> None:
+    """Print a line to standard error."""
+    if _speaks:
+        _console(True).print(f"natjax: {text}", markup=False)
+
+
+def is_terminal() -> bool:
+    """Whether someone watches: standard output is a terminal and this process speaks."""
+    return _speaks and sys.stdout.isatty()
+
+
+def quiet_libraries() -> None:
+    """Silence TFDS, Grain and Orbax, which report through absl; their errors are raised as well."""
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+
+
+@contextlib.contextmanager
+def waiting(text: str) -> Iterator[None]:
+    """Show that something lasts: a spinner on a terminal, a plain line elsewhere."""
+    if is_terminal():
+        with _console(False).status(text):
+            yield
+    else:
+        say(text)
+        yield

@@ -1,0 +1,55 @@
+"""Accuracy over every held-out image, exact for any batch size and any number of hosts."""
+
+import dataclasses
+from collections.abc import Iterable
+
+import jax
+
+from natjax.train.compiled import Compiled
+from natjax.train.data import Batch
+from natjax.train.functional import Params
+from natjax.train.sharding import put_batch
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """Result over a split.
+
+    Attributes:
+      images: How many images were counted.
+      loss: Mean cross-entropy in nats, without label smoothing.
+      top1: Share of images whose label is the most likely class.
+      top5: Share of images whose label is among the five most likely classes.
+    """
+
+    images: int
+    loss: float
+    top1: float
+    top5: float
+
+
+def evaluate(compiled: Compiled, params: Params, batches: Iterable[Batch]) -> Evaluation:
+    """Evaluate one set of weights.
+
+    Args:
+      compiled: Functions of the run.
+      params: Raw or averaged weights.
+      batches: As `natjax.train.data.test_dataset` makes them; masked images do not count.
+
+    Raises:
+      ValueError: no image counts.
+    """
+    totals = {"images": 0, "loss": 0.0, "top1": 0, "top5": 0}
+    for batch in batches:
+        sums = jax.device_get(compiled.evaluate(params, put_batch(batch, compiled.batch)))
+        for name in totals:
+            totals[name] += sums[name].item()
+    images = totals["images"]
+    if not images:
+        raise ValueError("the split must hold at least one image, got none")
+    return Evaluation(
+        images=int(images),
+        loss=totals["loss"] / images,
+        top1=totals["top1"] / images,
+        top5=totals["top5"] / images,
+    )

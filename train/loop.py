@@ -1,0 +1,190 @@
+"""A run from its first step to its last, or from its newest checkpoint on."""
+
+import dataclasses
+import math
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from natjax.train import console
+from natjax.train.checkpoint import CheckpointWriter, items_state, restore, state_items
+from natjax.train.config import TrainConfig
+from natjax.train.config_json import to_json
+from natjax.train.data import train_batches
+from natjax.train.errors import TrainingError
+from natjax.train.evaluate import Evaluation, evaluate
+from natjax.train.metrics import MetricsWriter, drop_after
+from natjax.train.progress import ProgressDisplay, Throughput, format_seconds
+from natjax.train.report import write_pictures
+from natjax.train.run_folder import RunFolder, claim
+from natjax.train.sharding import put_batch
+from natjax.train.state import TrainState
+from natjax.train.step import Scalars
+from natjax.train.trainer import Trainer, build_trainer
+
+Evaluations = dict[str, Evaluation]
+
+
+def train(config: TrainConfig, path: Path) -> Evaluations:
+    """Train until the configured number of steps is done, resuming where `path` holds a run.
+
+    Ways to start, in this order: from the newest sound checkpoint in `path`; from scratch.
+
+    Args:
+      config: The run.
+      path: The run folder.
+
+    Returns:
+      Accuracy of the last weights, by ``"raw"`` and ``"ema"``, over all held-out images.
+
+    Raises:
+      UserError: wrong configuration, data, or folder, or a full disk.
+      TrainingError: the loss is not finite.
+    """
+    began = time.monotonic()
+    trainer = build_trainer(config)
+    first = jax.process_index() == 0
+    with claim(path, config, writes=first) as folder:
+        state = _start(trainer, folder)
+        if first:
+            drop_after(folder.metrics, int(state.step))
+        run = _Run(trainer, MetricsWriter(folder.metrics, first))
+        try:
+            state, evaluations = run.finish(state, folder)
+        finally:
+            run.metrics.close()
+        write_pictures(trainer, state, folder, evaluations["ema"])
+    _tell_end(trainer, folder, evaluations, time.monotonic() - began)
+    return evaluations
+
+
+def _start(trainer: Trainer, folder: RunFolder) -> TrainState:
+    target = trainer.compiled.target
+    restored = restore(folder.checkpoints, state_items(target), set_aside=folder.damaged)
+    if restored is not None:
+        console.say(f"Resuming {folder.path} after step {restored.step}/{trainer.total_steps}")
+        return items_state(restored.items)
+    count = sum(math.prod(leaf.shape) for leaf in target.params.values())
+    model, mesh = trainer.config.model.name, trainer.config.mesh
+    devices = f"{mesh.data * mesh.fsdp} x {jax.devices()[0].platform}"
+    console.say(
+        f"{model}: {count:,} parameters, {trainer.total_steps} steps"
+        f" of {trainer.config.batch_size} images, {devices} (data {mesh.data}, fsdp {mesh.fsdp})"
+    )
+    return trainer.compiled.init()
+
+
+@dataclasses.dataclass
+class _Run:
+    """The loop's variables beside the state.
+
+    Attributes:
+      trainer: The parts of the run.
+      metrics: Where lines go.
+      window: Scalars of the steps since the last line, still on the devices.
+    """
+
+    trainer: Trainer
+    metrics: MetricsWriter
+    window: list[Scalars] = dataclasses.field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.throughput = Throughput(self.trainer.config.batch_size)
+
+    def finish(self, state: TrainState, folder: RunFolder) -> tuple[TrainState, Evaluations]:
+        """Take all steps that are left, then evaluate the last weights."""
+        config, total = self.trainer.config, self.trainer.total_steps
+        done = int(state.step)
+        if done >= total:
+            console.say("All steps are done already; evaluating again")
+            return state, self._evaluate(state)
+        batches = train_batches(self.trainer.train_data, config.data, done)
+        evaluations: Evaluations = {}
+        with (
+            CheckpointWriter(folder.checkpoints, config.checkpoint) as checkpoints,
+            ProgressDisplay(total, done) as display,
+        ):
+            for step in range(done + 1, total + 1):
+                batch = put_batch(next(batches), self.trainer.compiled.batch)
+                state, scalars = self.trainer.compiled.train(state, batch)
+                self.window.append(scalars)
+                if self._due(step, config.log_every):
+                    self._log(step, display)
+                score = None
+                if self._due(step, config.eval_every):
+                    evaluations = self._evaluate_and_log(state, step)
+                    score = evaluations["ema"].top1
+                if self._due(step, config.checkpoint.every):
+                    self._save(checkpoints, state, score)
+        return state, evaluations
+
+    def _due(self, step: int, every: int) -> bool:
+        return step % every == 0 or step == self.trainer.total_steps
+
+    def _save(self, checkpoints: CheckpointWriter, state: TrainState, score: float | None) -> None:
+        began = time.monotonic()
+        checkpoints.save(state, {"config": to_json(self.trainer.config)}, score)
+        self.throughput.exclude(time.monotonic() - began)
+
+    def _log(self, step: int, display: ProgressDisplay) -> None:
+        scalars = jax.device_get(self.window)
+        self.window.clear()
+        _check_finite(scalars, step - len(scalars) + 1)
+        line = {
+            name: float(np.mean([values[name] for values in scalars], dtype=np.float64))
+            for name in ("loss", "accuracy", "grad_norm")
+        }
+        rate = self.throughput.rate(step)
+        self.throughput.start(step)
+        self.metrics.write(
+            kind="train",
+            step=step,
+            **line,
+            learning_rate=float(scalars[-1]["learning_rate"]),
+            images_per_second=round(rate, 1),
+        )
+        left = self.throughput.seconds_left(step, self.trainer.total_steps)
+        display.show(step, loss=line["loss"], accuracy=line["accuracy"], rate=rate, left=left)
+
+    def _evaluate_and_log(self, state: TrainState, step: int) -> Evaluations:
+        began = time.monotonic()
+        evaluations = self._evaluate(state)
+        for weights, result in evaluations.items():
+            self.metrics.write(
+                kind="eval", step=step, weights=weights, **dataclasses.asdict(result)
+            )
+        self.throughput.exclude(time.monotonic() - began)
+        raw, ema = evaluations["raw"].top1, evaluations["ema"].top1
+        console.say(f"step {step:>6}  test accuracy {raw:.2%}, averaged weights {ema:.2%}")
+        return evaluations
+
+    def _evaluate(self, state: TrainState) -> Evaluations:
+        compiled, batches = self.trainer.compiled, self.trainer.test_data
+        return {
+            "raw": evaluate(compiled, state.params, batches),
+            "ema": evaluate(compiled, state.ema, batches),
+        }
+
+
+def _check_finite(scalars: list[dict[str, np.ndarray]], first_step: int) -> None:
+    for step, values in enumerate(scalars, start=first_step):
+        for name in ("loss", "grad_norm"):
+            if not np.isfinite(values[name]):
+                raise TrainingError(
+                    f"{name} is {values[name]} at step {step}; no checkpoint after step"
+                    f" {first_step - 1} is kept. Try a lower --optimizer.learning-rate in"
+                    " another --run"
+                )
+
+
+def _tell_end(trainer: Trainer, folder: RunFolder, results: Evaluations, seconds: float) -> None:
+    for weights, name in (("raw", "last weights"), ("ema", "averaged weights")):
+        result = results[weights]
+        console.say(
+            f"{name}: top-1 {result.top1:.2%}, top-5 {result.top5:.2%}, {result.images} images"
+        )
+    console.say(f"{trainer.total_steps} steps, {format_seconds(seconds)} in this process")
+    for name in ("curves", "predictions", "metrics", "checkpoints"):
+        console.say(f"{name + ':':<13}{getattr(folder, name)}")

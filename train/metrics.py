@@ -1,0 +1,68 @@
+"""Metrics of a run: a JSON object a line, and always what an uninterrupted run would have written.
+
+Kinds of lines: ``{"kind": "train", "step", "loss", ...}``, means over the steps since the line
+before, and ``{"kind": "eval", "step", "weights": "raw" | "ema", "loss", "top1", "top5"}``. Steps
+are counted from 1: step n is the state after n updates. ``images_per_second`` alone depends on the
+clock.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+Line = dict[str, Any]
+
+
+def read_metrics(path: Path) -> Iterator[Line]:
+    """Yield the lines of a file up to the first that is not whole; none where there is no file."""
+    if not path.exists():
+        return
+    for text in path.read_text(errors="replace").splitlines():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            return  # cut off when the run was killed; nothing after it counts
+        if not isinstance(line, dict) or not isinstance(line.get("step"), int):
+            return
+        yield line
+
+
+def drop_after(path: Path, step: int) -> None:
+    """Drop lines past `step`, as they will be written again; the file is replaced at once.
+
+    Args:
+      path: The file; it need not exist.
+      step: Step of the checkpoint from which the run goes on; 0 empties the file.
+    """
+    kept = [json.dumps(line) + "\n" for line in read_metrics(path) if line["step"] <= step]
+    partial = path.with_suffix(".partial")
+    partial.write_text("".join(kept))
+    os.replace(partial, path)
+
+
+class MetricsWriter:
+    """Appends lines, each of them flushed before the next checkpoint can refer to it.
+
+    Args of the constructor: the file, and whether this process writes.
+    """
+
+    def __init__(self, path: Path, writes: bool = True):
+        self._file = path.open("a") if writes else None
+
+    def write(self, **line: Any) -> None:
+        """Append one line.
+
+        Raises:
+          OSError: the disk is full.
+        """
+        if self._file is not None:
+            self._file.write(json.dumps(line) + "\n")
+            self._file.flush()
+
+    def close(self) -> None:
+        """Close the file; more calls do nothing."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
