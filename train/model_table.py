@@ -27,7 +27,12 @@ def model_table(pattern: str = "*") -> Table:
         table.add_column(heading, justify="right")
     for name in names:
         summary = natjax.model_summary(name)
-        flops = f"{summary.flops / 1e9:.2f} G"
+        flops = _with_unit(summary.flops)
         side = "x".join(map(str, summary.image_size))
-        table.add_row(name, f"{summary.parameters / 1e6:.2f} M", flops, side)
+        table.add_row(name, _with_unit(summary.parameters), flops, side)
     return table
+
+
+def _with_unit(count: int) -> str:
+    unit, size = ("G", 1e9) if count >= 1e9 else ("M", 1e6)
+    return f"{count / size:.2f} {unit}"
