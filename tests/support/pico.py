@@ -20,7 +20,12 @@ def register() -> None:
         num_classes=10,
         input_size=32,
     )
-    cast("dict[str, Any]", variants.VARIANTS).setdefault(NAME, config)
+    cast("dict[str, Any]", variants.VARIANTS)[NAME] = config
+
+
+def unregister() -> None:
+    """Undo `register`."""
+    del cast("dict[str, Any]", variants.VARIANTS)[NAME]
 
 
 def flags(run: object, **settings: object) -> list[str]:

@@ -8,7 +8,13 @@ from natjax.train import presets
 from natjax.train.config import CheckpointConfig, ModelConfig, OptimizerConfig
 from natjax.train.datasets import get_spec, open_dataset, open_split
 
-pico.register()
+
+@pytest.fixture(scope="module", autouse=True)
+def _pico():
+    """The small model is there for the tests of training alone."""
+    pico.register()
+    yield
+    pico.unregister()
 
 
 @pytest.fixture(scope="session")
