@@ -24,9 +24,27 @@ def command(run, data_dir, **settings) -> tuple[list[str], dict[str, str]]:
 
 def start(run, data_dir, **settings) -> subprocess.Popen:
     words, env = command(run, data_dir, **settings)
-    return subprocess.Popen(
-        words, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    # Tests in the background may ignore Ctrl-C, and their children would inherit that.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return subprocess.Popen(
+            words, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def newest(run) -> int:
+    """Step of the newest checkpoint, 0 without any."""
+    names = [path.name for path in (run / "checkpoints").glob("*")]
+    return max((int(name) for name in names if name.isdigit()), default=0)
+
+
+def wait_for_checkpoint(process, run) -> None:
+    """Wait until there is a newer checkpoint, or the process has ended."""
+    before = newest(run)
+    while newest(run) == before and process.poll() is None:
+        time.sleep(0.05)
 
 
 def finish(run, data_dir, **settings) -> subprocess.CompletedProcess:
@@ -40,7 +58,7 @@ SMALL_DISK = (
     "runpy.run_module('pico', run_name='__main__', alter_sys=True)"
 )
 
-LONG = {"steps": 240, "checkpoint__every": 8, "eval_every": 80}
+LONG = {"steps": 400, "checkpoint__every": 8, "eval_every": 80}
 
 
 @pytest.mark.slow
@@ -50,9 +68,10 @@ def test_killed_at_random_moments_it_ends_as_if_it_had_not_been(tmp_path, data_d
     rng, run, kills = random.Random(0), tmp_path / "killed", 0
     while kills < 6:
         process = start(run, data_dir, **LONG)
+        if kills:  # the first one comes during start-up
+            wait_for_checkpoint(process, run)
         try:
-            # From start-up on, through compiling, steps and checkpoints.
-            process.wait(rng.uniform(2, 12) if kills else 1)
+            process.wait(rng.uniform(0, 1))
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             kills += 1
