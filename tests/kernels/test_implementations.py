@@ -13,11 +13,11 @@ from jax.sharding import PartitionSpec as P
 from jax.test_util import check_grads
 
 import natjax
-from natjax.kernels import problems
+from natjax.kernels import dispatch, problems
 from natjax.kernels.problems import Problem
 
 OPS = {1: natjax.na1d, 2: natjax.na2d, 3: natjax.na3d}
-OTHERS = ["xla"]
+OTHERS = [name for name in dispatch.available() if name != "reference"]
 EDGES = pytest.mark.parametrize("problem", problems.EDGES, ids=lambda p: p.name)
 
 

@@ -25,12 +25,17 @@ def cut_axes(draw):
     return tiles.axis_tiles(axis, draw(st.integers(1, axis.max_group_length)))
 
 
+def cut_tokens(cut):
+    """Which token is where in the tiles and in the slabs; -1 is padding."""
+    tokens = jnp.arange(cut.window.length) + 1
+    cuts = tiles.split_queries(tokens, 0, cut), tiles.split_keys(tokens, 0, cut)
+    return (np.asarray(x) - 1 for x in cuts)
+
+
 @given(cut_axes())
 def test_slabs_hold_the_window_of_every_query(cut):
     axis = cut.window
-    tokens = jnp.arange(axis.length)
-    queries = np.asarray(tiles.split_queries(tokens + 1, 0, cut)) - 1
-    slabs = np.asarray(tiles.split_keys(tokens + 1, 0, cut)) - 1
+    queries, slabs = cut_tokens(cut)
     assert queries.shape == (cut.count, cut.size)
     assert slabs.shape == (cut.count, cut.halo)
     for query_tile, slab, start, end in zip(queries, slabs, cut.start, cut.end, strict=True):
@@ -43,9 +48,7 @@ def test_slabs_hold_the_window_of_every_query(cut):
 @given(cut_axes())
 def test_bias_index_of_slab_slots(cut):
     axis = cut.window
-    tokens = jnp.arange(axis.length)
-    queries = np.asarray(tiles.split_queries(tokens + 1, 0, cut)) - 1
-    slabs = np.asarray(tiles.split_keys(tokens + 1, 0, cut)) - 1
+    queries, slabs = cut_tokens(cut)
     index = cut.bias_index()[cut.shifts[1]]
     seen = axis.is_neighbor(queries[:, :, None], slabs[:, None]) & (queries >= 0)[:, :, None]
     seen &= (slabs >= 0)[:, None]
