@@ -13,7 +13,7 @@ import importlib.util
 from typing import Any
 
 # Best first. None picks the first that does not decline; "reference" accepts everything.
-PREFERENCE = ("xla", "reference")
+PREFERENCE = ("triton", "xla", "reference")
 
 
 @functools.cache

@@ -1,0 +1,161 @@
+"""Making an opaque function of arrays a good citizen under `jax.vmap` and sharding.
+
+A Pallas kernel is opaque to JAX: left alone it is batched by adding a grid dimension, and given
+sharded arrays it makes XLA gather them. Here a function is declared by the labels of its arrays'
+dimensions; then `jax.vmap` folds into the batch, and on a mesh each device runs the function on its
+own share of batch and heads.
+
+Labels: ``b`` batch, ``n`` query heads, ``m`` key heads (``n`` is a multiple of ``m``); every other
+letter is a dimension that stays whole on each device.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.custom_batching import custom_vmap
+from jax.experimental.custom_partitioning import custom_partitioning
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+# Dimensions that may be split over devices.
+_SPLIT = "bnm"
+
+
+def split_over_batch_and_heads(
+    function: Callable[..., tuple[jax.Array, ...]],
+    operands: Sequence[str],
+    results: Sequence[str],
+    groups: int,
+) -> Callable[..., tuple[jax.Array, ...]]:
+    """Wrap a function so that it is vmapped and partitioned by its labels.
+
+    Args:
+      function: takes arrays, one for each entry of ``operands``, of any batch size and number of
+        heads; returns a tuple, one array for each of ``results``. A result without ``b`` must be a
+        sum over the batch.
+      operands: dimensions of the arguments, such as ``"btnd"``.
+      results: dimensions of the results.
+      groups: query heads for each key head.
+
+    Returns:
+      The same function, for reverse-mode rules to call: it has no derivative of its own.
+    """
+    partitioned = _partitioned(function, operands, results, groups)
+    return _vmapped(partitioned, operands, results)
+
+
+def _vmapped(
+    function: Callable[..., Any], operands: Sequence[str], results: Sequence[str]
+) -> Callable[..., Any]:
+    wrapped = custom_vmap(function)
+
+    @wrapped.def_vmap
+    def rule(size: int, batched: list[bool], *args: jax.Array) -> Any:
+        whole = any(is_batched and "b" not in x for is_batched, x in zip(batched, operands))
+        if whole or any("b" not in x for x in results):
+            # One function call for each: what they do not share cannot be told apart in a batch.
+            out = _one_by_one(wrapped, batched, args)
+        else:
+            folded = [_fold(x, size, is_batched) for x, is_batched in zip(args, batched)]
+            folded = [f if "b" in x else a for f, a, x in zip(folded, args, operands)]
+            out = tuple(x.reshape(size, -1, *x.shape[1:]) for x in wrapped(*folded))
+        return out, (True,) * len(results)
+
+    return wrapped
+
+
+def _one_by_one(
+    function: Callable[..., Any], batched: Sequence[bool], args: Sequence[jax.Array]
+) -> Any:
+    moving = tuple(x for x, is_batched in zip(args, batched, strict=True) if is_batched)
+
+    def call(current: tuple[jax.Array, ...]) -> Any:
+        rest = iter(current)
+        return function(
+            *(next(rest) if is_batched else x for x, is_batched in zip(args, batched, strict=True))
+        )
+
+    return jax.lax.map(call, moving)
+
+
+def _fold(x: jax.Array, size: int, is_batched: bool) -> jax.Array:
+    if not is_batched:
+        x = jnp.broadcast_to(x[None], (size, *x.shape))
+    return x.reshape(-1, *x.shape[2:])
+
+
+def _partitioned(
+    function: Callable[..., Any], operands: Sequence[str], results: Sequence[str], groups: int
+) -> Callable[..., Any]:
+    def shardings(mesh: Any, args: Sequence[Any]) -> tuple[Any, Any, Any]:
+        batch, heads = _split_axes(mesh, operands[0], args[0], groups)
+
+        def of(labels: str) -> NamedSharding:
+            axes = {"b": batch, "n": heads, "m": heads}
+            return NamedSharding(mesh, P(*(axes.get(label) for label in labels)))
+
+        return tuple(map(of, operands)), tuple(map(of, results)), batch
+
+    def partition(mesh: Any, args: Any, _: Any) -> Any:
+        inputs, outputs, batch = shardings(mesh, args)
+
+        def local(*arrays: jax.Array) -> tuple[jax.Array, ...]:
+            out = function(*arrays)
+            if batch is None:
+                return out
+            return tuple(
+                x if "b" in labels else jax.lax.psum(x, batch)
+                for x, labels in zip(out, results, strict=True)
+            )
+
+        return mesh, local, outputs, inputs
+
+    def rule(mesh: Any, values: Sequence[Any], _: Any) -> tuple[str, dict[str, Any]]:
+        del mesh
+        return _propagation(operands, results, groups, [value.shape for value in values])
+
+    wrapped = custom_partitioning(function)
+    wrapped.def_partition(partition=partition, sharding_rule=rule)
+    return wrapped
+
+
+def _split_axes(mesh: Any, labels: str, array: Any, groups: int) -> tuple[Any, Any]:
+    """Mesh axes that batch and heads are split over, from where the first argument is."""
+    spec = (*array.sharding.spec, *[None] * array.ndim)
+    batch, heads = (spec[labels.index(label)] for label in "bn")
+    names = heads if isinstance(heads, tuple) else (heads,) if heads else ()
+    parts = math.prod(mesh.shape[name] for name in names)
+    # Key heads that cannot be split keep the query heads together.
+    kv_heads = array.shape[labels.index("n")] // groups
+    return batch, heads if kv_heads % parts == 0 else None
+
+
+def _propagation(
+    operands: Sequence[str], results: Sequence[str], groups: int, shapes: Sequence[Sequence[int]]
+) -> tuple[str, dict[str, Any]]:
+    """How shardings spread between arguments and results, in the notation of JAX and Shardy."""
+    sizes = {
+        label: size
+        for labels, shape in zip(operands, shapes, strict=True)
+        for label, size in zip(labels, shape, strict=True)
+    }
+    # Query heads are key heads times the heads of a group, in this order.
+    names = {label: label for label in sizes} | {"m": "m" if groups > 1 else "n"}
+    if groups > 1:
+        names["n"] = "(m g)"
+
+    def side(arrays: Sequence[str]) -> str:
+        return ", ".join(" ".join(names[label] for label in labels) for labels in arrays)
+
+    whole = tuple(sorted(set(sizes) - set(_SPLIT)))
+    settings: dict[str, Any] = {"need_replication_factors": whole}
+    if groups > 1:
+        settings["g"] = groups
+        if not any("m" in labels for labels in (*operands, *results)):
+            settings["m"] = sizes["n"] // groups
+    return f"{side(operands)} -> {side(results)}", settings
