@@ -197,9 +197,12 @@ def write_table(
     tuned_table.cache_clear()
 
 
-# Cost of a row or column that a program loads, in blocks' entries: an estimate, for want of a
-# measurement; tables of tuned settings take its place.
+# Work besides the entries of blocks, in the same unit; estimates, for want of measurements, whose
+# place tables of tuned settings take: loading a row or column; and for each row of a block, the
+# reductions of a softmax and rescaling what is accumulated.
 _LOAD = 48
+_REDUCE = 8
+_RESCALE = 1 / 8
 
 
 def suggest(kernel: Kernel, shape: Shape) -> KernelConfig:
@@ -216,11 +219,15 @@ def cost(kernel: Kernel, shape: Shape, config: KernelConfig) -> float:
     """Work of a kernel in entries of blocks, for each token: the logits and what is loaded."""
     blocks = config.blocks(kernel, shape.hood)
     columns = blocks.num_chunks * blocks.num_columns
+    overhead = _REDUCE + _RESCALE * _padded(shape)
+    entries = blocks.num_rows * (columns + overhead * blocks.num_chunks)
     loads = _LOAD * (blocks.num_rows + columns)
-    work = blocks.num_tiles * (blocks.num_rows * columns + loads)
-    # A loop's first and last chunk do not overlap with others.
-    rounds = 1 + 0.05 / blocks.num_chunks
-    return rounds * work / blocks.num_tokens
+    return blocks.num_tiles * (entries + loads) / blocks.num_tokens
+
+
+def _padded(shape: Shape) -> int:
+    """The wider head size, as kernels see it."""
+    return max(16, 1 << (max(shape.head_dim, shape.value_dim) - 1).bit_length())
 
 
 def candidates(kernel: Kernel, shape: Shape) -> list[KernelConfig]:
@@ -246,8 +253,7 @@ def budget(shape: Shape) -> tuple[int, int]:
 
 def warps(rows: int, columns: int, shape: Shape) -> int:
     """Warps that share a block: accumulators and a block of logits fit their registers."""
-    width = max(16, 1 << (max(shape.head_dim, shape.value_dim) - 1).bit_length())
-    entries = rows * (columns + 2 * width)
+    entries = rows * (columns + 2 * _padded(shape))
     return 4 if entries >= 32 * 96 else 2 if rows >= 32 else 1
 
 
