@@ -1,4 +1,4 @@
-"""Implementation "triton": Pallas kernels for NVIDIA GPUs, Ampere and later, by JAX's Triton lowering.
+"""Implementation "triton": Pallas kernels for NVIDIA GPUs since Ampere, lowered by Triton.
 
 A program owns a tile of queries (of keys, in the backward pass for keys and values) and walks over
 the slab of keys that they meet, block by block (`natjax.kernels.blocks`), as flash attention does
@@ -603,9 +603,7 @@ def _launch(
     config = call.config(kernel)
     arrays = align_varying(*arrays)
     varying = jax.typeof(arrays[0]).manual_axis_type
-    outputs = [
-        jax.ShapeDtypeStruct(x.shape, x.dtype, manual_axis_type=varying) for x in outputs
-    ]
+    outputs = [jax.ShapeDtypeStruct(x.shape, x.dtype, manual_axis_type=varying) for x in outputs]
     body = functools.partial(body, call=call, **sizes)
     body.__name__ = f"natjax_{kernel}"  # pyrefly: ignore[missing-attribute]
     run = pl.pallas_call(
@@ -763,7 +761,8 @@ def _sum_of_neighbors(call: _Call, w: Array, v: Array) -> tuple[Array]:
 
 def _sum_of_queries(groups: int, call: _Call, w: Array, x: Array) -> tuple[Array]:
     batch, tokens, heads, width = x.shape
-    kv_heads = heads // groups
+    # At least the one key head that devices share, where each has a part of its query heads.
+    kv_heads = max(1, heads // groups)
     (out,) = _launch(
         call,
         "av_transposed",
@@ -783,9 +782,7 @@ def _sum_of_queries(groups: int, call: _Call, w: Array, x: Array) -> tuple[Array
 
 
 @functools.lru_cache(512)
-def _op(
-    function: Callable[..., Any], call: _Call, labels: str, groups: int
-) -> Callable[..., Any]:
+def _op(function: Callable[..., Any], call: _Call, labels: str, groups: int) -> Callable[..., Any]:
     """A launch as an op that is vmapped and partitioned; ``labels`` as in ``"btnd,btmd->btnd"``."""
     operands, results = (side.split(",") for side in labels.split("->"))
     function = functools.partial(function, call)
