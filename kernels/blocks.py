@@ -322,9 +322,7 @@ class Pattern:
         order = (1 + axis * 4 + part for part in range(4) for axis in range(n))
         return self._merge(table.transpose(0, *order))
 
-    def bias_gradient(
-        self, blocks: Float[Array, "N kinds chunks t s"]
-    ) -> Float[Array, "N *R"]:
+    def bias_gradient(self, blocks: Float[Array, "N kinds chunks t s"]) -> Float[Array, "N *R"]:
         """The transpose of `table`: sum of the blocks' entries by the bias that was added."""
         n = len(self.axes)
         shapes = [seen.shape for _, seen, _ in self.axes]

@@ -24,7 +24,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-import os
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -36,7 +35,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Float
 
-from natjax.kernels import configs
+from natjax.kernels import configs, device
 from natjax.kernels.blocks import Blocks, Tile
 from natjax.kernels.configs import Kernel, KernelConfig, Shape
 from natjax.kernels.merge import merge_attentions
@@ -53,8 +52,6 @@ _LARGEST_TABLE = 2**26
 _LARGEST_AXIS = 2**24
 # What the programs that sum blocks for the gradient of the bias should number, at most.
 _DBIAS_PROGRAMS = 2048
-
-INTERPRET = "NATJAX_INTERPRET"
 
 
 def attention(
@@ -159,17 +156,16 @@ class _Call:
         rpb: Array | None,
         scale: float,
     ) -> _Call:
-        interpret = is_interpreted()
-        _require_device(interpret)
+        _require_device()
         _require_arrays(query, value)
         shape = Shape(hood, query.shape[-1], value.shape[-1], query.dtype.name, rpb is not None)
-        device_kind = "interpreted" if interpret else configs.device_kind()
+        kind = device.kind()
         return cls(
             shape=shape,
             scale=scale,
-            interpret=interpret,
+            interpret=device.is_interpreted(),
             tf32=_allows_tf32(),
-            settings=tuple((k, configs.resolve(k, shape, device_kind)[0]) for k in configs.KERNELS),
+            settings=tuple((k, configs.resolve(k, shape, kind)[0]) for k in configs.KERNELS),
         )
 
     @property
@@ -196,19 +192,14 @@ class _Call:
                 )
 
 
-def is_interpreted() -> bool:
-    """Whether kernels run interpreted: the environment variable NATJAX_INTERPRET is 1."""
-    return os.environ.get(INTERPRET, "0") == "1"
-
-
-def _require_device(interpret: bool) -> None:
-    device = configs.target()
-    if interpret or device.platform == "gpu":
+def _require_device() -> None:
+    platform = device.target().platform
+    if device.is_interpreted() or platform == "gpu":
         return
     raise NotImplementedError(
-        f'implementation "triton" needs an NVIDIA GPU; got a {device.platform} device; use '
-        f'implementation="xla", or set the environment variable {INTERPRET}=1 to run the kernels '
-        "interpreted, slowly, for tests"
+        f'implementation "triton" needs an NVIDIA GPU; got a {platform} device; use '
+        f'implementation="xla", or set the environment variable {device.INTERPRET}=1 to run the '
+        "kernels interpreted, slowly, for tests"
     )
 
 
