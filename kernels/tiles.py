@@ -86,7 +86,8 @@ def axis_tiles(window: AxisWindow, size: int) -> AxisTiles:
     end = window.end(query).reshape(d * per_group, size)
     first = start.min(1).reshape(d, per_group).min(0)
     last = end.max(1).reshape(d, per_group).max(0)
-    key_start, halo = _slabs(first, last, size, positions)
+    offset, halo = fit_slabs(first, last, size, positions)
+    key_start = np.clip(np.arange(per_group) * size + offset, 0, positions - halo)
     key_start = np.tile(key_start, d)
     return AxisTiles(
         window=window,
@@ -98,10 +99,15 @@ def axis_tiles(window: AxisWindow, size: int) -> AxisTiles:
     )
 
 
-def _slabs(
+def fit_slabs(
     first: Int[np.ndarray, "T"], last: Int[np.ndarray, "T"], size: int, positions: int
-) -> tuple[Int[np.ndarray, "T"], int]:
-    """Evenly spaced slabs, clipped to the axis, that cover each tile's keys ``[first, last)``."""
+) -> tuple[int, int]:
+    """The smallest slabs that cover what each tile needs, ``[first, last)``.
+
+    Returns:
+      The offset from a tile's start to its slab's, and the slab's length ``halo``; slabs start at
+      ``clip(tile start + offset, 0, positions - halo)``.
+    """
     tile_start = np.arange(len(first)) * size
     # The largest offset comes first: fewer slabs are clipped at the left border.
     offsets = np.unique(first - tile_start)[::-1]
@@ -109,7 +115,7 @@ def _slabs(
         starts = np.clip(tile_start + offsets[:, None], 0, positions - halo)
         covers = ((starts <= first) & (last <= starts + halo)).all(1)
         if covers.any():
-            return starts[covers.argmax()], halo
+            return int(offsets[covers.argmax()]), halo
     raise AssertionError("a slab of the whole axis covers every tile")
 
 

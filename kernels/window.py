@@ -137,6 +137,20 @@ class AxisWindow:
             is_causal=self.is_causal,
         )
 
+    def queries(
+        self, group: int
+    ) -> tuple[Int[np.ndarray, "positions"], Int[np.ndarray, "positions"]]:
+        """For each key position of a dilation group, the first query that sees it, and one past
+        the last.
+
+        Windows move only forward with the query, so those that hold a key are consecutive.
+        """
+        query = np.arange(int(self.group_length(group))) * self.dilation + group
+        position = np.arange(len(query))
+        first = np.searchsorted(self.end(query), position, side="right")
+        last = np.searchsorted(self.start(query), position, side="right")
+        return first, last
+
     def neighbor(self, query: Ints, slot: Ints) -> Ints:
         """Token index of the key in window slot ``slot``, ``0 <= slot < kernel_size``.
 
