@@ -1,4 +1,4 @@
-"""The command ``natjax``: train, eval, predict, models.
+"""The command ``natjax``: train, eval, predict, export, convert, models.
 
 Exit codes: 0 done, 1 something failed on the way, 2 wrong use or a full disk, 130 interrupted. Each
 command imports what it needs when it runs, so that help comes at once.
@@ -11,6 +11,11 @@ from pathlib import Path
 from typing import NoReturn
 
 from natjax.train.errors import TrainingError, UserError, storage_problem
+from natjax.weights.command import add_convert
+from natjax.weights.errors import WeightsError
+
+
+_CONVERT_MODULES = {"safetensors"}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -34,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return stop.code if isinstance(stop.code, int) else 2
     except KeyboardInterrupt:
         return 130
-    except UserError as error:
+    except (UserError, WeightsError) as error:
         return _fail(str(error), 2)
     except TrainingError as error:
         return _fail(str(error), 1)
@@ -52,7 +57,8 @@ def _fail(message: str, code: int) -> int:
 def _missing_module(error: ModuleNotFoundError) -> int:
     if (error.name or "").startswith("natjax"):
         raise error
-    return _fail(f"{error.name} is missing; install it with: pip install 'natjax[train]'", 2)
+    extra = "convert" if error.name in _CONVERT_MODULES else "train"
+    return _fail(f"{error.name} is missing; install it with: pip install 'natjax[{extra}]'", 2)
 
 
 def _storage_failure(error: Exception) -> int:
@@ -70,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_train(commands)
     _add_eval(commands)
     _add_predict(commands)
+    add_convert(commands)
     _add_models(commands)
     return parser
 
