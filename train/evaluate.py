@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 import jax
 
-from natjax.train.compiled import Compiled
+from natjax.train.compiled import Evaluator
 from natjax.train.data import Batch
 from natjax.train.functional import Params
 from natjax.train.sharding import put_batch
@@ -28,7 +28,7 @@ class Evaluation:
     top5: float
 
 
-def evaluate(compiled: Compiled, params: Params, batches: Iterable[Batch]) -> Evaluation:
+def evaluate(compiled: Evaluator, params: Params, batches: Iterable[Batch]) -> Evaluation:
     """Evaluate one set of weights.
 
     Args:

@@ -15,6 +15,7 @@ from natjax.train.config_json import to_json
 from natjax.train.data import train_batches
 from natjax.train.errors import TrainingError
 from natjax.train.evaluate import Evaluation, evaluate
+from natjax.train.init_weights import start_from
 from natjax.train.metrics import MetricsWriter, drop_after
 from natjax.train.progress import ProgressDisplay, Throughput, format_seconds
 from natjax.train.report import write_pictures
@@ -30,7 +31,8 @@ Evaluations = dict[str, Evaluation]
 def train(config: TrainConfig, path: Path) -> Evaluations:
     """Train until the configured number of steps is done, resuming where `path` holds a run.
 
-    Ways to start, in this order: from the newest sound checkpoint in `path`; from scratch.
+    Ways to start, in this order: from the newest sound checkpoint in `path`; from the weights that
+    `config.init` names; from scratch.
 
     Args:
       config: The run.
@@ -73,7 +75,10 @@ def _start(trainer: Trainer, folder: RunFolder) -> TrainState:
         f"{model}: {count:,} parameters, {trainer.total_steps} steps"
         f" of {trainer.config.batch_size} images, {devices} (data {mesh.data}, fsdp {mesh.fsdp})"
     )
-    return trainer.compiled.init()
+    state = trainer.compiled.init()
+    if trainer.config.init is None:
+        return state
+    return start_from(state, trainer.config.init, trainer.config.model.name)
 
 
 @dataclasses.dataclass
