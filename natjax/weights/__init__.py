@@ -1,0 +1,1 @@
+"""Published weights: reading, downloading, renaming and writing them."""
