@@ -14,7 +14,6 @@ from natjax.train.errors import TrainingError, UserError, storage_problem
 from natjax.weights.command import add_convert
 from natjax.weights.errors import WeightsError
 
-
 _CONVERT_MODULES = {"safetensors"}
 
 

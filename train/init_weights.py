@@ -1,35 +1,64 @@
 """Training that starts from weights of a file."""
 
 import dataclasses
+from pathlib import Path
 
 import jax
 import numpy as np
 
-from natjax.train import console
+from natjax.train.checkpoint import list_steps
 from natjax.train.functional import Params
 from natjax.train.state import TrainState
+from natjax.train.trainer import Trainer
 from natjax.weights.load import fit_arrays, open_weights
 from natjax.weights.structure import num_classes
 
 
-def start_from(state: TrainState, weights: str, model: str) -> TrainState:
-    """Return the state before the first step with parameters from a file, and tell what was taken.
+@dataclasses.dataclass(frozen=True)
+class InitialWeights:
+    """Parameters that take the place of drawn ones.
+
+    Attributes:
+      arrays: By name; without the classifier where the number of classes differs.
+      report: What was taken, in words.
+    """
+
+    arrays: dict[str, np.ndarray]
+    report: str
+
+
+def read_initial(trainer: Trainer, checkpoints: Path) -> InitialWeights | None:
+    """Return what the configuration says to start from; None where it says nothing.
+
+    None too where the run has a checkpoint already, from which it goes on.
 
     Args:
-      state: As freshly drawn; what the file lacks for another number of classes stays.
-      weights: As in `TrainConfig.init`.
-      model: Name of the model.
+      trainer: The run.
+      checkpoints: Its folder of checkpoints, whether it exists or not.
 
     Raises:
       WeightsError: the weights cannot be found or read, or are of another model.
     """
-    found = open_weights(weights, models=[model])
-    shapes = {name: value.shape for name, value in state.params.items()}
+    config = trainer.config
+    if config.init is None or list_steps(checkpoints):
+        return None
+    found = open_weights(config.init, models=[config.model.name])
+    shapes = {name: leaf.shape for name, leaf in trainer.compiled.target.params.items()}
     (classes,) = shapes["head.bias"]
     arrays, report = fit_arrays(
         found, shapes, drop_head=num_classes(found) != classes, resize_rpb=True
     )
-    console.say(f"Starting from {report}")
+    return InitialWeights(arrays, str(report))
+
+
+def start_from(state: TrainState, initial: InitialWeights) -> TrainState:
+    """Return the state before the first step with other parameters.
+
+    Args:
+      state: As freshly drawn.
+      initial: What to take.
+    """
+    arrays = initial.arrays
     return dataclasses.replace(
         state, params=_replaced(state.params, arrays), ema=_replaced(state.ema, arrays)
     )

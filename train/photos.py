@@ -87,7 +87,9 @@ def _tfds_version(folder: Path) -> Path | None:
     info = "dataset_info.json"
     places = (folder, *folder.glob("*.*.*"), *(folder / _TFDS_NAME).glob("*.*.*"))
     found = [place for place in places if (place / info).is_file()]
-    return max(found, key=lambda place: [part.zfill(9) for part in place.name.split(".")], default=None)
+    return max(
+        found, key=lambda place: [part.zfill(9) for part in place.name.split(".")], default=None
+    )
 
 
 def _tfds_photos(version: Path) -> Photos:
