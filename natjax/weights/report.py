@@ -80,7 +80,9 @@ class LoadReport:
             f" gave {names} parameters"
         ]
         notes = {
-            "left out, outside the backbone": [f"{printable(k)} ({n})" for k, n in self.left_out.items()],
+            "left out, outside the backbone": [
+                f"{printable(k)} ({n})" for k, n in self.left_out.items()
+            ],
             "left out with the classifier": summarise(self.dropped),
             "kept as they were": summarise(self.kept),
             "resized": summarise(self.resized),

@@ -57,7 +57,9 @@ def official(family, cfg):
 
 def backbone(family, cfg):
     """State dict of the detection backbone of a configuration."""
-    shared = {k: v for k, v in official(family, cfg).items() if not k.startswith(("norm.", "head."))}
+    shared = {
+        k: v for k, v in official(family, cfg).items() if not k.startswith(("norm.", "head."))
+    }
     return shared | goldens.under(family, f"{cfg}/backbone/param")
 
 
