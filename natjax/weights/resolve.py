@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from urllib.error import HTTPError
 
 from natjax.weights.download import cache_folder, download
 from natjax.weights.errors import WeightsError
 from natjax.weights.published import PUBLISHED, find_published
 
 _HUB = "https://huggingface.co"
-_HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _URL = re.compile(r"\w[\w+.-]*://")
 
@@ -58,11 +58,15 @@ def _published_hint(text: str, models: list[str]) -> str:
 def _from_hub(name: str) -> Path:
     if _HUB_NAME.fullmatch(name) is None:
         raise WeightsError(f"hf:// must be followed by organisation/model; got {name!r}")
-    folder = cache_folder() / "huggingface" / name.replace("/", "--")
-    errors = []
-    for file in _HUB_FILES:
-        try:
-            return download(f"{_HUB}/{name}/resolve/main/{file}", folder)
-        except WeightsError as error:
-            errors.append(str(error))
-    raise WeightsError("; ".join(dict.fromkeys(errors)))
+    address = f"{_HUB}/{name}/resolve/main"
+    try:
+        return download(f"{address}/model.safetensors", cache_folder())
+    except WeightsError as error:
+        if not _is_absent(error):
+            raise
+    return download(f"{address}/pytorch_model.bin", cache_folder())
+
+
+def _is_absent(error: WeightsError) -> bool:
+    """Whether the server has no such file, as of models from before safetensors."""
+    return isinstance(error.__cause__, HTTPError) and error.__cause__.code == 404

@@ -290,7 +290,7 @@ def test_missing_files():
     with pytest.raises(WeightsError, match=r"there is no file nowhere\.pth$"):
         natjax.load_weights(model(), "nowhere.pth")
     tiny = nnx.eval_shape(lambda: natjax.create_model("nat_tiny", rngs=nnx.Rngs(0)))
-    with pytest.raises(WeightsError, match="nor published weights of that name; there are .*1k"):
+    with pytest.raises(WeightsError, match=r"nor published weights of that name; there are .*1k"):
         natjax.load_weights(tiny, "imagenet2k")
     with pytest.raises(WeightsError, match="hf:// must be followed by organisation/model"):
         natjax.load_weights(tiny, "hf://../../etc")
