@@ -1,5 +1,7 @@
 """Loading into models: from every source, all or nothing."""
 
+import pathlib
+
 import golden_models
 import hf_keys
 import jax
@@ -70,7 +72,7 @@ def test_every_naming_in_every_format(naming, arrays, suffix, tmp_path):
 
 
 def memory_file(content, **options):
-    return SourceFile(path="x.pth", format="torch", content=content, metadata={}, **options)
+    return SourceFile(path=pathlib.Path("x.pth"), format="torch", content=content, metadata={}, **options)
 
 
 def test_training_checkpoints_have_two_sets_of_weights():

@@ -6,6 +6,7 @@ import zipfile
 
 import golden_models
 import goldens
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
@@ -97,7 +98,7 @@ def test_saved_weights_load(model, naming, suffix, tmp_path):
     report = natjax.load_weights(other, path)
     assert report.naming == naming
     assert report.format == ("safetensors" if suffix == ".safetensors" else "torch")
-    images = np.ones((1, 32, 32, 3), np.float32)
+    images = jnp.ones((1, 32, 32, 3))
     np.testing.assert_array_equal(other(images), model(images))
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
