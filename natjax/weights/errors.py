@@ -10,8 +10,8 @@ class WeightsError(ValueError):
 def show(value: Any) -> str:
     """Return a short form of a value from an untrusted file, for a message.
 
-    Containers are named by type only: printing a small file's nested lists can take for ever. `repr`
-    escapes what would control a terminal.
+    Containers are named by type only: printing a small file's nested lists can take for ever.
+    `repr` escapes what would control a terminal.
 
     Args:
       value: Anything.

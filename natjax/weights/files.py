@@ -4,8 +4,9 @@ import json
 import os
 import struct
 from dataclasses import dataclass
+from io import BufferedIOBase
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import ml_dtypes  # noqa: F401 - NumPy then knows bfloat16 by its name
 import numpy as np
@@ -15,7 +16,10 @@ from natjax.weights.formats import Format, open_weights
 from natjax.weights.torch_file import read_open
 
 _LONGEST_HEADER = 2**24
-_DTYPES = frozenset("BOOL U8 I8 I16 U16 F16 BF16 I32 U32 F32 C64 F64 I64 U64".split())
+# Those that NumPy has, and bfloat16.
+_DTYPES = {"BOOL", "U8", "U16", "U32", "U64", "I8", "I16", "I32", "I64"} | {
+    *("F16", "BF16", "F32", "F64", "C64")
+}
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,7 @@ def _tensor(file: Any, name: str, path: Path) -> np.ndarray:
     return file.get_tensor(name)
 
 
-def _check_header(file: BinaryIO, path: Path, size: int) -> None:
+def _check_header(file: BufferedIOBase, path: Path, size: int) -> None:
     """Compare declared sizes with the file, which also tells a cut-off file from a wrong one."""
     (length,) = struct.unpack("<Q", file.read(8).ljust(8, b"\0"))
     if length > _LONGEST_HEADER:

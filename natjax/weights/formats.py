@@ -4,7 +4,8 @@ import contextlib
 import os
 import stat
 from collections.abc import Iterator
-from typing import BinaryIO, Literal
+from io import BufferedIOBase
+from typing import Literal
 
 from natjax.weights.errors import WeightsError, show
 
@@ -28,7 +29,7 @@ _IMPOSTORS = {
 
 
 @contextlib.contextmanager
-def open_weights(path: str | os.PathLike[str]) -> Iterator[tuple[BinaryIO, int, Format]]:
+def open_weights(path: str | os.PathLike[str]) -> Iterator[tuple[BufferedIOBase, int, Format]]:
     """Open a file and recognise its format.
 
     Args:
@@ -58,7 +59,7 @@ def open_weights(path: str | os.PathLike[str]) -> Iterator[tuple[BinaryIO, int, 
         raise WeightsError(f"{path}: there is not enough memory for the file") from error
 
 
-def _open(path: str | os.PathLike[str]) -> BinaryIO:
+def _open(path: str | os.PathLike[str]) -> BufferedIOBase:
     try:
         # A pipe would wait for its other end.
         flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)

@@ -2,7 +2,8 @@
 
 import os
 import struct
-from typing import Any, BinaryIO
+from io import BufferedIOBase
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +20,7 @@ class Source:
       left: Bytes that are still there.
     """
 
-    def __init__(self, file: BinaryIO, path: os.PathLike[str], left: int):
+    def __init__(self, file: BufferedIOBase, path: os.PathLike[str], left: int):
         self.path = path
         self.left = left
         self._file = file
@@ -31,8 +32,8 @@ class Source:
     def cut_off(self, wanted: int) -> WeightsError:
         """Return the error for a file that ends too early."""
         return self.error(
-            f"the file is cut off or damaged: {wanted} more bytes are expected where {self.left} are"
-            " left; download it again"
+            f"the file is cut off or damaged: {wanted} more bytes are expected where {self.left}"
+            " are left; download it again"
         )
 
     def read(self, count: int) -> bytes:
@@ -63,7 +64,7 @@ class Source:
             raise self.cut_off(buffer.size)
         view, done = memoryview(buffer), 0
         while done < buffer.size:
-            count = self._file.readinto(view[done:])  # pyrefly: ignore[missing-attribute]
+            count = self._file.readinto(view[done:])
             if not count:
                 raise self.cut_off(buffer.size - done)
             done += count

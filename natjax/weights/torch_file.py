@@ -3,8 +3,9 @@
 import io
 import os
 import sys
+from io import BufferedIOBase
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -24,19 +25,19 @@ _LARGEST_PICKLE = 2**27
 def read_torch(path: str | os.PathLike[str], *, lenient: bool = False) -> Any:
     """Read a file written by `torch.save`.
 
-    Nothing in the file is executed: its pickle is read by a machine that knows tensors, dicts, lists,
-    tuples, strings, numbers, True, False and None. Sizes are checked against the file before memory
-    is taken, so reading needs about the memory of the file. Tensors that share values in the file
-    share them here, and so cannot be written to.
+    Nothing in the file is executed: its pickle is read by a machine that knows tensors, dicts,
+    lists, tuples, strings, numbers, True, False and None. Sizes are checked against the file before
+    memory is taken, so reading needs about the memory of the file. Tensors that share values in the
+    file share them here, and so cannot be written to.
 
     Args:
       path: The file.
-      lenient: Leave out everything else, such as the ``argparse.Namespace`` of a training checkpoint:
-        a `Skipped` that carries its name stands there instead.
+      lenient: Leave out everything else, such as the ``argparse.Namespace`` of a training
+        checkpoint: a `Skipped` that carries its name stands there instead.
 
     Returns:
-      What was saved. Tensors and parameters are NumPy arrays, bfloat16 and float8 by `ml_dtypes`; an
-      OrderedDict is a dict.
+      What was saved. Tensors and parameters are NumPy arrays, bfloat16 and float8 by `ml_dtypes`;
+      an OrderedDict is a dict.
 
     Raises:
       WeightsError: the file is no such file, is damaged, or holds something else.
@@ -47,7 +48,7 @@ def read_torch(path: str | os.PathLike[str], *, lenient: bool = False) -> Any:
         return read_open(file, Path(path), size, lenient=lenient)
 
 
-def read_open(file: BinaryIO, path: Path, size: int, *, lenient: bool) -> Any:
+def read_open(file: BufferedIOBase, path: Path, size: int, *, lenient: bool) -> Any:
     """As `read_torch`, from an open file of known size.
 
     Args:
@@ -62,7 +63,7 @@ def read_open(file: BinaryIO, path: Path, size: int, *, lenient: bool) -> Any:
     return (_read_zip if zipped else _read_legacy)(file, source, lenient)
 
 
-def _read_zip(file: BinaryIO, source: Source, lenient: bool) -> Any:
+def _read_zip(file: BufferedIOBase, source: Source, lenient: bool) -> Any:
     """An archive: ``NAME/data.pkl``, ``NAME/byteorder``, and one ``NAME/data/KEY`` a storage."""
     archive = Archive(file, source)
     entry = _main_entry(archive, source)
@@ -121,7 +122,7 @@ def _swapped(data: np.ndarray, kind: str, source: Source) -> np.ndarray:
     return data.view(f"u{width}").byteswap().view(np.uint8)
 
 
-def _read_legacy(file: BinaryIO, source: Source, lenient: bool) -> Any:
+def _read_legacy(file: BufferedIOBase, source: Source, lenient: bool) -> Any:
     """The format without zip: magic number, version, system, content, storage keys (five pickles),
     then for each key the number of elements and the values, little-endian.
     """

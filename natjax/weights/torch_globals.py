@@ -48,13 +48,16 @@ def _tensor(args: tuple[Any, ...], error: _Error) -> np.ndarray | Skipped:
         case (Storage() as storage, offset, shape, strides, *rest) if len(rest) <= 3:
             _refuse_metadata(rest[2:], error)
             return view_tensor(storage, storage.dtype, offset, shape, strides, error)
-        case (Skipped() as skipped, *_):  # a storage of a type without a NumPy counterpart
-            return skipped
+        case (Skipped() as skipped, _, _, _, *_) if not isinstance(skipped, Storage):
+            return skipped  # a storage of a type without a NumPy counterpart
     raise error(f"a tensor must be made of a storage and its layout, got {_types(args)}")
 
 
 def _tensor_of_dtype(args: tuple[Any, ...], error: _Error) -> np.ndarray | Skipped:
-    """Arguments: storage of bytes, offset, shape, strides, requires_grad, hooks, dtype, metadata."""
+    """Arguments: storage of bytes, offset, shape, strides, requires_grad, hooks and dtype.
+
+    Metadata may follow.
+    """
     match args:
         case (Storage() as storage, offset, shape, strides, _, _, Skipped(name), *rest) if (
             name in DTYPES and len(rest) <= 1

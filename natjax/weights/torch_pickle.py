@@ -1,9 +1,9 @@
 """Reader of the pickles in PyTorch files, which executes nothing.
 
 A pickle is a program for a stack machine. This machine has the instructions that `torch.save` uses
-and no others, and its instructions cannot import, call or set attributes: names are strings, and the
-few that mean something are in `natjax.weights.torch_globals`. `pickle.Unpickler` would do with
-``find_class`` alone, but it takes memory for declared lengths and memo indices before it looks.
+and no others, and its instructions cannot import, call or set attributes: names are strings, and
+the few that mean something are in `natjax.weights.torch_globals`. `pickle.Unpickler` could be held
+to those names, but it takes memory for declared lengths and memo indices before it looks.
 """
 
 import pickle

@@ -89,8 +89,8 @@ class Storages:
     """The storages of one file, each made once.
 
     Args:
-      fetch: Gives the uint8 array of a storage from its key, its size in bytes and its type, such as
-        ``torch.FloatStorage``.
+      fetch: Gives the uint8 array of a storage from its key, its size in bytes and its type, such
+        as ``torch.FloatStorage``.
       error: Makes an error that names the file.
     """
 
@@ -107,8 +107,8 @@ class Storages:
         """Return the storage that a persistent id names.
 
         Args:
-          identity: ``("storage", type, key, device, elements)``; the format without zip adds a view,
-            None or ``(key, first element, elements)``.
+          identity: ``("storage", type, key, device, elements)``; the format without zip adds a
+            view, None or ``(key, first element, elements)``.
           lenient: Whether other ids and unknown types give a stand-in.
         """
         match identity:

@@ -8,7 +8,7 @@ bytes with another. Layout: PKWARE, "APPNOTE.TXT - .ZIP File Format Specificatio
 import struct
 import zlib
 from dataclasses import dataclass
-from typing import BinaryIO
+from io import BufferedIOBase
 
 import numpy as np
 
@@ -53,7 +53,7 @@ class Archive:
       source: The same, for messages and its size (`Source.left`).
     """
 
-    def __init__(self, file: BinaryIO, source: Source):
+    def __init__(self, file: BufferedIOBase, source: Source):
         self._file = file
         self._source = source
         self._size = source.left
@@ -73,8 +73,8 @@ class Archive:
     def _at(self, start: int, size: int) -> Source:
         if start + size > self._size:
             raise self._source.error(
-                f"the file must have {start + size} bytes by its own directory, got {self._size}; it"
-                " is cut off or damaged, download it again"
+                f"the file must have {start + size} bytes by its own directory, got {self._size};"
+                " it is cut off or damaged, download it again"
             )
         self._file.seek(start)
         return Source(self._file, self._source.path, size)
@@ -144,8 +144,8 @@ class Archive:
         directory.read(comment_length)
         if flags & _ENCRYPTED or method:
             raise self._source.error(
-                f"entry {show(name)} must be stored as it is, as torch.save does; it is compressed or"
-                " encrypted (unpack the archive and use the file inside)"
+                f"entry {show(name)} must be stored as it is, as torch.save does; it is compressed"
+                " or encrypted (unpack the archive and use the file inside)"
             )
         size, stored, header = self._wide(extra, size, stored, header)
         if size != stored:
