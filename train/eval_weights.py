@@ -21,7 +21,7 @@ from natjax.train.compiled import compile_evaluator
 from natjax.train.config import MeshConfig
 from natjax.train.data import Batch
 from natjax.train.errors import UserError
-from natjax.train.evaluate import Evaluation, evaluate
+from natjax.train.evaluate import Evaluation, NoImagesError, evaluate
 from natjax.train.functional import functional
 from natjax.train.photos import Photos, open_photos, read_photo
 from natjax.train.sharding import make_mesh, replicated, request_devices
@@ -100,7 +100,11 @@ def evaluate_weights(
         # Of Pillow, about odd metadata; set here, as filters are no matter of single threads.
         warnings.filterwarnings("ignore", module="PIL")
         batches = _with_progress(_batches(photos, how, batch_size, failures))
-        result = evaluate(evaluator, params, batches)
+        try:
+            result = evaluate(evaluator, params, batches)
+        except NoImagesError as error:
+            first = failures.sorted()[0]
+            raise UserError(f"none of {photos.count} photos can be read; {first}") from error
     return WeightsEvaluation(
         model=name, where=report.path, how=how, result=result, failures=failures.sorted()
     )

@@ -4,7 +4,6 @@ import dataclasses
 import io
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -35,7 +34,7 @@ class Photos:
     count: int
     classes: int
     name: Callable[[int], str]
-    open: Callable[[int], BinaryIO]
+    open: Callable[[int], io.BufferedIOBase]
     label: Callable[[int], int]
 
 
@@ -114,7 +113,7 @@ def _tfds_photos(version: Path) -> Photos:
     )
 
 
-def read_photo(file: BinaryIO, how: Preprocessing) -> Pixels:
+def read_photo(file: io.BufferedIOBase, how: Preprocessing) -> Pixels:
     """Decode and prepare a photo as it was done when the published accuracies were measured.
 
     Any mode becomes RGB by Pillow's own conversion, and EXIF orientation is not looked at.

@@ -4,10 +4,10 @@ import dataclasses
 import io
 import re
 
+import draw
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
@@ -68,7 +68,7 @@ def folder(photos, tmp_path_factory):
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     path = tmp_path_factory.mktemp("weights") / "photo.safetensors"
-    model = natjax.create_model(NAME, rngs=nnx.Rngs(0))
+    model = draw.filled(lambda rngs: natjax.create_model(NAME, rngs=rngs))
     natjax.save_weights(model, path)
     return path
 
@@ -115,7 +115,7 @@ def test_accuracy_is_exact_over_all_photos(batch_size, weights, folder):
 def test_several_devices_give_the_same(weights, folder):
     one = evaluate_weights(str(weights), folder, batch_size=8)
     two = evaluate_weights(str(weights), folder, batch_size=8, devices=2)
-    assert dataclasses.replace(one.result, loss=0) == dataclasses.replace(two.result, loss=0)
+    assert dataclasses.replace(one.result, loss=0.0) == dataclasses.replace(two.result, loss=0.0)
     assert one.result.loss == pytest.approx(two.result.loss, rel=1e-5)
 
 
@@ -127,6 +127,14 @@ def test_the_command(weights, folder, capsys):
     assert "bicubic to 36, crop 32" in out
     top1 = (one_by_one(weights, folder) < 1).mean()
     assert f"{top1:.3%}" in out
+
+
+def test_no_photo_can_be_read(weights, tmp_path, capsys):
+    for synset in SYNSETS:
+        (tmp_path / synset).mkdir()
+        (tmp_path / synset / "x.JPEG").write_text("no photo")
+    assert main(["eval", "--weights", str(weights), "--data.dir", str(tmp_path)]) == 2
+    assert "none of 3 photos can be read; cannot read" in capsys.readouterr().err
 
 
 def test_damaged_photos_are_named_and_not_counted(weights, folder, tmp_path, capsys):
@@ -262,7 +270,8 @@ def test_postscript_is_no_photo():
 
 def test_weights_of_no_published_model(folder, tmp_path):
     config = natjax.NATConfig(dim=8, depths=(1,), num_heads=(1,), kernel_size=3, num_classes=3)
-    natjax.save_weights(natjax.NAT(config, rngs=nnx.Rngs(0)), tmp_path / "x.safetensors")
+    model = draw.filled(lambda rngs: natjax.NAT(config, rngs=rngs))
+    natjax.save_weights(model, tmp_path / "x.safetensors")
     with pytest.raises(UserError, match="its preprocessing is not known"):
         evaluate_weights(str(tmp_path / "x.safetensors"), folder)
 

@@ -1,10 +1,15 @@
 """Weights of runs as files, and runs that start from files."""
 
+import contextlib
+import functools
+import io
+import shutil
+
+import draw
 import jax
 import numpy as np
 import pico
 import pytest
-from flax import nnx
 from runs import final_state
 
 import natjax
@@ -16,13 +21,16 @@ from natjax.train.trainer import build_trainer
 from natjax.weights import WeightsError
 from natjax.weights.load import named_params
 
+SETTINGS = {"steps": 8, "eval_every": 8}
+
 
 def train(run, **settings) -> int:
     return main(["train", "digits", *pico.flags(run, **settings)])
 
 
 def model(**options):
-    return natjax.create_model(pico.NAME, in_channels=1, rngs=nnx.Rngs(5), **options)
+    build = functools.partial(natjax.create_model, pico.NAME, in_channels=1, **options)
+    return draw.filled(lambda rngs: build(rngs=rngs))
 
 
 def values(model):
@@ -30,10 +38,20 @@ def values(model):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, data_dir):
-    run = tmp_path_factory.mktemp("runs") / "finished"
-    assert train(run, steps=8, eval_every=8, data__prepared_dir=data_dir) == 0
-    return run
+def started(tmp_path_factory, data_dir):
+    """A run that started from a file which is gone, and what it printed."""
+    folder, printed = tmp_path_factory.mktemp("runs"), io.StringIO()
+    natjax.save_weights(model(), folder / "x.safetensors")
+    settings = SETTINGS | {"init": folder / "x.safetensors", "data__prepared_dir": data_dir}
+    with contextlib.redirect_stdout(printed):
+        assert train(folder / "finished", **settings) == 0
+    (folder / "x.safetensors").unlink()
+    return folder / "finished", printed.getvalue()
+
+
+@pytest.fixture
+def finished(started):
+    return started[0]
 
 
 @pytest.mark.parametrize("name", ["x.safetensors", "x.pth"])
@@ -113,23 +131,24 @@ def test_position_biases_of_another_size_are_resized(config, tmp_path):
 
 
 def test_weights_of_another_model(config, tmp_path):
-    other = natjax.create_model("nat_micro", rngs=nnx.Rngs(0))
+    other = draw.filled(lambda rngs: natjax.create_model("nat_micro", rngs=rngs))
     natjax.save_weights(other, tmp_path / "x.safetensors")
     with pytest.raises(WeightsError, match="does not fit the model"):
         read_initial(trainer(config, tmp_path / "x.safetensors"), tmp_path)
 
 
-def test_init_is_recorded_and_not_applied_again(tmp_path, capsys):
-    natjax.save_weights(model(), tmp_path / "x.safetensors")
-    settings = {"init": tmp_path / "x.safetensors", "checkpoint__every": 4, "log_every": 4}
-    assert train(tmp_path / "run", steps=8, eval_every=8, **settings) == 0
-    assert "Starting from" in capsys.readouterr().out
-    assert RunFolder(tmp_path / "run").read_config().init == str(tmp_path / "x.safetensors")
-    (tmp_path / "x.safetensors").unlink()
-    assert train(tmp_path / "run", steps=8, eval_every=8, **settings) == 0
+def test_init_is_recorded_and_not_applied_again(started, tmp_path, data_dir, capsys):
+    run, printed = started
+    weights = run.parent / "x.safetensors"
+    assert f"Starting from {weights}: 23 arrays with natjax names" in printed
+    assert RunFolder(run).read_config().init == str(weights)
+    copy = shutil.copytree(run, tmp_path / "copy")
+    assert train(copy, **SETTINGS, init=weights, data__prepared_dir=data_dir) == 0
     out = capsys.readouterr().out
     assert "Resuming" in out
     assert "Starting from" not in out
+    assert train(copy, **SETTINGS, data__prepared_dir=data_dir) == 2
+    assert "another configuration (init: " in capsys.readouterr().err
 
 
 def test_a_wrong_init_leaves_no_run(tmp_path, capsys):

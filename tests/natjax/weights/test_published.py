@@ -5,6 +5,7 @@ import pathlib
 from email.message import Message
 from urllib.error import HTTPError
 
+import draw
 import pytest
 from flax import nnx
 
@@ -103,7 +104,8 @@ def test_a_file_of_that_name_wins(tmp_path, monkeypatch):
 def fetched(monkeypatch, tmp_path):
     """What would have been downloaded; a file of nat_micro comes instead."""
     path, addresses = tmp_path / "nat_micro.safetensors", []
-    natjax.save_weights(natjax.create_model("nat_micro", rngs=nnx.Rngs(0)), path)
+    model = draw.filled(lambda rngs: natjax.create_model("nat_micro", rngs=rngs))
+    natjax.save_weights(model, path)
 
     def download(url, folder):
         addresses.append((url, folder))
@@ -140,11 +142,16 @@ def test_other_failures_of_the_hub_are_final(fetched):
 def test_weights_of_a_detector_bring_its_dilations(monkeypatch):
     """The model of a published backbone is that of the detector, unless the caller says else."""
     made = []
-    monkeypatch.setattr(load, "build_loaded", lambda build, *_, **__: made.append(build))
+
+    def build_loaded(build, *_, **__):
+        made.append(nnx.eval_shape(lambda: build(nnx.Rngs(0))))
+        return made[-1]
+
+    monkeypatch.setattr(load, "build_loaded", build_loaded)
     natjax.create_model("dinat_mini", weights="coco_maskrcnn")
     natjax.create_model("dinat_mini", weights="coco_maskrcnn", kernel_size=5, output_norms=False)
     natjax.create_model("dinat_large", weights="coco_mask2former_instance")
-    configs = [nnx.eval_shape(lambda build=build: build(nnx.Rngs(0))).config for build in made]
+    configs = [model.config for model in made]
     assert configs[0].dilations[0] == (1, 28, 1)
     assert configs[0].output_norms
     assert configs[0].num_classes == 0
