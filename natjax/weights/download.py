@@ -6,11 +6,11 @@ import os
 import re
 import shutil
 import sys
-import time
 import urllib.parse
 from dataclasses import dataclass
-from io import BufferedIOBase
+from io import BufferedReader, FileIO
 from pathlib import Path
+from time import sleep
 
 from natjax.weights.errors import WeightsError, show
 from natjax.weights.partial import Origin, PartialFile, partial_file
@@ -65,7 +65,7 @@ def download(
     folder: Path,
     *,
     progress: bool = True,
-    timeout: float = 30,
+    timeout: float = 30.0,
     sha256: str | None = None,
     allow_http: bool = False,
     attempts: int = 4,
@@ -144,7 +144,7 @@ def _fetch(
             failures = 0 if part.size > before else failures + 1
             if failures >= attempts:
                 raise request.error(f"the download has failed: {error}; {_BY_HAND}") from error
-            time.sleep(max(pause * 2 ** max(failures - 1, 0), error.wait))
+            sleep(max(pause * 2 ** max(failures - 1, 0), error.wait))
 
 
 def _attempt(request: _Request, part: PartialFile, bar: ProgressBar, checked: bool) -> None:
@@ -266,5 +266,5 @@ def _check_sum(part: PartialFile, url: str, sha256: str | None) -> None:
         raise WeightsError(f"{url}: the file's SHA-256 must be {sha256}, got {digest}")
 
 
-def _digest(file: BufferedIOBase) -> str:
+def _digest(file: BufferedReader | FileIO) -> str:
     return hashlib.file_digest(file, "sha256").hexdigest()

@@ -15,7 +15,7 @@ from natjax.weights.errors import WeightsError, show
 from natjax.weights.formats import Format, open_weights
 from natjax.weights.torch_file import read_open
 
-_LONGEST_HEADER = 2**24
+_LONGEST_HEADER = 2**23
 # Those that NumPy has, and bfloat16.
 _DTYPES = {"BOOL", "U8", "U16", "U32", "U64", "I8", "I16", "I32", "I64"} | {
     *("F16", "BF16", "F32", "F64", "C64")
@@ -102,7 +102,9 @@ def _check_header(file: BufferedIOBase, path: Path, size: int) -> None:
     try:
         header = json.loads(file.read(length))
         ends = [entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"]
-        end = 8 + length + max(map(int, ends), default=0)
+        if not all(type(end) is int for end in ends):
+            raise ValueError("offsets must be integers")
+        end = 8 + length + max(ends, default=0)
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise WeightsError(
             f"{path}: the safetensors header is damaged; download it again"

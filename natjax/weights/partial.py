@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from io import BufferedIOBase
+from io import FileIO
 from pathlib import Path
 
 from natjax.weights.errors import WeightsError
@@ -39,13 +39,14 @@ class PartialFile:
       folder: Where it is.
     """
 
-    def __init__(self, file: BufferedIOBase, path: Path):
+    def __init__(self, file: FileIO, path: Path):
         self._file = file
         self._path = path
         self._note = path.with_name(f"{path.name}.json")
         self.size = file.seek(0, os.SEEK_END)
         self.origin = self._read_note()
         self.finished = False
+        self.folder = path.parent
 
     def begin(self, origin: Origin) -> None:
         """Drop what is there and note what is to come."""
@@ -62,12 +63,14 @@ class PartialFile:
         self.origin = None
 
     def append(self, data: bytes) -> None:
-        """Add bytes; they are on their way to the disk when this returns."""
-        self._file.write(data)
-        self._file.flush()
-        self.size += len(data)
+        """Add bytes, and count those that were written even if the disk is then full."""
+        left = memoryview(data)
+        while left:
+            count = self._file.write(left)
+            self.size += count
+            left = left[count:]
 
-    def content(self) -> BufferedIOBase:
+    def content(self) -> FileIO:
         """Return the file, at its beginning, to be read."""
         self._file.seek(0)
         return self._file
@@ -118,7 +121,7 @@ def partial_file(target: Path, waiting: Callable[[], None]) -> Iterator[PartialF
         resumable = file is not None
         if file is None:  # no locks here: a file of one's own
             number, name = tempfile.mkstemp(".part", target.name, target.parent)
-            path, file = Path(name), os.fdopen(number, "r+b")
+            path, file = Path(name), os.fdopen(number, "r+b", buffering=0)
         with file:
             part = PartialFile(file, path)
             try:
@@ -130,7 +133,7 @@ def partial_file(target: Path, waiting: Callable[[], None]) -> Iterator[PartialF
         raise storage_error(target.parent, error) from error
 
 
-def _open_locked(path: Path, waiting: Callable[[], None]) -> BufferedIOBase | None:
+def _open_locked(path: Path, waiting: Callable[[], None]) -> FileIO | None:
     """Open a file and lock it until it is closed; None where the system cannot lock."""
     try:
         import fcntl
@@ -138,7 +141,7 @@ def _open_locked(path: Path, waiting: Callable[[], None]) -> BufferedIOBase | No
         return None
     told = False
     while True:
-        file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
+        file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b", buffering=0)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if _is_at(file, path):
@@ -154,7 +157,7 @@ def _open_locked(path: Path, waiting: Callable[[], None]) -> BufferedIOBase | No
         file.close()
 
 
-def _is_at(file: BufferedIOBase, path: Path) -> bool:
+def _is_at(file: FileIO, path: Path) -> bool:
     """Whether a file still has its name: whoever held the lock before may have finished it."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())

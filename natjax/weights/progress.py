@@ -3,7 +3,6 @@
 import sys
 import time
 from types import TracebackType
-from typing import Self
 
 _WIDTH = 20
 _PERIOD = 0.1  # seconds between two drawings
@@ -24,7 +23,7 @@ class ProgressBar:
         self._length = 0
         self._start: tuple[float, int] | None = None
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "ProgressBar":
         return self
 
     def __exit__(

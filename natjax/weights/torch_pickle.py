@@ -16,9 +16,9 @@ from natjax.weights.source import Source
 from natjax.weights.torch_globals import BUILDERS, KNOWN
 from natjax.weights.torch_tensors import Skipped, Storages
 
-# Bounds for what a small file may expand to; a checkpoint of a thousand tensors with its optimizer
-# takes some 60,000 instructions.
-MOST_INSTRUCTIONS = 1_000_000
+# Bounds for what a small file may expand to; a checkpoint of a thousand tensors with averages and
+# optimizer takes some 100,000 instructions.
+MOST_INSTRUCTIONS = 500_000
 MOST_ENTRIES = 1_000_000
 MOST_TEXT = 2**26  # bytes
 DEEPEST = 64

@@ -11,7 +11,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from email.message import Message
-from typing import IO
+from typing import Any
 
 from natjax.weights.errors import WeightsError, show
 
@@ -34,7 +34,7 @@ class PassingError(Exception):
       wait: Seconds that the server asks to wait.
     """
 
-    def __init__(self, reason: str, wait: float = 0.0):
+    def __init__(self, reason: str, wait: int = 0):
         super().__init__(reason)
         self.wait = wait
 
@@ -89,8 +89,8 @@ def open_url(
     try:
         return _opener(allow_http).open(request, timeout=timeout)
     except urllib.error.HTTPError as error:
-        with error:
-            raise _status_error(url, error) from error
+        error.close()
+        raise _status_error(url, error) from error
     except urllib.error.URLError as error:
         if isinstance(error.reason, ssl.SSLCertVerificationError):
             raise WeightsError(
@@ -144,7 +144,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
     def redirect_request(
         self,
         req: urllib.request.Request,
-        fp: IO[bytes],
+        fp: Any,
         code: int,
         msg: str,
         headers: Message,
@@ -164,10 +164,12 @@ def _status_error(url: str, error: urllib.error.HTTPError) -> Exception:
     text = f"the server answers with status {error.code}"
     if error.code in _PASSING:
         wait = error.headers.get("Retry-After", "") if error.headers else ""
-        return PassingError(text, min(int(wait), _LONGEST_WAIT) if wait.isdecimal() else 0.0)
+        return PassingError(text, min(int(wait[:9]), _LONGEST_WAIT) if wait.isdecimal() else 0)
     if 300 <= error.code < 400:
-        return WeightsError(f"{url}: the server's redirect cannot be followed: {error.reason}")
-    return WeightsError(f"{url}: {text}: {_MEANING.get(error.code, error.reason)}")
+        return WeightsError(
+            f"{url}: the server's redirect cannot be followed: {show(error.reason)}"
+        )
+    return WeightsError(f"{url}: {text}: {_MEANING.get(error.code) or show(error.reason)}")
 
 
 def _is_local(host: str) -> bool:

@@ -582,8 +582,9 @@ def test_bombs_are_refused_without_much_memory_or_time(tmp_path):
     paths = []
     for name, data in BOMBS.items():
         for kind, write in {"zip": zip_file, "legacy": legacy_file}.items():
-            paths.append(tmp_path / f"{name}.{kind}")
-            paths[-1].write_bytes(write(data, {"0": bytes(16)}))
+            if kind == "zip" or len(data) < 1000:  # the long ones stop at the same count
+                paths.append(tmp_path / f"{name}.{kind}")
+                paths[-1].write_bytes(write(data, {"0": bytes(16)}))
     command = [sys.executable, "-c", READ_BOMBS, *map(str, paths)]
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     results = [json.loads(line) for line in output.splitlines()]
