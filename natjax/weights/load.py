@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +11,8 @@ import numpy as np
 from flax import nnx
 
 from natjax.base import VisionModel
+from natjax.isotropic import Isotropic
+from natjax.nat import NAT
 from natjax.weights.files import read_file
 from natjax.weights.fit import MismatchError, compare, take_arrays
 from natjax.weights.layouts import Shape
@@ -58,7 +59,8 @@ def load_weights(
 
     >>> import natjax
     >>> from flax import nnx
-    >>> model = natjax.create_model("nat_micro", rngs=nnx.Rngs(0))
+    >>> config = natjax.NATConfig(dim=8, depths=(1,), num_heads=(1,), kernel_size=3, num_classes=5)
+    >>> model = nnx.eval_shape(lambda: natjax.NAT(config, rngs=nnx.Rngs(0)))
     >>> natjax.load_weights(model, "nat_tiny.pth")
     Traceback (most recent call last):
     ...
@@ -80,18 +82,15 @@ def _load(model: VisionModel, state: StateDict, **how: bool) -> LoadReport:
     return report
 
 
-_Model = TypeVar("_Model", bound=VisionModel)
-
-
 def build_loaded(
-    build: Callable[[nnx.Rngs], _Model],
+    build: Callable[[nnx.Rngs], NAT | Isotropic],
     weights: str | os.PathLike[str],
     *,
     name: str,
     drop_head: bool = False,
     resize_rpb: bool = False,
     rngs: nnx.Rngs | None = None,
-) -> _Model:
+) -> NAT | Isotropic:
     """Make a model of loaded weights; only what is not loaded is drawn.
 
     Args:

@@ -1,4 +1,4 @@
-"""The state dict inside a file: out of its container, without its prefix, and what names it uses."""
+"""The state dict inside a file: out of its container, without its prefix, its names recognised."""
 
 from __future__ import annotations
 
