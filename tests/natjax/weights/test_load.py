@@ -4,6 +4,7 @@ import pathlib
 
 import draw
 import golden_models
+import goldens
 import hf_keys
 import jax
 import jax.numpy as jnp
@@ -70,6 +71,34 @@ def test_every_naming_in_every_format(naming, arrays, suffix, tmp_path):
     assert report.naming == naming
     assert not report.skipped
     assert sum(len(mapped.theirs) for mapped in report.mapped) == len(arrays)
+
+
+@pytest.mark.parametrize("name", ["bare", "legacy", "strided", "half", "bf16"])
+def test_files_that_torch_wrote(name):
+    path = _torch_file(f"nat_b_{name}.pth")
+    target, rounded = model(), {"half": np.float16, "bf16": ml_dtypes.bfloat16}.get(name)
+    natjax.load_weights(target, path)
+    expected = OFFICIAL
+    if rounded is not None:
+        expected = {k: v.astype(rounded).astype(np.float32) for k, v in OFFICIAL.items()}
+    assert_equal(values(target), expected)
+
+
+def test_a_training_checkpoint_that_torch_wrote():
+    path, target = _torch_file("nat_b_timm.pth.tar"), model()
+    with pytest.raises(WeightsError, match=r"got 'argparse\.Namespace' \(lenient=True"):
+        natjax.load_weights(target, path)
+    assert natjax.load_weights(target, path, lenient=True).container == "state_dict.module"
+    assert_equal(values(target), OFFICIAL)
+    natjax.load_weights(target, path, lenient=True, ema=True)
+    assert_equal(values(target), {key: array / 2 for key, array in OFFICIAL.items()})
+
+
+def _torch_file(name):
+    for folder in (goldens.COMMITTED, goldens.FULL):
+        if (folder / "pth" / name).exists():
+            return folder / "pth" / name
+    pytest.skip(f"{name}, which PyTorch wrote, is not here (shared/golden/pth)")
 
 
 def memory_file(content, **options):

@@ -1,17 +1,21 @@
 """The table of published weights."""
 
 import dataclasses
+import http.server
 import pathlib
+import threading
 from email.message import Message
 from urllib.error import HTTPError
 
 import draw
+import numpy as np
 import pytest
 from flax import nnx
 
 import natjax
 from natjax.variants import VARIANTS
 from natjax.weights import PUBLISHED, WeightsError, load, published_weights, resolve
+from natjax.weights.load import named_params
 from natjax.weights.published import find_published
 from natjax.weights.resolve import is_published_name
 
@@ -131,6 +135,36 @@ def test_the_hub_has_files_of_two_names(fetched):
         f"{address}/model.safetensors",
         f"{address}/pytorch_model.bin",
     ]
+
+
+class _OldModel(http.server.BaseHTTPRequestHandler):
+    """A hub that has no safetensors file, but the older one."""
+
+    def do_GET(self):
+        content = self.server.content if self.path.endswith("/pytorch_model.bin") else b""
+        self.send_response(200 if content else 404)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_):
+        pass
+
+
+def test_a_model_from_before_safetensors_is_downloaded(monkeypatch, tmp_path):
+    model = draw.filled(lambda rngs: natjax.create_model("nat_micro", rngs=rngs))
+    natjax.save_weights(model, tmp_path / "x.bin", naming="hf")
+    monkeypatch.setenv("NATJAX_CACHE", str(tmp_path / "cache"))
+    with http.server.ThreadingHTTPServer(("localhost", 0), _OldModel) as server:
+        server.content = (tmp_path / "x.bin").read_bytes()
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setattr(resolve, "_HUB", f"http://localhost:{server.server_port}")
+        loaded = natjax.create_model("nat_micro", weights="hf://old/model")
+        server.shutdown()
+    found, expected = named_params(loaded), named_params(model)
+    for name, param in expected.items():
+        np.testing.assert_array_equal(found[name].get_value(), param.get_value())
+    assert natjax.create_model("nat_micro", weights=next((tmp_path / "cache").glob("*.bin")))
 
 
 def test_other_failures_of_the_hub_are_final(fetched):
