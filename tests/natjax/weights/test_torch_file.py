@@ -445,6 +445,38 @@ def test_persistent_ids_that_do_not_fit_are_refused(read, refused, identity):
     refused(legacy_file(content, {"0": bytes(16)}), "storage|more bytes", modes=lenient)
 
 
+ARRAY = tensor(storage("0", 4), (4,), (1,))
+
+
+@pytest.mark.parametrize("place", range(5))
+def test_tensors_in_a_persistent_id_are_refused(refused, place):
+    """Comparing an array gives another array, and no answer."""
+    identity = ["storage", Global("torch", "FloatStorage"), "0", "cpu", 4]
+    identity[place] = ARRAY
+    content = tensor(Persistent(tuple(identity)), (4,), (1,))
+    refused(zip_file(content, {"0": bytes(16)}), "persistent id must name a storage")
+
+
+@pytest.mark.parametrize("place", range(7))
+def test_tensors_as_arguments_are_refused_or_of_no_matter(read, refused, place):
+    args = [storage("0", 4), 0, (4,), (1,), False, Reduce(ORDERED_DICT, ()), {}]
+    args[place] = ARRAY
+    file = zip_file(Reduce(REBUILD, tuple(args)), {"0": bytes(16)})
+    if place in (4, 5):  # whether there is a gradient, and hooks
+        assert_equal_bits({"a": read(file)}, {"a": np.zeros(4, np.float32)})
+    else:
+        refused(file, "tensor.* must")
+
+
+def test_tensors_as_names_and_keys_are_refused(refused):
+    data = {"0": bytes(16)}
+    refused(zip_file(Reduce(ARRAY, ()), data), "only a name with a tuple can be built")
+    refused(zip_file(Reduce(REBUILD, ARRAY), data), "only a name with a tuple can be built")
+    refused(zip_file(b"\x80\2" + code(ARRAY) + b"K\1\x93.", data), "must be made of two strings")
+    refused(zip_file(b"\x80\2}" + code(ARRAY) + b"Ns.", data), "a dict's key", modes=[False])
+    refused(legacy_file({}, data, version=ARRAY), "must be of version 1001, got a ndarray")
+
+
 def test_one_storage_has_one_type_and_size(refused):
     content = [tensor(F4, (1,), (1,)), tensor(storage("0", 4, "IntStorage"), (1,), (1,))]
     refused(zip_file(content, {"0": bytes(16)}), "must be the same wherever it is named")
@@ -829,7 +861,7 @@ FRAGMENTS = [
 
 
 @given(parts=st.lists(st.sampled_from(FRAGMENTS), max_size=30))
-@settings(max_examples=150)
+@settings(max_examples=100)
 def test_random_programs(scratch, parts):
     check_fuzzed(scratch, zip_file(PROTO + b"".join(parts) + b".", FUZZED_DATA))
 
