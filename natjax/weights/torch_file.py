@@ -129,7 +129,7 @@ def _read_legacy(file: BufferedIOBase, source: Source, lenient: bool) -> Any:
     buffers = _Buffers(source)
     storages = Storages(buffers.fetch, source.error)
     magic, version, _ = (read_pickle(source, storages, lenient=False) for _ in range(3))
-    if magic != _MAGIC or version != _VERSION:
+    if [type(magic), type(version)] != [int, int] or (magic, version) != (_MAGIC, _VERSION):
         raise source.error(
             f"a file of torch.save must be of version {_VERSION}, got {show(version)}"
         )

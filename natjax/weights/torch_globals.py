@@ -79,7 +79,7 @@ def _parameter(args: tuple[Any, ...], error: _Error) -> np.ndarray | Skipped:
 def _refuse_metadata(rest: list[Any], error: _Error) -> None:
     """Metadata say that the values are to be negated or conjugated, which no weights need."""
     for metadata in rest:
-        if metadata:
+        if metadata is not None and not (isinstance(metadata, dict) and len(metadata) == 0):
             raise error("a tensor must be stored as it is, not marked as negated or conjugated")
 
 

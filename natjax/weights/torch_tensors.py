@@ -111,8 +111,11 @@ class Storages:
             view, None or ``(key, first element, elements)``.
           lenient: Whether other ids and unknown types give a stand-in.
         """
+        # Types first: a comparison with what happens to be an array would be one too.
         match identity:
-            case ("storage", Skipped(name), str(key), str(), int(count), *view) if len(view) < 2:
+            case (str(kind), Skipped(name), str(key), str(), int(count), *view) if (
+                kind == "storage" and len(view) < 2
+            ):
                 pass
             case (str(kind), *_) if lenient and kind != "storage":
                 return Skipped(kind)

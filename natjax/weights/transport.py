@@ -99,10 +99,8 @@ def open_url(
         raise PassingError(describe_failure(error.reason)) from error
     except (OSError, http.client.HTTPException) as error:
         raise PassingError(describe_failure(error)) from error
-    except ValueError as error:
-        if isinstance(error, WeightsError):
-            raise
-        raise WeightsError(f"{url}: the server redirects to a wrong address: {error}") from error
+    except ValueError as error:  # ours, or what urllib raises for an address it cannot parse
+        raise WeightsError(f"{url}: the server's redirect cannot be followed: {error}") from error
 
 
 def describe_failure(error: object) -> str:
@@ -141,6 +139,15 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
     def __init__(self, allow_http: bool):
         self._allow_http = allow_http
 
+    def http_error_302(
+        self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Message
+    ) -> Any:
+        """Close the response first, whose body would be read otherwise, however long."""
+        fp.close()
+        return super().http_error_302(req, fp, code, msg, headers)
+
+    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
+
     def redirect_request(
         self,
         req: urllib.request.Request,
@@ -151,11 +158,10 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         newurl: str,
     ) -> urllib.request.Request | None:
         """Check the new address."""
-        with fp:  # else its body would be read, however long
-            check_url(newurl, self._allow_http)
-            if urllib.parse.urlsplit(req.full_url).scheme == "https" != newurl[:5].lower():
-                raise WeightsError(f"{req.full_url}: must not redirect to {newurl}, unencrypted")
-            return super().redirect_request(req, fp, code, msg, headers, newurl)
+        check_url(newurl, self._allow_http)
+        if urllib.parse.urlsplit(req.full_url).scheme == "https" != newurl[:5].lower():
+            raise WeightsError(f"{req.full_url} must not redirect to {newurl}, unencrypted")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
 def _status_error(url: str, error: urllib.error.HTTPError) -> Exception:
