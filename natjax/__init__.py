@@ -4,6 +4,7 @@ Ops: `na1d`, `na2d`, `na3d`, their unfused halves ``na*_qk`` and ``na*_av``, and
 Modules (Flax NNX): `NeighborhoodAttention1D`, `NeighborhoodAttention2D`, `NeighborhoodAttention3D`.
 Models: `create_model`, `list_models`, `model_summary`; from configs of one's own, `NAT` and
 `Isotropic`.
+Weights: `load_weights`, `save_weights`; more in `natjax.weights`.
 
 Names are imported when first used, so that ``natjax --help`` does not wait for JAX.
 """
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from natjax.nat import NATConfig as NATConfig
     from natjax.summary import ModelSummary as ModelSummary
     from natjax.summary import model_summary as model_summary
+    from natjax.weights.load import load_weights as load_weights
+    from natjax.weights.save import save_weights as save_weights
 
 __version__ = "0.1.0"
 
@@ -59,6 +62,8 @@ _HOME = {
     "natjax.models": ("create_model", "list_models", "model_config"),
     "natjax.nat": ("NAT", "NATConfig"),
     "natjax.summary": ("ModelSummary", "model_summary"),
+    "natjax.weights.load": ("load_weights",),
+    "natjax.weights.save": ("save_weights",),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 

@@ -1,4 +1,4 @@
-"""The command ``natjax``: train, eval, predict, models.
+"""The command ``natjax``: train, eval, predict, export, convert, models.
 
 Exit codes: 0 done, 1 something failed on the way, 2 wrong use or a full disk, 130 interrupted. Each
 command imports what it needs when it runs, so that help comes at once.
@@ -11,6 +11,10 @@ from pathlib import Path
 from typing import NoReturn
 
 from natjax.train.errors import TrainingError, UserError, storage_problem
+from natjax.weights.command import add_convert
+from natjax.weights.errors import WeightsError
+
+_CONVERT_MODULES = {"safetensors"}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -34,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return stop.code if isinstance(stop.code, int) else 2
     except KeyboardInterrupt:
         return 130
-    except UserError as error:
+    except (UserError, WeightsError) as error:
         return _fail(str(error), 2)
     except TrainingError as error:
         return _fail(str(error), 1)
@@ -52,7 +56,8 @@ def _fail(message: str, code: int) -> int:
 def _missing_module(error: ModuleNotFoundError) -> int:
     if (error.name or "").startswith("natjax"):
         raise error
-    return _fail(f"{error.name} is missing; install it with: pip install 'natjax[train]'", 2)
+    extra = "convert" if error.name in _CONVERT_MODULES else "train"
+    return _fail(f"{error.name} is missing; install it with: pip install 'natjax[{extra}]'", 2)
 
 
 def _storage_failure(error: Exception) -> int:
@@ -70,6 +75,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_train(commands)
     _add_eval(commands)
     _add_predict(commands)
+    _add_export(commands)
+    add_convert(commands)
     _add_models(commands)
     return parser
 
@@ -95,13 +102,37 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
 
 def _add_eval(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
-        "eval", help="accuracy of a run", description="Evaluate a run on all held-out images."
+        "eval",
+        help="accuracy of a run, or of weights",
+        description="Evaluate a run on all held-out images, or weights on the images of"
+        " ImageNet's validation set, prepared as published.",
+        epilog="natjax eval RUN, or natjax eval --weights FILE --data.dir FOLDER, where the folder"
+        " holds a folder of images for each class, or what TFDS has prepared.",
     )
-    parser.add_argument("run", metavar="RUN", type=Path, help="run folder")
+    parser.add_argument("run", metavar="RUN", type=Path, nargs="?", help="run folder")
+    parser.add_argument("--weights", help="file, URL, hf://org/name, or imagenet1k")
+    parser.add_argument("--model", metavar="NAME", help="model of the weights")
+    parser.add_argument("--batch-size", type=int, default=64, help="images at once (64)")
     parser.add_argument("--step", type=int, help="checkpoint to take (default: the newest)")
     parser.add_argument("--devices", type=int, default=1, help="devices to share the work (1)")
     parser.add_argument("--data.dir", dest="data_dir", type=Path, help="original files of the data")
     parser.set_defaults(command=_eval)
+
+
+def _add_export(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        "export",
+        help="weights of a run, as a file",
+        description="Write the weights of a run to OUT.safetensors, or to OUT.pth for PyTorch.",
+    )
+    parser.add_argument("run", metavar="RUN", type=Path, help="run folder")
+    parser.add_argument("out", metavar="OUT", type=Path, help="file to write")
+    parser.add_argument("--step", type=int, help="checkpoint to take (default: the newest)")
+    parser.add_argument("--weights", choices=("ema", "raw"), default="ema", help="(default: ema)")
+    parser.add_argument(
+        "--to", choices=("natjax", "official", "hf"), help="names (official for .pth, else natjax)"
+    )
+    parser.set_defaults(command=_export)
 
 
 def _add_predict(commands: argparse._SubParsersAction) -> None:
@@ -141,11 +172,36 @@ def _train(args: argparse.Namespace) -> int:
 
 
 def _eval(args: argparse.Namespace) -> int:
+    if (args.run is None) == (args.weights is None):
+        raise UserError("eval takes either RUN or --weights (see `natjax eval --help`)")
+    if args.weights is not None:
+        return _eval_weights(args)
     from natjax.train.eval_run import evaluate_run, show_evaluation
 
     show_evaluation(
         *evaluate_run(args.run, step=args.step, devices=args.devices, data_dir=args.data_dir)
     )
+    return 0
+
+
+def _eval_weights(args: argparse.Namespace) -> int:
+    from natjax.train.eval_weights import evaluate_weights, show_weights_evaluation
+
+    result = evaluate_weights(
+        args.weights,
+        args.data_dir,
+        model=args.model,
+        batch_size=args.batch_size,
+        devices=args.devices,
+    )
+    show_weights_evaluation(result)
+    return 1 if result.failures else 0
+
+
+def _export(args: argparse.Namespace) -> int:
+    from natjax.train.export import export_run
+
+    export_run(args.run, args.out, step=args.step, weights=args.weights, naming=args.to)
     return 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import fnmatch
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -53,14 +54,17 @@ def create_model(
     dropout: float = 0.0,
     attn_dropout: float = 0.0,
     in_channels: int = 3,
-    output_norms: bool = False,
+    output_norms: bool | None = None,
     dtype: Any = None,
     param_dtype: Any = jnp.float32,
     remat: bool = False,
     implementation: Implementation | None = None,
-    rngs: nnx.Rngs,
+    weights: str | os.PathLike[str] | None = None,
+    drop_head: bool = False,
+    resize_rpb: bool = False,
+    rngs: nnx.Rngs | None = None,
 ) -> NAT | Isotropic:
-    """Make a model with freshly drawn parameters.
+    """Make a model, with freshly drawn parameters or with the weights of a file.
 
     ``model(images)`` gives logits and ``model.features(images)`` the pyramid for dense prediction,
     for normalised images ``[B, H, W, C]`` of any size. Both take ``rngs`` in training.
@@ -77,15 +81,24 @@ def create_model(
       attn_dropout: dropout rate of the attention weights.
       in_channels: channels of the images.
       output_norms: whether ``features()`` normalises each map by ``norm0``, ``norm1``, ..., as the
-        published dense-prediction backbones do.
+        published dense-prediction backbones do; None is False.
       dtype: dtype of the computation, such as ``jnp.bfloat16``; None is ``param_dtype``.
       param_dtype: dtype of the parameters.
       remat: whether the backward pass recomputes each block instead of storing its inside.
       implementation: of the attention op, as in `natjax.na2d`.
-      rngs: stream ``params`` (or the default one) draws the parameters.
+      weights: where to load all parameters from: the name of published weights such as
+        ``"imagenet1k"`` (`natjax.weights.published_weights`), ``"hf://org/name"``, URL or path, as
+        for `natjax.load_weights`. With published weights of a detector or segmentor, None for
+        ``dilations``, ``kernel_size`` and ``output_norms`` is as in that.
+      drop_head: draw the classifier instead of loading it, for another ``num_classes``; with the
+        norms that only one of model and file has.
+      resize_rpb: resize loaded position biases to the model's window.
+      rngs: stream ``params`` (or the default one) draws the parameters; needed unless all of them
+        are loaded.
 
     Raises:
       ValueError: an unknown name, or an argument that breaks its rule.
+      WeightsError: the weights cannot be found or read, or do not fit.
 
     >>> import jax.numpy as jnp, natjax
     >>> from flax import nnx
@@ -93,28 +106,50 @@ def create_model(
     >>> model(jnp.zeros((1, 32, 32, 3))).shape
     (1, 7)
     """
-    if num_classes is None and output_norms:
-        num_classes = 0
+    if weights is None and rngs is None:
+        raise ValueError("rngs must be given where weights are not")
+    config = model_config(name)
     optional = {
         "num_classes": num_classes,
         "dilations": dilations,
         "kernel_size": kernel_size,
         "drop_path": drop_path,
+        "output_norms": output_norms,
     }
+    given = {key: value for key, value in optional.items() if value is not None}
+    changes = ({} if weights is None else _published_options(name, weights)) | given
+    if changes.get("output_norms"):
+        changes = {"num_classes": 0} | changes
     config = dataclasses.replace(
-        model_config(name),
+        config,
         dropout=dropout,
         attn_dropout=attn_dropout,
         in_channels=in_channels,
-        output_norms=output_norms,
-        **{key: value for key, value in optional.items() if value is not None},
+        **changes,
     )
     family = NAT if isinstance(config, NATConfig) else Isotropic
-    return family(
-        config,
-        dtype=dtype,
-        param_dtype=param_dtype,
-        remat=remat,
-        implementation=implementation,
-        rngs=rngs,
+
+    def build(rngs: nnx.Rngs) -> NAT | Isotropic:
+        return family(
+            config,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            remat=remat,
+            implementation=implementation,
+            rngs=rngs,
+        )
+
+    if weights is None:
+        return build(rngs)
+    from natjax.weights.load import build_loaded
+
+    return build_loaded(
+        build, weights, name=name, drop_head=drop_head, resize_rpb=resize_rpb, rngs=rngs
     )
+
+
+def _published_options(name: str, weights: str | os.PathLike[str]) -> dict[str, Any]:
+    from natjax.weights.published import find_published
+    from natjax.weights.resolve import is_published_name
+
+    return find_published([name], str(weights)).options if is_published_name(weights) else {}

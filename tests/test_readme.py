@@ -8,6 +8,8 @@ import sys
 import jax
 import pytest
 
+from natjax.weights import PUBLISHED
+
 README = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
 
 
@@ -16,7 +18,8 @@ def blocks(language):
 
 
 @pytest.mark.optimised
-def test_python_snippets():
+def test_python_snippets(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     assert blocks("python")
     # As a reader's JAX is set up, not as the tests'.
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
@@ -27,7 +30,7 @@ def test_python_snippets():
 
 def test_commands_are_known():
     commands = {m.group(1) for m in re.finditer(r"^natjax (\w+)", "\n".join(blocks("sh")), re.M)}
-    assert {"train", "eval", "predict", "models"} <= commands
+    assert {"train", "eval", "predict", "models", "convert", "export"} <= commands
     help_text = subprocess.run(
         [sys.executable, "-m", "natjax", "--help"], check=True, capture_output=True, text=True
     ).stdout
@@ -37,3 +40,12 @@ def test_commands_are_known():
 
 def test_length():
     assert len(README.splitlines()) <= 180
+
+
+def test_every_published_checkpoint_is_in_the_docs():
+    """With name, task, resolution and accuracy as the table in natjax has them."""
+    text = (pathlib.Path(__file__).parents[1] / "docs" / "weights.md").read_text()
+    assert len(PUBLISHED) == int(re.search(r"All (\d+) published checkpoints", README)[1])
+    for entry in PUBLISHED:
+        how = f'`create_model("{entry.model}", weights="{entry.weights}")`'
+        assert f"| {entry.task} | {entry.resolution} | {entry.accuracy} | {how} |" in text

@@ -10,28 +10,46 @@ from jax.sharding import Mesh, NamedSharding
 
 from natjax.train.sharding import batch_sharding, replicated, state_sharding
 from natjax.train.state import TrainState, init_state
-from natjax.train.step import Task, eval_step, probabilities, train_step
+from natjax.train.step import Network, Task, eval_step, probabilities, train_step
 
 
-@dataclasses.dataclass(frozen=True)
-class Compiled:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluator:
+    """What evaluation needs.
+
+    Attributes:
+      batch: Sharding of every array of a batch.
+      evaluate: ``(params, batch) -> sums``.
+    """
+
+    batch: NamedSharding
+    evaluate: Callable[..., Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Compiled(Evaluator):
     """Functions over sharded arrays; each is compiled when first called.
 
     Attributes:
       target: Shape, type and sharding of each array of the state, which restoring needs.
-      batch: Sharding of every array of a batch.
       init: ``() -> TrainState``; no device ever holds more than its part.
       train: ``(state, batch) -> (state, scalars)``; donates `state`.
-      evaluate: ``(params, batch) -> sums``.
       probabilities: ``(params, images) -> float32[B, L]``, whole on every device.
     """
 
     target: TrainState
-    batch: NamedSharding
     init: Callable[[], TrainState]
     train: Callable[..., Any]
-    evaluate: Callable[..., Any]
     probabilities: Callable[..., Any]
+
+
+def compile_evaluator(network: Network, mesh: Mesh) -> Evaluator:
+    """Return evaluation on `mesh` with every parameter whole on every device."""
+    batch, whole = batch_sharding(mesh), replicated(mesh)
+    evaluate = jax.jit(
+        functools.partial(eval_step, network), in_shardings=(whole, batch), out_shardings=whole
+    )
+    return Evaluator(batch=batch, evaluate=evaluate)
 
 
 def compile_task(task: Task, mesh: Mesh) -> Compiled:

@@ -122,6 +122,9 @@ class TrainConfig:
       label_smoothing: Share of the target that is spread over all classes, in [0, 1).
       ema_decay: Decay a step of the averaged weights, in [0, 1).
       seed: Seed of initialisation, data order, augmentation and stochastic depth.
+      init: Weights to start from: a file that `natjax convert` reads, a URL, or the name of
+        published weights of the model, such as imagenet1k. The classifier is drawn anew where the
+        number of classes differs, and position biases of another size are resized.
       run: Run folder; by default runs/PRESET.
     """
 
@@ -138,6 +141,7 @@ class TrainConfig:
     label_smoothing: float = 0.1
     ema_decay: float = 0.99
     seed: int = 0
+    init: str | None = None
     run: Path | None = None
 
     def __post_init__(self) -> None:

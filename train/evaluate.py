@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 import jax
 
-from natjax.train.compiled import Compiled
+from natjax.train.compiled import Evaluator
 from natjax.train.data import Batch
 from natjax.train.functional import Params
 from natjax.train.sharding import put_batch
@@ -28,7 +28,11 @@ class Evaluation:
     top5: float
 
 
-def evaluate(compiled: Compiled, params: Params, batches: Iterable[Batch]) -> Evaluation:
+class NoImagesError(ValueError):
+    """There is nothing to evaluate on."""
+
+
+def evaluate(compiled: Evaluator, params: Params, batches: Iterable[Batch]) -> Evaluation:
     """Evaluate one set of weights.
 
     Args:
@@ -37,7 +41,7 @@ def evaluate(compiled: Compiled, params: Params, batches: Iterable[Batch]) -> Ev
       batches: As `natjax.train.data.test_dataset` makes them; masked images do not count.
 
     Raises:
-      ValueError: no image counts.
+      NoImagesError: no image counts.
     """
     totals = {"images": 0, "loss": 0.0, "top1": 0, "top5": 0}
     for batch in batches:
@@ -46,7 +50,7 @@ def evaluate(compiled: Compiled, params: Params, batches: Iterable[Batch]) -> Ev
             totals[name] += sums[name].item()
     images = totals["images"]
     if not images:
-        raise ValueError("the split must hold at least one image, got none")
+        raise NoImagesError("the split must hold at least one image, got none")
     return Evaluation(
         images=int(images),
         loss=totals["loss"] / images,

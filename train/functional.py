@@ -63,8 +63,10 @@ def _join(path: tuple[Any, ...]) -> str:
     return ".".join(map(str, path))
 
 
-def build_model(config: ModelConfig, spec: DatasetSpec, seed: int) -> FunctionalModel:
-    """Return the configured network with the data set's channels and classes.
+def model_builder(
+    config: ModelConfig, spec: DatasetSpec, seed: int
+) -> Callable[[], natjax.NAT | natjax.Isotropic]:
+    """Return what makes the configured network, with the data set's channels and classes.
 
     Raises:
       UserError: there is no model of that name; near names are suggested.
@@ -74,7 +76,7 @@ def build_model(config: ModelConfig, spec: DatasetSpec, seed: int) -> Functional
         near = did_you_mean(config.name, names)
         raise UserError(f"unknown model {config.name!r}{near} (`natjax models` lists all)")
 
-    def build() -> nnx.Module:
+    def build() -> natjax.NAT | natjax.Isotropic:
         return natjax.create_model(
             config.name,
             num_classes=len(spec.class_names),
@@ -85,7 +87,16 @@ def build_model(config: ModelConfig, spec: DatasetSpec, seed: int) -> Functional
             rngs=nnx.Rngs(seed),
         )
 
-    model = functional(build)
+    return build
+
+
+def build_model(config: ModelConfig, spec: DatasetSpec, seed: int) -> FunctionalModel:
+    """Return the configured network as pure functions.
+
+    Raises:
+      UserError: there is no model of that name; near names are suggested.
+    """
+    model = functional(model_builder(config, spec, seed))
     if config.init == "fan_in":
         return dataclasses.replace(model, init=lambda: scale_by_fan_in(model.init()))
     return model

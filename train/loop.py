@@ -15,6 +15,7 @@ from natjax.train.config_json import to_json
 from natjax.train.data import train_batches
 from natjax.train.errors import TrainingError
 from natjax.train.evaluate import Evaluation, evaluate
+from natjax.train.init_weights import InitialWeights, read_initial, start_from
 from natjax.train.metrics import MetricsWriter, drop_after
 from natjax.train.progress import ProgressDisplay, Throughput, format_seconds
 from natjax.train.report import write_pictures
@@ -30,7 +31,8 @@ Evaluations = dict[str, Evaluation]
 def train(config: TrainConfig, path: Path) -> Evaluations:
     """Train until the configured number of steps is done, resuming where `path` holds a run.
 
-    Ways to start, in this order: from the newest sound checkpoint in `path`; from scratch.
+    Ways to start, in this order: from the newest sound checkpoint in `path`; from the weights that
+    `config.init` names; from scratch.
 
     Args:
       config: The run.
@@ -46,8 +48,9 @@ def train(config: TrainConfig, path: Path) -> Evaluations:
     began = time.monotonic()
     trainer = build_trainer(config)
     first = jax.process_index() == 0
+    initial = read_initial(trainer, RunFolder(path).checkpoints)  # before anything is written
     with claim(path, config, writes=first) as folder:
-        state = _start(trainer, folder)
+        state = _start(trainer, folder, initial)
         if first:
             drop_after(folder.metrics, int(state.step))
         run = _Run(trainer, MetricsWriter(folder.metrics, first))
@@ -60,7 +63,7 @@ def train(config: TrainConfig, path: Path) -> Evaluations:
     return evaluations
 
 
-def _start(trainer: Trainer, folder: RunFolder) -> TrainState:
+def _start(trainer: Trainer, folder: RunFolder, initial: InitialWeights | None) -> TrainState:
     target = trainer.compiled.target
     restored = restore(folder.checkpoints, state_items(target), set_aside=folder.damaged)
     if restored is not None:
@@ -73,7 +76,11 @@ def _start(trainer: Trainer, folder: RunFolder) -> TrainState:
         f"{model}: {count:,} parameters, {trainer.total_steps} steps"
         f" of {trainer.config.batch_size} images, {devices} (data {mesh.data}, fsdp {mesh.fsdp})"
     )
-    return trainer.compiled.init()
+    state = trainer.compiled.init()
+    if initial is None:
+        return state
+    console.say(f"Starting from {initial.report}")
+    return start_from(state, initial)
 
 
 @dataclasses.dataclass

@@ -1,5 +1,9 @@
-"""The models against numbers of the official PyTorch classes."""
+"""The models against numbers of the official PyTorch classes.
 
+The parameters come as they come to users: from a file with the original keys, by `load_weights`.
+"""
+
+import golden_models
 import goldens
 import jax
 import jax.numpy as jnp
@@ -8,10 +12,11 @@ import pytest
 import torch_keys
 from flax import nnx
 
-from natjax import NAT, Isotropic, IsotropicConfig, NATConfig
-from natjax.variants import alternate
+import natjax
+from natjax import NAT
+from natjax.weights.torch_writer import write_torch
 
-FAMILIES = ("nat", "dinat", "dinats", "isotropic", "vit_rpb")
+FAMILIES = golden_models.FAMILIES
 VALUE, GRADIENT, DOUBLE = 1e-5, 2e-5, 1e-10  # about ten times the official float32 error
 
 
@@ -28,46 +33,6 @@ def _cases(array):
         for family in FAMILIES
         for prefix in goldens.cases(family, array)
     ]
-
-
-def _model(family, cfg, **options):
-    params = goldens.under(family, f"{cfg}/param")
-    return torch_keys.load_params(_abstract(family, cfg, **options), params)
-
-
-def _abstract(family, cfg, **options):
-    record = goldens.record(family, f"{cfg}/config")
-    return nnx.eval_shape(lambda: _build(record, **options))
-
-
-def _build(record, *, output_norms=False, param_dtype=jnp.float32):
-    common = {
-        "dim": record["embed_dim"],
-        "mlp_ratio": float(record["mlp_ratio"]),
-        "kernel_size": record["kernel_size"],
-        "num_classes": 0 if output_norms else record["num_classes"],
-        "output_norms": output_norms,
-    }
-    options = {"param_dtype": param_dtype, "rngs": nnx.Rngs(0)}
-    if "depths" in record:
-        config = NATConfig(
-            depths=tuple(record["depths"]),
-            num_heads=tuple(record["num_heads"]),
-            dilations=tuple(map(tuple, record.get("dilations", ()))),
-            layer_scale=record.get("layer_scale"),
-            overlapping=record["family"] != "dinats",
-            **common,
-        )
-        return NAT(config, **options)
-    config = IsotropicConfig(
-        depth=record["depth"],
-        num_heads=record["num_heads"],
-        dilations=alternate((record["depth"],), (record["dilation"] or 1,))[0],
-        input_size=record["img_size"],
-        patch_size=record["patch_size"],
-        **common,
-    )
-    return Isotropic(config, **options)
 
 
 def _steps(model, images):
@@ -88,8 +53,8 @@ def _images(arrays, case):
 
 
 @pytest.mark.parametrize(("family", "cfg", "case"), _cases("logits"))
-def test_forward_and_gradients(family, cfg, case):
-    model, arrays = _model(family, cfg), goldens.under(family, cfg)
+def test_forward_and_gradients(family, cfg, case, tmp_path):
+    model, arrays = golden_models.loaded(tmp_path, family, cfg), goldens.under(family, cfg)
     graph, params = nnx.split(model)
     has_gradients = f"{case}/grad/input" in arrays
 
@@ -116,20 +81,22 @@ def test_forward_and_gradients(family, cfg, case):
 
 
 @pytest.mark.parametrize(("family", "cfg", "case"), _cases("logits64"))
-def test_float64(family, cfg, case, x64):
-    model, arrays = _model(family, cfg, param_dtype=jnp.float64), goldens.under(family, cfg)
+def test_float64(family, cfg, case, x64, tmp_path):
+    model = golden_models.loaded(tmp_path, family, cfg, param_dtype=jnp.float64)
+    arrays = goldens.under(family, cfg)
     logits = jax.jit(model)(_images(arrays, case).astype(jnp.float64))
     assert logits.dtype == jnp.float64
     assert goldens.error(logits, arrays[f"{case}/logits64"]) < DOUBLE
 
 
 @pytest.mark.parametrize(("family", "cfg", "case"), _cases("out0"))
-def test_backbone(family, cfg, case):
-    arrays = goldens.under(family, cfg)
-    model = _abstract(family, cfg, output_norms=True)
-    shared = goldens.under(family, f"{cfg}/param")
-    shared = {k: v for k, v in shared.items() if not k.startswith(("norm.", "head."))}
-    torch_keys.load_params(model, shared | goldens.under(family, f"{cfg}/backbone/param"))
+def test_backbone(family, cfg, case, tmp_path):
+    """As it lies in the file of a detector."""
+    arrays, path = goldens.under(family, cfg), tmp_path / "detector.pth"
+    params = golden_models.backbone(family, cfg).items()
+    write_torch(path, {f"backbone.{key}": array for key, array in params})
+    model = golden_models.abstract(family, cfg, output_norms=True)
+    natjax.load_weights(model, path)
     for i, out in enumerate(jax.jit(model.features)(_images(arrays, case))):
         expected = arrays[f"backbone/{case}/out{i}"].transpose(0, 2, 3, 1)
         assert goldens.error(out, expected) < VALUE, i

@@ -30,6 +30,12 @@ def load(name):
     return np.load(path)
 
 
+def pth_files(*names):
+    """The PyTorch files of these names that are there; the full set's where there is one."""
+    found = {path.name: path for folder in (COMMITTED, FULL) for path in (folder / "pth").glob("*")}
+    return [found[name] for name in names if name in found]
+
+
 def cases(name, array):
     """Prefixes of a file's keys that end in ``/array``: ``a/sq`` of ``a/sq/logits``."""
     return [key.removesuffix(f"/{array}") for key in load(name).files if key.endswith(f"/{array}")]

@@ -1,0 +1,144 @@
+"""The state dict inside a file: out of its container, without its prefix, its names recognised."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from natjax.weights.errors import WeightsError
+from natjax.weights.naming import Naming
+from natjax.weights.tables import NAMINGS
+
+if TYPE_CHECKING:
+    from natjax.weights.files import SourceFile
+
+# Where training programs put the weights, and the averaged ones.
+_CONTAINERS = ("state_dict", "model")
+_AVERAGED = ("state_dict_ema", "model_ema")
+# Behind this prefix are the backbones of mmdet, mmseg and detectron2.
+_BACKBONE = "backbone."
+
+
+@dataclasses.dataclass
+class StateDict:
+    """Weights as they were found.
+
+    Attributes:
+      where: path of the file.
+      format: of the file.
+      container: key of the state dict in the file, with the prefix of its keys; empty for none.
+      naming: whose names the keys are.
+      root: what ``{root}`` stands for in them.
+      arrays: by key, without container and prefix; whoever loads them may take them out.
+      left_out: number of entries that belong to no backbone, by the first part of their keys.
+      metadata: of a safetensors file.
+    """
+
+    where: str
+    format: str
+    container: str
+    naming: Naming
+    root: str
+    arrays: dict[str, np.ndarray]
+    left_out: dict[str, int]
+    metadata: dict[str, str]
+
+
+def find_state_dict(file: SourceFile, *, ema: bool = False) -> StateDict:
+    """Find the weights in what a file holds.
+
+    Args:
+      file: as `natjax.weights.files.read_file` gives it.
+      ema: take the averaged weights of a training checkpoint.
+
+    Raises:
+      WeightsError: there are none, or more than one model, or no averaged ones.
+    """
+    where = str(file.path)
+    if not isinstance(file.content, Mapping):
+        kind = type(file.content).__name__
+        raise WeightsError(f"{where} must hold arrays by name; it holds a {kind}")
+    container, entries = _open_container(where, file.content, ema)
+    naming, prefix = _recognise(where, entries)
+    root = max((r for r in naming.roots if _ends_with_part(prefix, r)), key=len)
+    outer = prefix.removesuffix(root)
+    arrays, others = _under(where, entries, outer)
+    if others and not outer.endswith(_BACKBONE):
+        arrays |= others  # not a detector's: they will be reported as unexpected
+        others = {}
+    return StateDict(
+        where=where,
+        format=file.format,
+        container=".".join(part for part in (container, outer.removesuffix(".")) if part),
+        naming=naming,
+        root=root,
+        arrays=arrays,
+        left_out=dict(collections.Counter(key.partition(".")[0] for key in others)),
+        metadata=dict(file.metadata),
+    )
+
+
+def _ends_with_part(prefix: str, part: str) -> bool:
+    return prefix.endswith(part) and prefix.removesuffix(part)[-1:] in ("", ".")
+
+
+def _open_container(
+    where: str, content: Mapping[str, Any], ema: bool
+) -> tuple[str, Mapping[str, Any]]:
+    """The key of the state dict, and the state dict."""
+    wanted = _AVERAGED if ema else _CONTAINERS
+    for key in wanted:
+        if isinstance(content.get(key), Mapping) and content[key]:
+            return key, content[key]
+    if ema:
+        raise WeightsError(
+            f"{where} holds no averaged weights ({' or '.join(_AVERAGED)}); its keys are"
+            f" {_first(content)}; load it without ema"
+        )
+    return "", content
+
+
+def _recognise(where: str, entries: Mapping[str, Any]) -> tuple[Naming, str]:
+    """Whose names these are, and the prefix before them."""
+    found = [
+        (naming, key.removesuffix(naming.marker))
+        for naming in NAMINGS.values()
+        for key in entries
+        if isinstance(key, str) and _ends_with_part(key, naming.marker)
+    ]
+    if not found:
+        markers = ", ".join(f"{naming.marker} ({name})" for name, naming in NAMINGS.items())
+        raise WeightsError(
+            f"{where} holds no NAT or DiNAT: no key ends in one of {markers}; its keys are"
+            f" {_first(entries)}"
+        )
+    if len(found) > 1:
+        places = ", ".join(repr(prefix + naming.marker) for naming, prefix in found)
+        raise WeightsError(f"{where} holds {len(found)} models ({places}); keep one of them")
+    return found[0]
+
+
+def _under(
+    where: str, entries: Mapping[str, Any], prefix: str
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The arrays whose keys have the prefix, without it; and all other entries."""
+    arrays, others = {}, {}
+    for key, value in entries.items():
+        if not isinstance(key, str):
+            raise WeightsError(f"{where}: names must be strings; got {type(key).__name__}")
+        if not key.startswith(prefix):
+            others[key] = value
+        elif isinstance(value, np.ndarray):
+            arrays[key.removeprefix(prefix)] = value
+        else:
+            raise WeightsError(f"{where}: {key!r} must be an array; got {type(value).__name__}")
+    return arrays, others
+
+
+def _first(entries: Mapping[str, Any], count: int = 4) -> str:
+    keys = list(map(str, entries))
+    return ", ".join(map(repr, keys[:count])) + (", ..." if len(keys) > count else "")
