@@ -5,6 +5,8 @@ import io
 import re
 
 import draw
+import imagenet_tar
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -220,6 +222,33 @@ def test_prepared_tfds_data(weights, folder, tmp_path):
         found = evaluate_weights(str(weights), place, batch_size=4).result
         assert found == dataclasses.replace(expected, loss=found.loss)
     assert found.loss == pytest.approx(expected.loss)
+
+
+def test_the_official_archive(photos, tmp_path):
+    """From the tar that ImageNet's validation photos come in, by TFDS' own builder."""
+    encoded = []
+    for i, photo in enumerate(photos):
+        file = io.BytesIO()
+        photo.convert({3: "L", 4: "CMYK"}.get(i, "RGB")).save(file, "PNG" if i == 5 else "JPEG")
+        encoded.append(file.getvalue())
+    imagenet_tar.write_archive(tmp_path / "archives", encoded)
+    imagenet_tar.prepare(tmp_path / "data", tmp_path / "archives")
+
+    known = variants.VARIANTS
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(known, NAME, dataclasses.replace(known[NAME], num_classes=1000))
+        model = draw.filled(lambda rngs: natjax.create_model(NAME, rngs=rngs))
+        natjax.save_weights(model, tmp_path / "x.safetensors")
+        found = evaluate_weights(str(tmp_path / "x.safetensors"), tmp_path / "data", batch_size=4)
+
+    pixels = [np.asarray(_by_hand(Image.open(io.BytesIO(x)).convert("RGB"), 32)) for x in encoded]
+    scaled = (np.stack(pixels) / np.float32(255) - IMAGENET_MEAN) / np.float32(IMAGENET_STD)
+    log_shares = jax.nn.log_softmax(model(jnp.asarray(scaled, jnp.float32)))
+    labels = imagenet_tar.official_labels(len(encoded))
+    expected = -np.mean([log_shares[i, label] for i, label in enumerate(labels)])
+    assert found.result.images == 13
+    assert found.result.loss == pytest.approx(expected, rel=1e-5)
+    assert found.failures == ()
 
 
 def test_missing_split(tmp_path, folder):
