@@ -135,6 +135,21 @@ def _split_axes(mesh: Any, labels: str, array: Any, groups: int) -> tuple[Any, A
     return batch, heads if kv_heads % parts == 0 else None
 
 
+def align_varying(*arrays: jax.Array) -> tuple[jax.Array, ...]:
+    """Inside `jax.shard_map`, let all arrays vary over the mesh axes that any of them varies over.
+
+    What an opaque function makes of them varies so too. The transpose of this is the sum over
+    devices that the gradient of an array which does not vary needs.
+    """
+    varying = [jax.typeof(x).manual_axis_type.varying for x in arrays]
+    union = frozenset().union(*varying)
+    missing = (tuple(sorted(union - v)) for v in varying)
+    return tuple(
+        jax.lax.pcast(x, axes, to="varying") if axes else x
+        for x, axes in zip(arrays, missing, strict=True)
+    )
+
+
 def _propagation(
     operands: Sequence[str], results: Sequence[str], groups: int, shapes: Sequence[Sequence[int]]
 ) -> tuple[str, dict[str, Any]]:
@@ -145,14 +160,17 @@ def _propagation(
         for label, size in zip(labels, shape, strict=True)
     }
     # Query heads are key heads times the heads of a group, in this order.
-    names = {label: label for label in sizes} | {"m": "m" if groups > 1 else "n"}
+    names = {label: label for label in "".join((*operands, *results))}
+    names["m"] = "m" if groups > 1 else "n"
     if groups > 1:
         names["n"] = "(m g)"
 
     def side(arrays: Sequence[str]) -> str:
         return ", ".join(" ".join(names[label] for label in labels) for labels in arrays)
 
-    whole = tuple(sorted(set(sizes) - set(_SPLIT)))
+    # Shardy wants these in order of their first appearance.
+    labels = dict.fromkeys("".join((*operands, *results)))
+    whole = tuple(label for label in labels if label not in _SPLIT)
     settings: dict[str, Any] = {"need_replication_factors": whole}
     if groups > 1:
         settings["g"] = groups
