@@ -307,7 +307,7 @@ def update_table(
     key: str,
     kernel: Kernel,
     config: KernelConfig,
-    measured: Mapping[str, float | int | str],
+    measured: Mapping[str, float | str | None],
 ) -> None:
     """Put the settings of one kernel into a table, whole or not at all.
 
@@ -327,7 +327,10 @@ def update_table(
     document["configs"].setdefault(key, {})[kernel] = dataclasses.asdict(config)
     notes = _mapping(path, "'measured'", document.setdefault("measured", {}))
     _mapping(path, "'measured'", notes.setdefault(key, {}))[kernel] = dict(measured)
-    _write(path, json.dumps(document, indent=1, sort_keys=True) + "\n")
+    text = json.dumps(document, indent=1, sort_keys=True)
+    # A line for each kernel.
+    text = re.sub(r"\{[^{}]*\}", lambda match: " ".join(match[0].split()), text)
+    _write(path, text + "\n")
     tuned_table.cache_clear()
 
 

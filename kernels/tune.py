@@ -1,8 +1,9 @@
 """Measuring which settings of a kernel are fastest on the present GPU.
 
 Each kernel of a call is compiled and timed alone, forward or backward, through the public op: a
-gradient that is not asked for is not computed. First come blocks of rows and columns, those of least
-estimated work; then warps and stages for the best of them. `tune` yields what it finds as it goes.
+gradient that is not asked for is not computed. First come blocks of rows and columns, those of the
+least estimated work; then warps and stages for the best of them. `tune` yields what it finds as it
+goes. Kernels run many times over the same arrays, so small ones find them in the cache.
 """
 
 from __future__ import annotations
@@ -95,12 +96,13 @@ def require_gpu() -> None:
 
 
 def tune(
-    problems: Iterable[Problem],
+    problems: Sequence[Problem],
     *,
     dtype: str = "bfloat16",
     ops: Sequence[Op] = ("attention",),
     limit: int = 24,
     repeats: int = 7,
+    begin: Callable[[str, Kernel], None] = lambda problem, kernel: None,
 ) -> Iterator[Result]:
     """Find the fastest settings of each kernel of each problem, one after the other.
 
@@ -110,14 +112,17 @@ def tune(
       problems: what to tune for; additional keys are left out, as no kernel sees them.
       dtype: of all arrays.
       ops: "attention" for the fused op, "qk" and "av" for the unfused ones (stride 1 only).
-      limit: the most blocks to try for each kernel; warps and stages come on top.
+      limit: the most blocks to try for each kernel, and for each of the best of these the most
+        other warps and stages.
       repeats: timings of each candidate, of which the median counts.
+      begin: called with the problem's name and the kernel before each search.
 
     Raises:
       NotImplementedError: there is no GPU, or the kernels do not take a problem.
-      ValueError: an unfused op with a stride.
+      ValueError: an unfused op with a stride; raised before anything is measured.
     """
     require_gpu()
+    _require_unfused_without_stride(problems, ops)
     done: set[tuple[str, Kernel]] = set()
     for problem, op in itertools.product(problems, ops):
         case = _Case.of(op, problem, dtype)
@@ -126,11 +131,20 @@ def tune(
             if (case.shape.key, kernel) in done:
                 continue
             done.add((case.shape.key, kernel))
+            begin(problem.name, kernel)
             with configs.using(found):
                 result = _Search(case, kernel, repeats).run(limit)
             if result.config is not None:
                 found[kernel] = result.config
             yield result
+
+
+def _require_unfused_without_stride(problems: Iterable[Problem], ops: Sequence[Op]) -> None:
+    for problem in problems:
+        if set(ops) != {"attention"} and any(x.stride != 1 for x in problem.neighborhood.axes):
+            raise ValueError(
+                f"stride must be 1 for the ops qk and av; got {problem.stride} in {problem.name}"
+            )
 
 
 def candidates(kernel: Kernel, shape: Shape, limit: int) -> list[KernelConfig]:
@@ -157,12 +171,18 @@ def _with_warps(kernel: Kernel, shape: Shape, config: KernelConfig) -> KernelCon
 
 
 def variants(kernel: Kernel, shape: Shape, config: KernelConfig) -> list[KernelConfig]:
-    """The same blocks with every number of warps and stages that fits the device."""
+    """The same blocks with other warps and stages that fit the device, least changed first."""
+
+    def change(option: KernelConfig) -> float:
+        warps = math.log2(option.num_warps / config.num_warps)
+        return abs(warps) + abs(option.num_stages - config.num_stages)
+
     options = (
         dataclasses.replace(config, num_warps=warps, num_stages=stages)
         for warps, stages in itertools.product(_WARPS, _STAGES)
     )
-    return [option for option in options if _fits(kernel, shape, option)]
+    others = [x for x in options if x != config and _fits(kernel, shape, x)]
+    return sorted(others, key=change)
 
 
 def _fits(kernel: Kernel, shape: Shape, config: KernelConfig) -> bool:
@@ -192,9 +212,8 @@ class _Case:
     def of(cls, op: Op, problem: Problem, dtype: str) -> _Case:
         problem = dataclasses.replace(problem, extra=0, rpb=problem.rpb and op != "av")
         arguments = problem.arguments
-        stride = arguments.pop("stride") if op != "attention" else 1
-        if np.any(np.asarray(stride) != 1):
-            raise ValueError(f"the unfused ops take stride 1 only; got {stride} ({problem.name})")
+        if op != "attention":
+            del arguments["stride"]
         arrays = problem.arrays(dtype=dtype)
         if op == "qk":
             del arrays["value"]
@@ -235,7 +254,7 @@ class _Search:
         blocks = candidates(self._kernel, shape, limit)
         times = self._measure(blocks)
         finalists = sorted(times, key=times.__getitem__)[:_FINALISTS]
-        others = [variants(self._kernel, shape, config) for config in finalists]
+        others = [variants(self._kernel, shape, config)[:limit] for config in finalists]
         # The suggested settings stay in: what is compared is measured together.
         times = self._measure([blocks[0], *finalists, *itertools.chain(*others)])
         best = min(times, key=times.__getitem__, default=None)
@@ -275,8 +294,8 @@ class _Search:
         try:
             futures = {x: pool.submit(_compile, y) for x, y in traced.items() if y is not None}
             for config, future in futures.items():
-                program = self._attempt(config, future.result)
-                if program is not None and self._attempt(config, lambda: self._check(program)):
+                program = self._attempt(config, lambda x=future: self._checked(x.result()))
+                if program is not None:
                     self._programs[config] = program
         finally:
             pool.shutdown(cancel_futures=True)
@@ -285,8 +304,8 @@ class _Search:
         with configs.using({self._kernel: config}):
             return jax.jit(self._trace()).lower(*self._inputs)
 
-    def _check(self, program: Callable[..., Any]) -> bool:
-        """Whether a candidate computes what the first did."""
+    def _checked(self, program: Callable[..., Any]) -> Callable[..., Any]:
+        """The candidate, if it computes what the first did."""
         actual = jax.device_get(program(*self._inputs))
         if self._expected is None:
             self._expected = actual
@@ -294,7 +313,7 @@ class _Search:
         pairs = zip(jax.tree.leaves(actual), jax.tree.leaves(self._expected), strict=True)
         if not all(_agree(x, y, tolerance) for x, y in pairs):
             raise ArithmeticError("another result than the first candidate's")
-        return True
+        return program
 
     def _attempt[T](self, config: KernelConfig, action: Callable[[], T]) -> T | None:
         """The result of a step, or None with the reason noted; a candidate may fail in any way."""

@@ -1,4 +1,4 @@
-"""The command ``natjax``: train, eval, predict, models.
+"""The command ``natjax``: train, eval, predict, models, tune.
 
 Exit codes: 0 done, 1 something failed on the way, 2 wrong use or a full disk, 130 interrupted. Each
 command imports what it needs when it runs, so that help comes at once.
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from natjax.train.errors import TrainingError, UserError, storage_problem
+from natjax.tune_command import add_tune
 
 
 class _Parser(argparse.ArgumentParser):
@@ -71,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_eval(commands)
     _add_predict(commands)
     _add_models(commands)
+    add_tune(commands)
     return parser
 
 
