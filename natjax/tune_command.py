@@ -98,10 +98,10 @@ def run(args: argparse.Namespace) -> int:
         )
         _tell(f"measuring on {device.kind()}, for {path}")
         for result in results:
-            _tell(_line(result))
             if result.config is not None:
                 _store(path, result)
                 found += 1
+            _tell(_line(result))
     except KeyboardInterrupt:
         _tell("")
         return _fail(f"interrupted; {path} keeps the settings of {found} kernels", 130)
