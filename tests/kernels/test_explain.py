@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 import natjax
-from natjax.kernels import configs, dispatch
+from natjax.kernels import configs, device, dispatch
 from natjax.kernels.configs import KernelConfig
 
 X = jax.ShapeDtypeStruct((2, 14, 14, 2, 32), "float32")
@@ -53,7 +53,7 @@ def test_tuned_settings_are_what_the_op_then_uses(interpreted, monkeypatch, tmp_
     (before,) = (x for x in natjax.explain(X, X, X, 7).settings if x.kernel == "forward")
     tuned = KernelConfig((1, 16), (16, 1))
     assert before.config != tuned
-    path = configs.table_path("interpreted", tmp_path)
+    path = configs.table_path(device.kind(), tmp_path)
     configs.update_table(path, before.shape.key, "forward", tuned, {})
     monkeypatch.setenv("NATJAX_TUNED", str(tmp_path))
     (after,) = (x for x in natjax.explain(X, X, X, 7).settings if x.kernel == "forward")

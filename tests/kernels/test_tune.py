@@ -31,7 +31,7 @@ def test_every_kernel_of_an_op(measuring):
         tune.tune(
             [TINY, TINY],
             dtype="float32",
-            limit=2,
+            limit=1,
             repeats=1,
             begin=lambda *names: begun.append(names),
         )
