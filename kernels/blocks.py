@@ -85,10 +85,8 @@ class AxisBlocks:
     def slot(self, query: Ints, key: Ints, group: Ints) -> Ints:
         """Window slot of a key position in the window of a query position of the same group."""
         w = self.window
-        start = window_start(
-            query, w.group_length(group), kernel_size=w.kernel_size, is_causal=w.is_causal
-        )
-        return key - start
+        shape = {"kernel_size": w.kernel_size, "stride": w.stride, "is_causal": w.is_causal}
+        return key - window_start(query, w.group_length(group), **shape)
 
     def distance(self, row: Ints, column: Ints) -> Ints:
         """Index into the biases of the axis: key less query, from 0 up."""

@@ -73,17 +73,16 @@ class KernelConfig:
     num_stages: int = 2
 
     def __post_init__(self) -> None:
-        """Check the rules; lists, as JSON has them, become tuples."""
+        """Check the rules."""
         for name in ("tile", "chunk"):
             sides = getattr(self, name)
-            good = isinstance(sides, tuple | list) and 1 <= len(sides) <= 3
+            good = isinstance(sides, tuple) and 1 <= len(sides) <= 3
             good = good and all(map(_is_power_of_two, sides))
             if not good or not 16 <= math.prod(sides) <= _LARGEST_BLOCK:
                 raise ValueError(
                     f"{name} must have 1 to 3 sides, powers of two whose product is from 16 to "
                     f"{_LARGEST_BLOCK}; got {sides!r}"
                 )
-            object.__setattr__(self, name, tuple(sides))
         if len(self.tile) != len(self.chunk):
             raise ValueError(
                 f"tile and chunk must have one side an axis each; got {self.tile} and {self.chunk}"
@@ -279,7 +278,10 @@ def _parse_config(path: Path, key: str, kernel: Any, config: Any) -> KernelConfi
     if sorted(_mapping(path, place, config)) != sorted(fields):
         raise _malformed(path, f"the settings {fields}", f"{place} with {sorted(config)}")
     try:
-        parsed = KernelConfig(**config)
+        # Lists, as JSON has them, become tuples.
+        parsed = KernelConfig(
+            **{name: tuple(x) if isinstance(x, list) else x for name, x in config.items()}
+        )
     except ValueError as error:
         raise ValueError(f"{path}: {place} breaks a rule: {error}") from error
     if len(parsed.tile) != _num_axes(key):
@@ -307,7 +309,7 @@ def update_table(
     key: str,
     kernel: Kernel,
     config: KernelConfig,
-    measured: Mapping[str, float | int | str],
+    measured: Mapping[str, float | str | None],
 ) -> None:
     """Put the settings of one kernel into a table, whole or not at all.
 
@@ -327,7 +329,10 @@ def update_table(
     document["configs"].setdefault(key, {})[kernel] = dataclasses.asdict(config)
     notes = _mapping(path, "'measured'", document.setdefault("measured", {}))
     _mapping(path, "'measured'", notes.setdefault(key, {}))[kernel] = dict(measured)
-    _write(path, json.dumps(document, indent=1, sort_keys=True) + "\n")
+    text = json.dumps(document, indent=1, sort_keys=True)
+    # A line for each kernel.
+    text = re.sub(r"\{[^{}]*\}", lambda match: " ".join(match[0].split()), text)
+    _write(path, text + "\n")
     tuned_table.cache_clear()
 
 

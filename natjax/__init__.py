@@ -1,6 +1,7 @@
 """Neighborhood attention for JAX, and the Neighborhood Attention Transformers built on it.
 
-Ops: `na1d`, `na2d`, `na3d`, their unfused halves ``na*_qk`` and ``na*_av``, and `merge_attentions`.
+Ops: `na1d`, `na2d`, `na3d`, their unfused halves ``na*_qk`` and ``na*_av``, and `merge_attentions`;
+`explain` tells which implementation runs a call, and why.
 Modules (Flax NNX): `NeighborhoodAttention1D`, `NeighborhoodAttention2D`, `NeighborhoodAttention3D`.
 Models: `create_model`, `list_models`, `model_summary`; from configs of one's own, `NAT` and
 `Isotropic`.
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from natjax.kernels.api import na3d as na3d
     from natjax.kernels.api import na3d_av as na3d_av
     from natjax.kernels.api import na3d_qk as na3d_qk
+    from natjax.kernels.explain import Explanation as Explanation
+    from natjax.kernels.explain import explain as explain
     from natjax.models import create_model as create_model
     from natjax.models import list_models as list_models
     from natjax.models import model_config as model_config
@@ -53,6 +56,7 @@ _HOME = {
         "na3d_av",
         "na3d_qk",
     ),
+    "natjax.kernels.explain": ("Explanation", "explain"),
     "natjax.attention": (
         "NeighborhoodAttention1D",
         "NeighborhoodAttention2D",

@@ -22,6 +22,7 @@ def test_public_names_are_there_and_no_others():
         "NeighborhoodAttention2D",
         "NeighborhoodAttention3D",
         "create_model",
+        "explain",
         "list_models",
         "merge_attentions",
         *(f"na{n}d{suffix}" for n in (1, 2, 3) for suffix in ("", "_qk", "_av")),
@@ -38,6 +39,14 @@ def test_unknown_names_raise_attribute_error():
 
 def test_importing_natjax_is_lazy():
     assert not {"jax", "flax", "numpy"} & modules_after("import natjax")
+
+
+def test_a_call_on_a_cpu_does_not_wait_for_pallas():
+    call = "import jax, natjax; x = jax.numpy.ones((1, 5, 1, 4)); natjax.na1d(x, x, x, 3)"
+    here = f"import os; os.environ.pop('NATJAX_INTERPRET', None); {call}"
+    loaded = modules_after(f"import os; os.environ['JAX_PLATFORMS'] = 'cpu'; {here}")
+    assert "natjax.kernels.xla" in loaded
+    assert not {"natjax.kernels.triton", "jax.experimental.pallas"} & loaded
 
 
 def test_models_need_no_training_library():

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -11,6 +12,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+TABLE = "kernels/tuned/some-gpu.json"
 FOLDERS = {"natjax": "natjax", "natjax.kernels": "kernels", "natjax.train": "train"}
 
 
@@ -26,9 +28,14 @@ def packages():
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-    """The names in a wheel built from the sdist."""
+    """The names in a wheel built from the sdist of a copy, which has a table of settings more."""
     folder = tmp_path_factory.mktemp("dist")
-    command = [sys.executable, "-m", "build", "--outdir", str(folder), str(ROOT)]
+    source = folder / "source"
+    unneeded = shutil.ignore_patterns(".*", "build", "dist", "runs", "tests", "*.egg-info")
+    shutil.copytree(ROOT, source, symlinks=True, ignore=unneeded)
+    (source / "kernels" / "tuned").mkdir(exist_ok=True)
+    (source / TABLE).write_text('{"configs": {}}')
+    command = [sys.executable, "-m", "build", "--outdir", str(folder), str(source)]
     subprocess.run(command, check=True, capture_output=True)
     (path,) = folder.glob("*.whl")
     with zipfile.ZipFile(path) as file:
@@ -54,6 +61,11 @@ def test_wheel_has_one_top_level_and_every_module(wheel):
             assert str(inside / path.relative_to(ROOT / folder).as_posix()) in wheel
     assert "natjax/py.typed" in wheel
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in wheel)
+
+
+def test_wheel_has_the_tables_of_tuned_settings(wheel):
+    tables = {f"natjax/{path.relative_to(ROOT)}" for path in ROOT.glob("kernels/tuned/*.json")}
+    assert tables | {f"natjax/{TABLE}"} <= set(wheel)
 
 
 def test_top_level_packages_hold_a_docstring_and_nothing_else():

@@ -49,6 +49,17 @@ def test_all_declining_tells_every_reason(fakes):
     assert len(info.value.exceptions) == 2
 
 
+def test_what_is_for_another_platform_is_not_imported(fakes, monkeypatch):
+    """Its import would make every first call on a CPU wait."""
+    monkeypatch.setattr(dispatch, "_PLATFORM", {"picky": "no such platform"})
+    monkeypatch.delenv("NATJAX_INTERPRET", raising=False)
+    del fakes["picky"].qk  # importing and asking it would be an AttributeError
+    assert dispatch.call("qk", None, 1) == 2
+    monkeypatch.setenv("NATJAX_INTERPRET", "1")
+    with pytest.raises(AttributeError):
+        dispatch.call("qk", None, 1)
+
+
 def test_an_implementation_goes_with_its_file(monkeypatch):
     found = dispatch.importlib.util.find_spec
     dispatch.available.cache_clear()
@@ -56,7 +67,7 @@ def test_an_implementation_goes_with_its_file(monkeypatch):
         patch.setattr(
             dispatch.importlib.util, "find_spec", lambda n: None if n.endswith(".xla") else found(n)
         )
-        assert dispatch.available() == ("reference",)
+        assert dispatch.available() == tuple(n for n in dispatch.PREFERENCE if n != "xla")
         with pytest.raises(ValueError, match="one of"):
             dispatch.call("qk", "xla")
     dispatch.available.cache_clear()

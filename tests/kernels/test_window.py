@@ -105,6 +105,21 @@ def test_self_is_visible_and_every_key_is_seen(axis):
     assert mask.any(axis=0).all()
 
 
+@given(windows())
+def test_queries_of_a_key_are_those_whose_windows_hold_it(axis):
+    mask = Neighborhood((axis,)).dense_mask()
+    for group in range(axis.dilation):
+        step = slice(group, None, axis.dilation)
+        seen = mask[step, step]
+        first, last = axis.queries(group)
+        query = np.arange(len(seen))[:, None]
+        np.testing.assert_array_equal(seen, (first <= query) & (query < last))
+        assert (first < last).all()
+        # In this order the programs that own keys walk over queries.
+        assert (np.diff(first) >= 0).all()
+        assert (np.diff(last) >= 0).all()
+
+
 @given(windows(causal=True))
 def test_causal_windows_end_at_the_query(axis):
     query = np.arange(axis.length)

@@ -1,0 +1,123 @@
+"""`natjax.explain` tells what a call does, and why."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import natjax
+from natjax.kernels import configs, device, dispatch
+from natjax.kernels.configs import KernelConfig
+
+X = jax.ShapeDtypeStruct((2, 14, 14, 2, 32), "float32")
+RPB = jax.ShapeDtypeStruct((2, 13, 13), "float32")
+
+
+@pytest.fixture(autouse=True)
+def _alone(monkeypatch):
+    monkeypatch.delenv("NATJAX_INTERPRET", raising=False)
+    monkeypatch.delenv("NATJAX_TUNED", raising=False)
+
+
+@pytest.fixture
+def on_cpu():
+    if jax.default_backend() != "cpu":
+        pytest.skip("this is about machines without an accelerator")
+
+
+def test_on_a_cpu(on_cpu):
+    told = natjax.explain(X, X, X, kernel_size=7)
+    assert (told.op, told.device, told.chosen) == ("na2d", "cpu", "xla")
+    assert list(told.reasons) == ["triton", "reference"]
+    assert "needs an NVIDIA GPU" in told.reasons["triton"]
+    assert told.reasons["reference"] == 'not asked: "xla" comes first'
+    assert told.settings == ()
+    assert str(told).startswith('na2d on cpu: implementation "xla"\n  not "triton":')
+    assert len(str(told).splitlines()) == 3
+
+
+def test_settings_of_kernels_and_their_sources(interpreted):
+    given = KernelConfig((2, 8), (4, 4), num_warps=2, num_stages=3)
+    with configs.using({"dquery": given}):
+        told = natjax.explain(X, X, X, 7, dilation=2, rpb=RPB)
+    assert told.chosen == "triton"
+    assert [x.kernel for x in told.settings] == ["forward", "dquery", "dkeyvalue", "dbias"]
+    assert [x.source for x in told.settings] == ["suggested", "given", "suggested", "suggested"]
+    assert told.settings[1].config == given
+    (line,) = (line.split() for line in str(told).splitlines() if "dquery" in line)
+    assert line == ["dquery", "2x8", "4x4", "2", "3", "given"]
+    without_bias = natjax.explain(X, X, X, 7)
+    assert [x.kernel for x in without_bias.settings] == ["forward", "dquery", "dkeyvalue"]
+
+
+def test_tuned_settings_are_what_the_op_then_uses(interpreted, monkeypatch, tmp_path):
+    (before,) = (x for x in natjax.explain(X, X, X, 7).settings if x.kernel == "forward")
+    tuned = KernelConfig((1, 16), (16, 1))
+    assert before.config != tuned
+    path = configs.table_path(device.kind(), tmp_path)
+    configs.update_table(path, before.shape.key, "forward", tuned, {})
+    monkeypatch.setenv("NATJAX_TUNED", str(tmp_path))
+    (after,) = (x for x in natjax.explain(X, X, X, 7).settings if x.kernel == "forward")
+    assert (after.config, after.source) == (tuned, "NATJAX_TUNED")
+
+
+@pytest.mark.parametrize("ndim", [1, 2, 3])
+def test_every_op(ndim, interpreted):
+    x = jnp.zeros((1, *(5,) * ndim, 2, 8))
+    weights = jnp.zeros((*x.shape[:-1], 3**ndim))
+    told = {
+        "": natjax.explain(x, x, x, 3),
+        "_qk": natjax.explain(query=x, key=x, kernel_size=3, op="qk"),
+        "_av": natjax.explain(weights, x, 3, op="av"),
+    }
+    for suffix, explanation in told.items():
+        assert explanation.op == f"na{ndim}d{suffix}"
+        assert explanation.chosen == "triton"
+    for suffix in ("_qk", "_av"):
+        assert [x.kernel for x in told[suffix].settings] == ["qk", "av", "av_transposed"]
+
+
+def test_a_named_implementation_is_asked_alone(on_cpu):
+    told = natjax.explain(X, X, X, 7, implementation="reference")
+    assert told.chosen == "reference"
+    assert set(told.reasons.values()) == {'not asked: the call names "reference"'}
+    told = natjax.explain(X, X, X, 7, implementation="triton")
+    assert told.chosen is None
+    assert "needs an NVIDIA GPU" in told.reasons["triton"]
+    assert str(told).startswith("na2d on cpu: no implementation")
+    with pytest.raises(NotImplementedError, match="needs an NVIDIA GPU"):
+        jax.eval_shape(lambda x: natjax.na2d(x, x, x, 7, implementation="triton"), X)
+
+
+def test_an_implementation_without_its_file(monkeypatch, interpreted):
+    monkeypatch.setattr(dispatch, "available", lambda: ("xla", "reference"))
+    told = natjax.explain(X, X, X, 7)
+    assert told.chosen == "xla"
+    assert told.reasons["triton"] == "its file is not there"
+    with pytest.raises(ValueError, match="implementation must be None or one of"):
+        natjax.explain(X, X, X, 7, implementation="triton")
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs", "error", "message"),
+    [
+        ((X, X, X, 15), {}, ValueError, "kernel_size . dilation must not exceed"),
+        ((X, X, X, 7), {"stride": 8}, ValueError, "stride must not exceed kernel_size"),
+        ((X, X, X, 7), {"scale": 0.0}, ValueError, "scale must be.*got 0.0"),
+        ((X, X, X, 7), {"implementation": "cuda"}, ValueError, "implementation must be.*'cuda'"),
+        ((X, X, X, 7), {"op": "na2d"}, ValueError, "op must be one of.*got 'na2d'"),
+        ((X, X, X), {}, TypeError, "kernel_size"),
+        ((X, X, 7), {"op": "qk", "stride": 2}, TypeError, "stride"),
+        ((), {}, ValueError, "query must be an array of 4, 5 or 6 dimensions; got None"),
+        ((RPB, RPB, RPB, 7), {}, ValueError, r"4, 5 or 6 dimensions; got \(2, 13, 13\)"),
+    ],
+    ids=[f"case{i}" for i in range(9)],
+)
+def test_errors_are_those_of_the_op(args, kwargs, error, message, unchecked):
+    with pytest.raises(error, match=message):
+        natjax.explain(*args, **kwargs)
+
+
+def test_nothing_is_computed():
+    """Not even for a call that would take terabytes."""
+    large = jax.ShapeDtypeStruct((64, 1024, 1024, 16, 128), "bfloat16")
+    assert natjax.explain(large, large, large, 33).chosen is not None
