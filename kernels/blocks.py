@@ -95,15 +95,8 @@ class AxisBlocks:
         relative = column - row if self.rows == "queries" else row - column
         return relative + self.window.kernel_size - 1
 
-    def pattern(
-        self,
-    ) -> tuple[Int[np.ndarray, "A"], Bool[np.ndarray, "S c t s"], Int[np.ndarray, "S c t s"]]:
-        """What all blocks along the axis look like.
-
-        Returns:
-          The kind of each tile: tiles of one kind have the same blocks; who sees whom in each kind
-          and chunk; and the index of the bias, in range where they do.
-        """
+    def pattern(self) -> AxisPattern:
+        """What all blocks along the axis look like."""
         group, first, start = self.locate(np.arange(self.num_tiles))
         row = first[:, None] + np.arange(self.tile)
         column = start[:, None] + np.arange(self.num_chunks * self.chunk)
@@ -118,7 +111,22 @@ class AxisBlocks:
             x = x[examples].reshape(-1, self.tile, self.num_chunks, self.chunk)
             return x.transpose(0, 2, 1, 3)
 
-        return kind.reshape(-1), by_chunk(seen), by_chunk(bias)
+        return AxisPattern(kind.reshape(-1), by_chunk(seen), by_chunk(bias))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class AxisPattern:
+    """What the blocks along an axis look like: ``c`` chunks of ``s`` columns for ``t`` rows.
+
+    Attributes:
+      kind: which of ``S`` kinds each tile is; tiles of one kind have the same blocks.
+      seen: who sees whom, for each kind and chunk.
+      bias: index of the bias of the axis, in range where they do.
+    """
+
+    kind: Int[np.ndarray, "A"]
+    seen: Bool[np.ndarray, "S c t s"]
+    bias: Int[np.ndarray, "S c t s"]
 
 
 @functools.cache
@@ -282,26 +290,24 @@ class Pattern:
     """What the blocks of a layout look like; tiles of one kind look the same.
 
     Attributes:
-      axes: the same along each axis, see `AxisBlocks.pattern`.
+      axes: the same along each axis.
       bias_shape: shape of one head's biases.
     """
 
-    axes: tuple[
-        tuple[Int[np.ndarray, "A"], Bool[np.ndarray, "S c t s"], Int[np.ndarray, "S c t s"]], ...
-    ]
+    axes: tuple[AxisPattern, ...]
     bias_shape: tuple[int, ...]
 
     @property
     def num_kinds(self) -> int:
         """Kinds of tiles."""
-        return math.prod(len(seen) for _, seen, _ in self.axes)
+        return math.prod(len(axis.seen) for axis in self.axes)
 
     @functools.cached_property
     def kind(self) -> Int[np.ndarray, "tiles"]:
         """Kind of each tile, by number."""
         kinds = np.zeros((), np.int32)
-        for kind, seen, _ in self.axes:
-            kinds = kinds[..., None] * len(seen) + kind.astype(np.int32)
+        for axis in self.axes:
+            kinds = kinds[..., None] * len(axis.seen) + axis.kind.astype(np.int32)
         return kinds.reshape(-1)
 
     def table(
@@ -312,32 +318,29 @@ class Pattern:
         Without a bias there is one head.
         """
         n = len(self.axes)
-        seen = functools.reduce(np.logical_and, (self._spread(s, i) for i, s in self._enum(1)))
+        masks = (self._spread(axis.seen, i) for i, axis in enumerate(self.axes))
+        seen = functools.reduce(np.logical_and, masks)
         if rpb is None:
             values = jnp.zeros((1, *seen.shape), jnp.float32)
         else:
-            index = (self._spread(bias, i) for i, bias in self._enum(2))
+            index = (self._spread(axis.bias, i) for i, axis in enumerate(self.axes))
             values = factor * rpb.astype(jnp.float32)[:, *index]
         table = jnp.where(seen[None], values, jnp.float32(hidden))
         order = (1 + axis * 4 + part for part in range(4) for axis in range(n))
         return self._merge(table.transpose(0, *order))
 
-    def bias_gradient(
-        self, blocks: Float[Array, "N kinds chunks t s"]
-    ) -> Float[Array, "N *R"]:
+    def bias_gradient(self, blocks: Float[Array, "N kinds chunks t s"]) -> Float[Array, "N *R"]:
         """The transpose of `table`: sum of the blocks' entries by the bias that was added."""
         n = len(self.axes)
-        shapes = [seen.shape for _, seen, _ in self.axes]
+        shapes = [axis.seen.shape for axis in self.axes]
         x = blocks.reshape(-1, *(shape[part] for part in range(4) for shape in shapes))
         x = x.transpose(0, *(1 + part * n + axis for axis in range(n) for part in range(4)))
-        for (_, seen, bias), size in zip(self.axes, self.bias_shape, strict=True):
+        for axis, size in zip(self.axes, self.bias_shape, strict=True):
             # Takes the foremost axis' four dimensions away and appends one for its biases.
-            one_hot = jax.nn.one_hot(np.where(seen, bias, -1), size, dtype=x.dtype)
+            index = np.where(axis.seen, axis.bias, -1)
+            one_hot = jax.nn.one_hot(index, size, dtype=x.dtype)
             x = jnp.tensordot(x, one_hot, axes=((1, 2, 3, 4), (0, 1, 2, 3)), precision="highest")
         return x
-
-    def _enum(self, part: int) -> list[tuple[int, np.ndarray]]:
-        return [(i, axis[part]) for i, axis in enumerate(self.axes)]
 
     def _spread(self, x: np.ndarray, axis: int) -> np.ndarray:
         """Put the four dimensions of one axis where they broadcast with those of the others."""

@@ -264,8 +264,7 @@ def _boxes(lengths: Sequence[int], most: int) -> list[tuple[int, ...]]:
     """
     sides = [[1 << i for i in range(int(np.ceil(np.log2(n))) + 1)] for n in lengths]
     sides[-1] = [1 << i for i in range(max(len(sides[-1]), 5))]
-    boxes = [box for box in itertools.product(*sides) if 16 <= math.prod(box) <= most]
-    return boxes
+    return [box for box in itertools.product(*sides) if 16 <= math.prod(box) <= most]
 
 
 def device_kind() -> str:

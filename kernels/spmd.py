@@ -56,13 +56,20 @@ def _vmapped(
 
     @wrapped.def_vmap
     def rule(size: int, batched: list[bool], *args: jax.Array) -> Any:
-        whole = any(is_batched and "b" not in x for is_batched, x in zip(batched, operands))
+        whole = any(
+            is_batched and "b" not in x for is_batched, x in zip(batched, operands, strict=True)
+        )
         if whole or any("b" not in x for x in results):
             # One function call for each: what they do not share cannot be told apart in a batch.
             out = _one_by_one(wrapped, batched, args)
         else:
-            folded = [_fold(x, size, is_batched) for x, is_batched in zip(args, batched)]
-            folded = [f if "b" in x else a for f, a, x in zip(folded, args, operands)]
+            folded = [
+                _fold(x, size, is_batched) for x, is_batched in zip(args, batched, strict=True)
+            ]
+            folded = [
+                fold if "b" in labels else whole
+                for fold, whole, labels in zip(folded, args, operands, strict=True)
+            ]
             out = tuple(x.reshape(size, -1, *x.shape[1:]) for x in wrapped(*folded))
         return out, (True,) * len(results)
 
@@ -92,28 +99,26 @@ def _fold(x: jax.Array, size: int, is_batched: bool) -> jax.Array:
 def _partitioned(
     function: Callable[..., Any], operands: Sequence[str], results: Sequence[str], groups: int
 ) -> Callable[..., Any]:
-    def shardings(mesh: Any, args: Sequence[Any]) -> tuple[Any, Any, Any]:
-        batch, heads = _split_axes(mesh, operands[0], args[0], groups)
+    def partition(mesh: Any, args: Any, _: Any) -> Any:
+        axes = _split_axes(mesh, operands[0], args[0], groups)
 
         def of(labels: str) -> NamedSharding:
-            axes = {"b": batch, "n": heads, "m": heads}
             return NamedSharding(mesh, P(*(axes.get(label) for label in labels)))
 
-        return tuple(map(of, operands)), tuple(map(of, results)), batch
-
-    def partition(mesh: Any, args: Any, _: Any) -> Any:
-        inputs, outputs, batch = shardings(mesh, args)
+        def total(x: jax.Array, labels: str) -> jax.Array:
+            """Sum over the devices that each have a part of what the result has no label for."""
+            missing = "b" not in labels, "m" in labels and axes["m"] != axes["n"]
+            summed = [
+                axes[label] for label, is_summed in zip("bn", missing, strict=True) if is_summed
+            ]
+            for names in filter(None, summed):
+                x = jax.lax.psum(x, names)
+            return x
 
         def local(*arrays: jax.Array) -> tuple[jax.Array, ...]:
-            out = function(*arrays)
-            if batch is None:
-                return out
-            return tuple(
-                x if "b" in labels else jax.lax.psum(x, batch)
-                for x, labels in zip(out, results, strict=True)
-            )
+            return tuple(map(total, function(*arrays), results))
 
-        return mesh, local, outputs, inputs
+        return mesh, local, tuple(map(of, results)), tuple(map(of, operands))
 
     def rule(mesh: Any, values: Sequence[Any], _: Any) -> tuple[str, dict[str, Any]]:
         del mesh
@@ -124,15 +129,34 @@ def _partitioned(
     return wrapped
 
 
-def _split_axes(mesh: Any, labels: str, array: Any, groups: int) -> tuple[Any, Any]:
-    """Mesh axes that batch and heads are split over, from where the first argument is."""
+def _split_axes(mesh: Any, labels: str, array: Any, groups: int) -> dict[str, Any]:
+    """Mesh axes that each label is split over, from where the first argument is."""
     spec = (*array.sharding.spec, *[None] * array.ndim)
     batch, heads = (spec[labels.index(label)] for label in "bn")
     names = heads if isinstance(heads, tuple) else (heads,) if heads else ()
     parts = math.prod(mesh.shape[name] for name in names)
-    # Key heads that cannot be split keep the query heads together.
     kv_heads = array.shape[labels.index("n")] // groups
-    return batch, heads if kv_heads % parts == 0 else None
+    if kv_heads == 1:
+        # Every device has the one key head, and its share of the query heads.
+        return {"b": batch, "n": heads, "m": None}
+    # Key heads that cannot be split keep the query heads together.
+    heads = heads if kv_heads % parts == 0 else None
+    return {"b": batch, "n": heads, "m": heads}
+
+
+def align_varying(*arrays: jax.Array) -> tuple[jax.Array, ...]:
+    """Inside `jax.shard_map`, let all arrays vary over the mesh axes that any of them varies over.
+
+    What an opaque function makes of them varies so too. The transpose of this is the sum over
+    devices that the gradient of an array which does not vary needs.
+    """
+    varying = [jax.typeof(x).manual_axis_type.varying for x in arrays]
+    union = frozenset().union(*varying)
+    missing = (tuple(sorted(union - v)) for v in varying)
+    return tuple(
+        jax.lax.pcast(x, axes, to="varying") if axes else x
+        for x, axes in zip(arrays, missing, strict=True)
+    )
 
 
 def _propagation(
@@ -144,17 +168,22 @@ def _propagation(
         for labels, shape in zip(operands, shapes, strict=True)
         for label, size in zip(labels, shape, strict=True)
     }
-    # Query heads are key heads times the heads of a group, in this order.
-    names = {label: label for label in sizes} | {"m": "m" if groups > 1 else "n"}
-    if groups > 1:
+    names = {label: label for label in "".join((*operands, *results))}
+    grouped = 1 < groups < sizes["n"]
+    if grouped:
+        # Query heads are key heads times the heads of a group, in this order.
         names["n"] = "(m g)"
+    elif groups == 1:
+        names["m"] = "n"
 
     def side(arrays: Sequence[str]) -> str:
         return ", ".join(" ".join(names[label] for label in labels) for labels in arrays)
 
-    whole = tuple(sorted(set(sizes) - set(_SPLIT)))
+    # Shardy wants these in order of their first appearance.
+    labels = dict.fromkeys("".join((*operands, *results)))
+    whole = tuple(label for label in labels if label not in _SPLIT)
     settings: dict[str, Any] = {"need_replication_factors": whole}
-    if groups > 1:
+    if grouped:
         settings["g"] = groups
         if not any("m" in labels for labels in (*operands, *results)):
             settings["m"] = sizes["n"] // groups

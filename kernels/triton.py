@@ -1,4 +1,4 @@
-"""Implementation "triton": Pallas kernels for NVIDIA GPUs, Ampere and later, by JAX's Triton lowering.
+"""Implementation "triton": Pallas kernels for NVIDIA GPUs since Ampere, lowered by Triton.
 
 A program owns a tile of queries (of keys, in the backward pass for keys and values) and walks over
 the slab of keys that they meet, block by block (`natjax.kernels.blocks`), as flash attention does
@@ -40,7 +40,7 @@ from natjax.kernels import configs
 from natjax.kernels.blocks import Blocks, Tile
 from natjax.kernels.configs import Kernel, KernelConfig, Shape
 from natjax.kernels.merge import merge_attentions
-from natjax.kernels.spmd import split_over_batch_and_heads
+from natjax.kernels.spmd import align_varying, split_over_batch_and_heads
 from natjax.kernels.window import Neighborhood
 
 # Added to hidden logits: finite, so that no difference of them is nan.
@@ -83,8 +83,8 @@ def attention(
 def _run_attention(
     call: _Call, arrays: tuple[Array, ...], rpb: Array | None, extra: tuple[Array, ...]
 ) -> tuple[Array, Array]:
-    q, k, v = map(_flat, arrays)
-    out, lse = _attention(call, q, k, v, *_flat_bias(rpb))
+    q, k, v, *bias = align_varying(*map(_flat, arrays), *_flat_bias(rpb))
+    out, lse = _attention(call, q, k, v, *bias)
     if extra:
         parts = (out, lse), _attend_to_all(q, *extra, call)
         out, lse = merge_attentions(*zip(*parts, strict=True))
@@ -596,11 +596,14 @@ def _launch(
     outputs: list[jax.ShapeDtypeStruct],
     *arrays: Array,
     **sizes: int,
-) -> list[Array]:
+) -> tuple[Array, ...]:
     """Run a kernel on arrays seen as rows; results are as declared."""
     if grid == 0:
-        return [jnp.zeros(x.shape, x.dtype) for x in outputs]
+        return tuple(jnp.zeros(x.shape, x.dtype) for x in outputs)
     config = call.config(kernel)
+    arrays = align_varying(*arrays)
+    varying = jax.typeof(arrays[0]).manual_axis_type
+    outputs = [jax.ShapeDtypeStruct(x.shape, x.dtype, manual_axis_type=varying) for x in outputs]
     body = functools.partial(body, call=call, **sizes)
     body.__name__ = f"natjax_{kernel}"  # pyrefly: ignore[missing-attribute]
     run = pl.pallas_call(
@@ -616,7 +619,7 @@ def _launch(
     with warnings.catch_warnings():
         # Known, and planned for: docs/design.md, "GPU backends".
         warnings.filterwarnings("ignore", message="The Pallas Triton backend is deprecated")
-        return run(*arrays)
+        return tuple(run(*arrays))
 
 
 def _as_rows(x: Array) -> Array:
@@ -756,9 +759,10 @@ def _sum_of_neighbors(call: _Call, w: Array, v: Array) -> tuple[Array]:
     return (out.reshape(*w.shape[:3], v.shape[-1]),)
 
 
-def _sum_of_queries(call: _Call, w: Array, x: Array, *, groups: int) -> tuple[Array]:
+def _sum_of_queries(groups: int, call: _Call, w: Array, x: Array) -> tuple[Array]:
     batch, tokens, heads, width = x.shape
-    kv_heads = heads // groups
+    # At least the one key head that devices share, where each has a part of its query heads.
+    kv_heads = max(1, heads // groups)
     (out,) = _launch(
         call,
         "av_transposed",
@@ -778,9 +782,7 @@ def _sum_of_queries(call: _Call, w: Array, x: Array, *, groups: int) -> tuple[Ar
 
 
 @functools.lru_cache(512)
-def _op(
-    function: Callable[..., Any], call: _Call, labels: str, groups: int
-) -> Callable[..., Any]:
+def _op(function: Callable[..., Any], call: _Call, labels: str, groups: int) -> Callable[..., Any]:
     """A launch as an op that is vmapped and partitioned; ``labels`` as in ``"btnd,btmd->btnd"``."""
     operands, results = (side.split(",") for side in labels.split("->"))
     function = functools.partial(function, call)
@@ -847,7 +849,11 @@ def _qk_backward(call: _Call, residuals: Any, dlogits: Array) -> tuple[Array, ..
 
 
 _qk.defvjp(_qk_forward, _qk_backward)
-_run_qk = jax.jit(_qk, static_argnums=0)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _run_qk(call: _Call, *arrays: Array) -> Array:
+    return _qk(call, *align_varying(*arrays))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -868,7 +874,11 @@ def _av_backward(call: _Call, residuals: Any, do: Array) -> tuple[Array, Array]:
 
 
 _av.defvjp(_av_forward, _av_backward)
-_run_av = jax.jit(_av, static_argnums=0)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _run_av(call: _Call, *arrays: Array) -> Array:
+    return _av(call, *align_varying(*arrays))
 
 
 def _groups(query: Array, key: Array) -> int:
@@ -882,7 +892,7 @@ def _av_op(call: _Call, groups: int) -> Callable[[Array, Array], Array]:
 
 
 def _av_transposed_op(call: _Call, groups: int) -> Callable[[Array, Array], Array]:
-    function = functools.partial(_sum_of_queries, groups=groups)
+    function = functools.partial(_sum_of_queries, groups)
     op = _op(function, call, "btnw,btnd->btmd", groups)
     return lambda w, x: op(w, x)[0]
 

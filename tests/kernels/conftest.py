@@ -1,10 +1,24 @@
 """Every implementation runs the same suite."""
 
+import jax
 import pytest
 
 from natjax.kernels import dispatch
 
 
 @pytest.fixture(params=dispatch.available())
-def implementation(request):
+def implementation(request, interpreted):
     return request.param
+
+
+@pytest.fixture(params=[name for name in dispatch.available() if name != "triton"])
+def exact_implementation(request):
+    """Those that take float64 and give derivatives of any order, in both modes."""
+    return request.param
+
+
+@pytest.fixture
+def interpreted(monkeypatch):
+    """Pallas kernels run interpreted, but for where there is what they are made for."""
+    if jax.default_backend() != "gpu":
+        monkeypatch.setenv("NATJAX_INTERPRET", "1")

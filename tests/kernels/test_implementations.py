@@ -66,10 +66,12 @@ def assert_close(actual, expected, dtype):
         assert error <= tolerances.GRADIENT[dtype], f"d{name}: {error}"
 
 
-@pytest.mark.parametrize("name", OTHERS)
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [(x, y) for x in OTHERS for y in ("float32", "float64") if (x, y) != ("triton", "float64")],
+)
 @EDGES
-def test_fused_agrees_with_the_reference(problem, dtype, name, x64):
+def test_fused_agrees_with_the_reference(problem, dtype, name, interpreted, x64):
     arrays = problem.arrays(dtype=dtype)
     expected = value_and_gradients(fused(problem, "reference"), arrays)
     assert_close(value_and_gradients(fused(problem, name), arrays), expected, dtype)
@@ -81,7 +83,7 @@ def test_fused_agrees_with_the_reference(problem, dtype, name, x64):
     [p for p in problems.EDGES if p.stride == 1 and not p.extra],
     ids=lambda p: p.name,
 )
-def test_unfused_agrees_with_the_reference_and_with_fused(problem, name):
+def test_unfused_agrees_with_the_reference_and_with_fused(problem, name, interpreted):
     arrays = problem.arrays()
     expected = value_and_gradients(unfused(problem, "reference"), arrays)
     assert_close(value_and_gradients(unfused(problem, name), arrays), expected, "float32")
@@ -166,20 +168,24 @@ SMALL_UNFUSED = Problem(name="unfused", shape=(11,), kernel_size=(4,), dilation=
 @pytest.mark.parametrize(
     ("function", "problem"), [(fused, SMALL), (unfused, SMALL_UNFUSED)], ids=["fused", "unfused"]
 )
-def test_derivatives_against_finite_differences(function, problem, mode, implementation, x64):
+def test_derivatives_against_finite_differences(function, problem, mode, exact_implementation, x64):
     arrays = problem.arrays(dtype=jnp.float64)
     check_grads(
-        jax.jit(function(problem, implementation)), (arrays,), order=2, modes=[mode], rtol=1e-6
+        jax.jit(function(problem, exact_implementation)),
+        (arrays,),
+        order=2,
+        modes=[mode],
+        rtol=1e-6,
     )
 
 
 @pytest.mark.parametrize("function", [fused, unfused])
-def test_forward_mode_is_the_transpose_of_reverse_mode(function, implementation, x64):
+def test_forward_mode_is_the_transpose_of_reverse_mode(function, exact_implementation, x64):
     problem = SMALL_UNFUSED
     arrays, tangents = problem.arrays(0, jnp.float64), problem.arrays(1, jnp.float64)
-    outputs, pushed = jax.jvp(function(problem, implementation), (arrays,), (tangents,))
+    outputs, pushed = jax.jvp(function(problem, exact_implementation), (arrays,), (tangents,))
     cotangents = jax.tree.map(jnp.sin, outputs)
-    pulled = jax.vjp(function(problem, implementation), arrays)[1](cotangents)[0]
+    pulled = jax.vjp(function(problem, exact_implementation), arrays)[1](cotangents)[0]
 
     def dot(a, b):
         return sum(jnp.vdot(x, y) for x, y in zip(*map(jax.tree.leaves, (a, b)), strict=True))
@@ -281,8 +287,20 @@ def test_inside_shard_map(implementation):
     specs = {name: P("data", None, "model") for name in ("query", "key", "value")}
     specs["rpb"] = P("model")
     out_specs = (P("data", None, "model"),) * 2
-    sharded = jax.jit(jax.shard_map(run, mesh=mesh, in_specs=(specs,), out_specs=out_specs))
-    for x, y in zip(sharded(arrays), run(arrays), strict=True):
+
+    def sharded(**kwargs):
+        # One argument varies over fewer devices than the others: its gradient is a sum over them.
+        return jax.shard_map(run, mesh=mesh, in_specs=(specs,), out_specs=out_specs, **kwargs)
+
+    def gradient(arrays):
+        return jax.grad(lambda arrays: sharded()(arrays)[0].sum())(arrays)
+
+    shapes = jax.eval_shape(gradient, arrays)
+    assert jax.tree.map(jnp.shape, shapes) == jax.tree.map(jnp.shape, arrays)
+    # Pallas' interpreter does not keep track of what varies; on a GPU there is none.
+    interpreted = implementation == "triton" and jax.default_backend() != "gpu"
+    actual = jax.jit(sharded(check_vma=not interpreted))(arrays)
+    for x, y in zip(actual, run(arrays), strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)
 
 

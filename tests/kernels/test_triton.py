@@ -1,0 +1,254 @@
+"""What is particular to the kernels for GPUs: blocks of every size, refusals, derivatives."""
+
+import functools
+
+import goldens
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tolerances
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import natjax
+from natjax.kernels import configs, dispatch, problems, triton
+from natjax.kernels.configs import KERNELS, KernelConfig
+from natjax.kernels.problems import Problem
+
+OPS = {1: natjax.na1d, 2: natjax.na2d, 3: natjax.na3d}
+BLOCKS = {
+    "long tiles": {1: ((32,), (16,)), 2: ((2, 16), (4, 4)), 3: ((1, 2, 16), (2, 2, 4))},
+    "long chunks": {1: ((16,), (32,)), 2: ((8, 2), (1, 32)), 3: ((4, 2, 2), (1, 8, 4))},
+}
+CHOSEN = ("1d-causal", "1d-causal-stride-dilation", "2d-prime", "2d-everything", "3d-everything")
+
+
+@pytest.fixture(autouse=True)
+def _interpreted(interpreted):
+    pass
+
+
+def problem_named(name):
+    (problem,) = (p for p in problems.EDGES if p.name == name)
+    return problem
+
+
+def run(problem, arrays, implementation, seed=1):
+    """Output, lse and all gradients."""
+
+    @jax.jit
+    def both(arrays):
+        outputs, pull = jax.vjp(
+            lambda arrays: OPS[problem.ndim](
+                **arrays, **problem.arguments, return_lse=True, implementation=implementation
+            ),
+            arrays,
+        )
+        rng = np.random.default_rng(seed)
+        cotangents = tuple(jnp.asarray(rng.standard_normal(x.shape), x.dtype) for x in outputs)
+        return outputs, pull(cotangents)[0]
+
+    return both(arrays)
+
+
+def assert_agree(actual, expected):
+    for x, y in zip(actual[0], expected[0], strict=True):
+        assert goldens.error(x, y) <= tolerances.VALUE["float32"]
+    for name, y in expected[1].items():
+        error = np.abs(actual[1][name] - y).max() / max(1, np.abs(y).max())
+        assert error <= tolerances.GRADIENT["float32"], name
+
+
+@pytest.mark.parametrize("blocks", BLOCKS)
+@pytest.mark.parametrize("name", CHOSEN)
+def test_blocks_of_any_size_give_the_same(name, blocks):
+    """Many tiles and many chunks each, where the suggested ones would be few."""
+    problem = problem_named(name)
+    config = KernelConfig(*BLOCKS[blocks][problem.ndim], num_warps=1)
+    arrays = problem.arrays()
+    with configs.using(dict.fromkeys(KERNELS, config)):
+        actual = run(problem, arrays, "triton")
+    assert_agree(actual, run(problem, arrays, "reference"))
+
+
+@pytest.mark.parametrize("name", ["1d-causal-stride-dilation", "2d-no-bias", "3d-everything"])
+def test_a_computed_mask_is_as_good_as_a_table(name, monkeypatch):
+    """As for windows too large for a table."""
+    monkeypatch.setattr(triton, "_LARGEST_TABLE", 0)
+    problem = problem_named(name)
+    arrays = {k: v for k, v in problem.arrays().items() if k != "rpb"}
+    # Nothing compiled with a table may be taken from a cache.
+    jax.clear_caches()
+    triton._op.cache_clear()
+    assert_agree(run(problem, arrays, "triton"), run(problem, arrays, "reference"))
+    jax.clear_caches()
+    triton._op.cache_clear()
+
+
+@pytest.mark.parametrize("head_dim", [8, 24, 48, 80, 96, 128, 256])
+def test_head_sizes(head_dim):
+    problem = Problem(name="d", shape=(20,), kernel_size=(5,), heads=2, head_dim=head_dim)
+    arrays = problem.arrays()
+    assert_agree(run(problem, arrays, "triton"), run(problem, arrays, "reference"))
+
+
+def test_without_a_gpu_it_says_what_would_work(monkeypatch):
+    if jax.default_backend() == "gpu":
+        pytest.skip("this is about machines without a GPU")
+    monkeypatch.delenv("NATJAX_INTERPRET")
+    x = jnp.zeros((1, 9, 1, 8))
+    message = 'needs an NVIDIA GPU; got a cpu device; use implementation="xla".*NATJAX_INTERPRET=1'
+    with pytest.raises(NotImplementedError, match=message):
+        natjax.na1d(x, x, x, 3, implementation="triton")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "head_dim", "message"),
+    [
+        ("float64", 8, 'takes the dtypes .*; got float64; use implementation="xla"'),
+        ("float32", 257, 'takes head sizes up to 256; got 257; use implementation="xla"'),
+    ],
+)
+def test_refusals_say_what_would_work(dtype, head_dim, message, x64):
+    x = jnp.zeros((1, 9, 1, head_dim), dtype)
+    with pytest.raises(NotImplementedError, match=message):
+        natjax.na1d(x, x, x, 3, implementation="triton")
+    with pytest.raises(NotImplementedError, match=message):
+        natjax.na1d_qk(x, x, 3, implementation="triton")
+    assert natjax.na1d(x, x, x, 3).dtype == dtype
+
+
+def test_biases_of_huge_windows_are_refused(monkeypatch):
+    monkeypatch.setattr(triton, "_LARGEST_TABLE", 100)
+    arrays = problem_named("2d-prime").arrays()
+    with pytest.raises(NotImplementedError, match=r"bias for windows .* got kernel_size=\(7, 7\)"):
+        natjax.na2d(**arrays, kernel_size=7, implementation="triton")
+
+
+@pytest.mark.parametrize("op", ["attention", "qk", "av"])
+def test_second_derivatives_say_who_gives_them(op):
+    x = jnp.ones((1, 9, 1, 8))
+    w = jnp.ones((1, 9, 1, 3))
+    functions = {
+        "attention": lambda x: natjax.na1d(x, x, x, 3, implementation="triton"),
+        "qk": lambda x: natjax.na1d_qk(x, x, 3, implementation="triton"),
+        "av": lambda x: natjax.na1d_av(w, x, 3, implementation="triton") ** 2,
+    }
+
+    def norm(x):
+        return jnp.sum(jax.grad(lambda x: jnp.sum(functions[op](x) ** 2))(x) ** 2)
+
+    with pytest.raises(NotImplementedError, match=r'second one of na.d.*use implementation="xla"'):
+        jax.grad(norm)(x)
+
+
+def test_forward_mode_is_refused():
+    x = jnp.ones((1, 9, 1, 8))
+    with pytest.raises(TypeError, match="forward-mode"):
+        jax.jvp(lambda x: natjax.na1d(x, x, x, 3, implementation="triton"), (x,), (x,))
+
+
+def test_none_takes_it_where_it_runs():
+    """Interpreted, it accepts what a GPU would; float64 goes on to the next."""
+    problem = problem_named("1d")
+    arrays = problem.arrays()
+    jaxpr = str(jax.make_jaxpr(lambda a: OPS[1](**a, **problem.arguments))(arrays))
+    assert "natjax_forward" in jaxpr
+    assert dispatch.available()[0] == "triton"
+
+
+@pytest.mark.parametrize("setting", [None, "highest", "tensorfloat32", "high"])
+def test_float32_products_are_exact_unless_asked(setting):
+    problem = problem_named("1d")
+    arrays = problem.arrays()
+    with jax.default_matmul_precision(setting):
+        jaxpr = str(jax.make_jaxpr(lambda a: OPS[1](**a, **problem.arguments))(arrays))
+    expected = "HIGH" if setting in ("tensorfloat32", "high") else "HIGHEST"
+    found = {word for word in ("HIGHEST", "HIGH") if f"Precision.{word}," in jaxpr}
+    assert found == {expected}
+
+
+@pytest.mark.optimised
+@pytest.mark.parametrize("dilation", [1, 2])
+def test_inputs_are_read_in_place(dilation):
+    """Nothing of the size of the inputs is copied or transposed before the kernels."""
+    problem = Problem(
+        name="2d", shape=(24, 16), kernel_size=(5, 5), dilation=dilation, batch=5, head_dim=24
+    )
+    arrays = problem.arrays()
+
+    def forward_and_backward(arrays):
+        out, pull = jax.vjp(
+            lambda a: natjax.na2d(**a, **problem.arguments, implementation="triton"), arrays
+        )
+        return pull(out)
+
+    jaxpr = jax.make_jaxpr(forward_and_backward)(arrays)
+    size = arrays["query"].size
+    moved = [
+        (equation.primitive.name, equation.outvars[0].aval.shape)
+        for equation in equations(jaxpr.jaxpr)
+        if equation.primitive.name in ("transpose", "gather", "copy", "concatenate", "pad")
+        and equation.outvars[0].aval.size == size
+    ]
+    assert not moved
+
+
+def equations(jaxpr):
+    """All equations outside of kernels."""
+    for equation in jaxpr.eqns:
+        yield equation
+        if equation.primitive.name == "pallas_call":
+            continue
+        for inner in jax.tree.leaves(
+            tuple(equation.params.values()), is_leaf=lambda x: hasattr(x, "jaxpr")
+        ):
+            if hasattr(inner, "jaxpr"):
+                yield from equations(inner.jaxpr)
+
+
+@pytest.mark.optimised
+@pytest.mark.parametrize("kv_heads", [1, 2])
+def test_grouped_heads_stay_on_their_devices(kv_heads):
+    """Key heads are split as query heads are, but one for all is on every device."""
+    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+    problem = Problem(
+        name="gqa", shape=(40,), kernel_size=(7,), batch=4, heads=4, kv_heads=kv_heads
+    )
+    arrays = problem.arrays()
+    heads = {"query": "model", "key": "model" if kv_heads == 2 else None, "rpb": None}
+    heads["value"] = heads["key"]
+    specs = {k: P("data", None, heads[k]) if k != "rpb" else P() for k in arrays}
+    shardings = {k: NamedSharding(mesh, spec) for k, spec in specs.items()}
+
+    @functools.partial(jax.jit, in_shardings=(shardings,))
+    def gradients(arrays):
+        attend = functools.partial(OPS[1], **problem.arguments, implementation="triton")
+        return jax.grad(lambda arrays: jnp.sum(attend(**arrays) ** 2))(arrays)
+
+    placed = jax.device_put(arrays, shardings)
+    assert " all-gather" not in gradients.lower(placed).compile().as_text()
+    expected = jax.grad(
+        lambda arrays: jnp.sum(OPS[1](**arrays, **problem.arguments, implementation="xla") ** 2)
+    )(arrays)
+    for name, x in gradients(placed).items():
+        np.testing.assert_allclose(x, expected[name], rtol=1e-4, atol=1e-4, err_msg=name)
+
+
+def test_vmap_over_several_things_at_once():
+    problem = problem_named("1d")
+    stacked = [problem.arrays(seed) for seed in range(3)]
+    attend = functools.partial(OPS[1], **problem.arguments, implementation="triton")
+    keys = jnp.stack([a["key"] for a in stacked])
+    biases = jnp.stack([a["rpb"] for a in stacked])
+    first = stacked[0]
+
+    def loss(key, rpb):
+        return jnp.sum(attend(first["query"], key, first["value"], rpb=rpb) ** 2)
+
+    grads = jax.vmap(jax.grad(loss, argnums=(0, 1)))(keys, biases)
+    for i in range(3):
+        expected = jax.grad(loss, argnums=(0, 1))(keys[i], biases[i])
+        for x, y in zip(grads, expected, strict=True):
+            np.testing.assert_allclose(x[i], y, rtol=1e-4, atol=1e-5)
