@@ -3,8 +3,14 @@
 Where the settings of a kernel come from, first match wins:
 
 1. `using`, for tests and for tuning;
-2. the table of the device's kind under ``kernels/tuned/``, written by ``natjax tune``;
-3. `suggest`, a rule of thumb from the shapes.
+2. the table of the device's kind in the folder that the environment variable NATJAX_TUNED names;
+3. the table of the device's kind under ``kernels/tuned/``;
+4. `suggest`, a rule of thumb from the shapes.
+
+Tables are written by ``natjax tune`` and keyed by exact `Shape`, which leaves batch and heads out:
+they number the programs of a kernel and change nothing inside one. There is no nearest match. How
+lengths divide into tiles decides between settings, so that a neighbor's are no better founded than
+the rule of thumb.
 """
 
 from __future__ import annotations
@@ -15,18 +21,20 @@ import functools
 import itertools
 import json
 import math
+import os
 import re
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import jax
 import numpy as np
 
 from natjax.kernels.blocks import Blocks
 from natjax.kernels.window import Neighborhood
 
 type Kernel = Literal["forward", "dquery", "dkeyvalue", "dbias", "qk", "av", "av_transposed"]
+type Op = Literal["attention", "qk", "av"]
 
 KERNELS: tuple[Kernel, ...] = (
     "forward",
@@ -40,6 +48,9 @@ KERNELS: tuple[Kernel, ...] = (
 # Kernels whose rows are keys; those of the others are queries.
 _ROWS_ARE_KEYS = ("dkeyvalue", "av_transposed")
 TUNED = Path(__file__).parent / "tuned"
+FOLDER = "NATJAX_TUNED"
+# The most rows or columns of a block: far more than any device has registers for.
+_LARGEST_BLOCK = 4096
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -47,8 +58,8 @@ class KernelConfig:
     """Settings of one kernel.
 
     Attributes:
-      tile: rows of a block along each token axis, powers of two, 16 in all or more.
-      chunk: columns of a block along each token axis, powers of two, 16 in all or more.
+      tile: rows of a block along each token axis, powers of two, 16 to 4096 in all.
+      chunk: columns of a block along each token axis, powers of two, 16 to 4096 in all.
       num_warps: warps of 32 threads that work on a tile: 1, 2, 4, 8 or 16.
       num_stages: chunks in flight, from 1 to 8; more hide latency and take shared memory.
 
@@ -65,10 +76,13 @@ class KernelConfig:
         """Check the rules; lists, as JSON has them, become tuples."""
         for name in ("tile", "chunk"):
             sides = getattr(self, name)
-            rule = f"{name} must have 1 to 3 sides, powers of two whose product is at least 16"
             good = isinstance(sides, tuple | list) and 1 <= len(sides) <= 3
-            if not good or not all(map(_is_power_of_two, sides)) or math.prod(sides) < 16:
-                raise ValueError(f"{rule}; got {sides!r}")
+            good = good and all(map(_is_power_of_two, sides))
+            if not good or not 16 <= math.prod(sides) <= _LARGEST_BLOCK:
+                raise ValueError(
+                    f"{name} must have 1 to 3 sides, powers of two whose product is from 16 to "
+                    f"{_LARGEST_BLOCK}; got {sides!r}"
+                )
             object.__setattr__(self, name, tuple(sides))
         if len(self.tile) != len(self.chunk):
             raise ValueError(
@@ -76,12 +90,28 @@ class KernelConfig:
             )
         if not _is_power_of_two(self.num_warps) or self.num_warps > 16:
             raise ValueError(f"num_warps must be 1, 2, 4, 8 or 16; got {self.num_warps!r}")
-        if not isinstance(self.num_stages, int) or not 1 <= self.num_stages <= 8:
+        if type(self.num_stages) is not int or not 1 <= self.num_stages <= 8:
             raise ValueError(f"num_stages must be from 1 to 8; got {self.num_stages!r}")
 
     def blocks(self, kernel: Kernel, hood: Neighborhood) -> Blocks:
-        """The blocks of a neighborhood under these settings."""
+        """The blocks of a neighborhood under these settings.
+
+        Raises:
+          ValueError: tiles and chunks have not one side for each axis of the neighborhood.
+        """
+        if len(self.tile) != len(hood.axes):
+            raise ValueError(
+                f"tile and chunk must have one side for each of {len(hood.axes)} token axes; got "
+                f"{self.tile} and {self.chunk}"
+            )
         return Blocks.of(hood, rows_of(kernel), self.tile, self.chunk)
+
+
+def kernels_of(op: Op, has_bias: bool) -> tuple[Kernel, ...]:
+    """The kernels that an op and its gradients run."""
+    if op != "attention":
+        return "qk", "av", "av_transposed"
+    return "forward", "dquery", "dkeyvalue", *(("dbias",) if has_bias else ())
 
 
 def rows_of(kernel: Kernel) -> Literal["queries", "keys"]:
@@ -138,15 +168,68 @@ def using(configs: Mapping[Kernel, KernelConfig]) -> Iterator[None]:
         _overrides.pop()
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Resolved:
+    """The settings of a kernel for a shape, and where they come from.
+
+    Attributes:
+      kernel: which kernel.
+      shape: what the settings are for.
+      config: the settings.
+      source: "given", "NATJAX_TUNED", "tuned" or "suggested", as this module's head has them.
+    """
+
+    kernel: Kernel
+    shape: Shape
+    config: KernelConfig
+    source: str
+
+
+_watchers: list[list[Resolved]] = []
+
+
+@contextlib.contextmanager
+def watching() -> Iterator[list[Resolved]]:
+    """Within the context, list the settings that ops resolve as they are traced."""
+    seen: list[Resolved] = []
+    _watchers.append(seen)
+    try:
+        yield seen
+    finally:
+        _watchers.remove(seen)
+
+
 def resolve(kernel: Kernel, shape: Shape, device_kind: str) -> tuple[KernelConfig, str]:
-    """The settings of a kernel, and where they come from: "given", "tuned" or "suggested"."""
+    """The settings of a kernel, and where they come from (see `Resolved`)."""
+    config, source = _resolve(kernel, shape, device_kind)
+    for seen in _watchers:
+        seen.append(Resolved(kernel, shape, config, source))
+    return config, source
+
+
+def _resolve(kernel: Kernel, shape: Shape, device_kind: str) -> tuple[KernelConfig, str]:
     for configs in reversed(_overrides):
         if kernel in configs:
             return configs[kernel], "given"
-    tuned = tuned_table(device_kind).get(shape.key, {}).get(kernel)
-    if tuned is not None:
-        return tuned, "tuned"
+    for source, folder in tuned_folders().items():
+        tuned = tuned_table(device_kind, folder).get(shape.key, {}).get(kernel)
+        if tuned is not None:
+            return tuned, source
     return suggest(kernel, shape), "suggested"
+
+
+def tuned_folders() -> dict[str, Path]:
+    """Folders that hold tables of tuned settings, first match first, by the name of the source.
+
+    Raises:
+      ValueError: NATJAX_TUNED names something that is not a folder.
+    """
+    extra = os.environ.get(FOLDER)
+    if not extra:
+        return {"tuned": TUNED}
+    if not os.path.isdir(extra):
+        raise ValueError(f"the environment variable {FOLDER} must name a folder; got {extra!r}")
+    return {FOLDER: Path(extra), "tuned": TUNED}
 
 
 def table_path(device_kind: str, folder: Path = TUNED) -> Path:
@@ -155,9 +238,9 @@ def table_path(device_kind: str, folder: Path = TUNED) -> Path:
 
 
 @functools.cache
-def tuned_table(device_kind: str) -> dict[str, dict[Kernel, KernelConfig]]:
+def tuned_table(device_kind: str, folder: Path = TUNED) -> dict[str, dict[Kernel, KernelConfig]]:
     """Tuned settings of a device kind, by `Shape.key` and kernel; empty where there are none."""
-    path = table_path(device_kind)
+    path = table_path(device_kind, folder)
     return read_table(path) if path.exists() else {}
 
 
@@ -167,34 +250,100 @@ def read_table(path: Path) -> dict[str, dict[Kernel, KernelConfig]]:
     Raises:
       ValueError: not such a table; the message names file, entry and rule.
     """
+    return _parse(path, _read(path))
+
+
+def _read(path: Path) -> Any:
     try:
-        document = json.loads(path.read_text())
-        return {
-            key: {kernel: KernelConfig(**config) for kernel, config in entry.items()}
-            for key, entry in document["configs"].items()
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise _malformed(path, "JSON", str(error)) from error
+
+
+def _parse(path: Path, document: Any) -> dict[str, dict[Kernel, KernelConfig]]:
+    entries = _mapping(path, "the table", document).get("configs")
+    return {
+        key: {
+            kernel: _parse_config(path, key, kernel, config)
+            for kernel, config in _mapping(path, f"entry {key!r}", entry).items()
         }
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(
-            f"{path} must hold settings as `natjax tune` writes them; got {error!r}"
-        ) from error
-
-
-def write_table(
-    path: Path,
-    table: Mapping[str, Mapping[Kernel, KernelConfig]],
-    environment: Mapping[str, str],
-) -> None:
-    """Write a table of tuned settings, whole or not at all."""
-    configs = {
-        key: {kernel: dataclasses.asdict(config) for kernel, config in sorted(entry.items())}
-        for key, entry in sorted(table.items())
+        for key, entry in _mapping(path, "'configs'", entries).items()
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    text = json.dumps({"environment": dict(environment), "configs": configs}, indent=1)
-    partial.write_text(text + "\n")
-    partial.replace(path)
+
+
+def _parse_config(path: Path, key: str, kernel: Any, config: Any) -> KernelConfig:
+    place = f"entry {key!r}, kernel {kernel!r},"
+    if kernel not in KERNELS:
+        raise _malformed(path, f"kernels among {KERNELS}", f"entry {key!r} with {kernel!r}")
+    fields = [field.name for field in dataclasses.fields(KernelConfig)]
+    if sorted(_mapping(path, place, config)) != sorted(fields):
+        raise _malformed(path, f"the settings {fields}", f"{place} with {sorted(config)}")
+    try:
+        parsed = KernelConfig(**config)
+    except ValueError as error:
+        raise ValueError(f"{path}: {place} breaks a rule: {error}") from error
+    if len(parsed.tile) != _num_axes(key):
+        raise _malformed(path, "one side of tile and chunk for each axis", f"{place} {parsed}")
+    return parsed
+
+
+def _num_axes(key: str) -> int:
+    """Token axes of the shape that has this `Shape.key`."""
+    return key.partition("-")[0].count(",") + 1
+
+
+def _mapping(path: Path, place: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise _malformed(path, f"an object as {place}", type(value).__name__)
+    return value
+
+
+def _malformed(path: Path, rule: str, got: str) -> ValueError:
+    return ValueError(f"{path} must hold {rule}, as `natjax tune` writes it; got {got}")
+
+
+def update_table(
+    path: Path,
+    key: str,
+    kernel: Kernel,
+    config: KernelConfig,
+    measured: Mapping[str, float | int | str],
+) -> None:
+    """Put the settings of one kernel into a table, whole or not at all.
+
+    Args:
+      path: the table's file, which need not exist.
+      key: `Shape.key`.
+      kernel: which kernel.
+      config: its settings.
+      measured: how they were found; for readers, not used.
+
+    Raises:
+      ValueError: the file is no such table; it is left as it is.
+      OSError: the folder cannot be written.
+    """
+    document = _read(path) if path.exists() else {"configs": {}}
+    _parse(path, document)
+    document["configs"].setdefault(key, {})[kernel] = dataclasses.asdict(config)
+    notes = _mapping(path, "'measured'", document.setdefault("measured", {}))
+    _mapping(path, "'measured'", notes.setdefault(key, {}))[kernel] = dict(measured)
+    _write(path, json.dumps(document, indent=1, sort_keys=True) + "\n")
     tuned_table.cache_clear()
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Beside the file, under a name of its own, so that two processes do not write into one another.
+    with tempfile.NamedTemporaryFile(
+        "w", encoding="utf-8", dir=path.parent, prefix=".partial-", delete=False
+    ) as file:
+        partial = Path(file.name)
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.chmod(0o644)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 # Work besides the entries of blocks, in the same unit; estimates, for want of measurements, whose
@@ -230,9 +379,11 @@ def _padded(shape: Shape) -> int:
     return max(16, 1 << (max(shape.head_dim, shape.value_dim) - 1).bit_length())
 
 
-def candidates(kernel: Kernel, shape: Shape) -> list[KernelConfig]:
-    """Settings worth measuring, without those that would not fit registers or shared memory."""
-    rows, columns = budget(shape)
+def candidates(
+    kernel: Kernel, shape: Shape, most: tuple[int, int] | None = None
+) -> list[KernelConfig]:
+    """Blocks to choose from, of up to ``most`` rows and columns (by default those of `budget`)."""
+    rows, columns = most or budget(shape)
     windows = shape.hood.axes
     tiles = _boxes([w.max_group_length for w in windows], rows)
     reach = [min(w.max_group_length, w.kernel_size + 16) for w in windows]
@@ -265,20 +416,3 @@ def _boxes(lengths: Sequence[int], most: int) -> list[tuple[int, ...]]:
     sides = [[1 << i for i in range(int(np.ceil(np.log2(n))) + 1)] for n in lengths]
     sides[-1] = [1 << i for i in range(max(len(sides[-1]), 5))]
     return [box for box in itertools.product(*sides) if 16 <= math.prod(box) <= most]
-
-
-def device_kind() -> str:
-    """Kind of the device that is compiled for: the abstract mesh's, else the default one's."""
-    device = target()
-    return device.device_kind
-
-
-def target() -> Any:
-    """The device that is compiled for, real or abstract."""
-    abstract = jax.sharding.get_abstract_mesh().abstract_device
-    if abstract is not None:
-        return abstract
-    default = jax.config.jax_default_device
-    if isinstance(default, str):
-        return jax.devices(default)[0]
-    return default if default is not None else jax.devices()[0]

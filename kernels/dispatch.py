@@ -12,8 +12,13 @@ import importlib
 import importlib.util
 from typing import Any
 
+from natjax.kernels import device
+
 # Best first. None picks the first that does not decline; "reference" accepts everything.
 PREFERENCE = ("triton", "xla", "reference")
+# Those for one platform alone: elsewhere None passes over them unasked, since importing them takes
+# longer than a call.
+_PLATFORM = {"triton": "gpu"}
 
 
 @functools.cache
@@ -42,10 +47,22 @@ def call(op: str, implementation: str | None, *args: Any, **kwargs: Any) -> Any:
     refusals = []
     for name in available():
         try:
+            _require_platform(name)
             return getattr(_load(name), op)(*args, **kwargs)
         except NotImplementedError as error:
             refusals.append(error)
     raise ExceptionGroup(f"no implementation of {op} accepts this call", refusals)
+
+
+def _require_platform(name: str) -> None:
+    needed = _PLATFORM.get(name)
+    if needed is None or device.is_interpreted():
+        return
+    platform = device.target().platform
+    if platform != needed:
+        raise NotImplementedError(
+            f'implementation "{name}" needs a {needed} device; got a {platform} device'
+        )
 
 
 def _load(name: str) -> Any:

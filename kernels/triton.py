@@ -24,8 +24,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-import os
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -36,7 +34,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Float
 
-from natjax.kernels import configs
+from natjax.kernels import configs, device
 from natjax.kernels.blocks import Blocks, Tile
 from natjax.kernels.configs import Kernel, KernelConfig, Shape
 from natjax.kernels.merge import merge_attentions
@@ -51,10 +49,10 @@ _LARGEST_HEAD = 256
 # Entries of a table of blocks, 256 MiB of float32, and of one axis of it while it is planned.
 _LARGEST_TABLE = 2**26
 _LARGEST_AXIS = 2**24
+# Rows of arrays are numbered by 32-bit integers.
+_INDEXABLE = 2**31
 # What the programs that sum blocks for the gradient of the bias should number, at most.
 _DBIAS_PROGRAMS = 2048
-
-INTERPRET = "NATJAX_INTERPRET"
 
 
 def attention(
@@ -74,7 +72,9 @@ def attention(
       NotImplementedError: no GPU, or a dtype or size that the kernels do not take.
     """
     call = _Call.of(query, key, value, hood, rpb, scale)
-    call.require("forward", "dquery", "dkeyvalue", *(["dbias"] if call.has_bias else []))
+    _require_indexable(math.prod(query.shape[:-1]))
+    if rpb is not None:
+        call.require_tables(rpb.shape[0], "forward", "dquery", "dkeyvalue", "dbias")
     extra = () if additional_keys is None else (additional_keys, additional_values)
     return _run_attention(call, (query, key, value), rpb, extra)
 
@@ -106,7 +106,9 @@ def qk(
       NotImplementedError: no GPU, or a dtype or size that the kernels do not take.
     """
     call = _Call.of(query, key, key, hood, rpb, scale)
-    call.require("qk", "av", "av_transposed")
+    _require_indexable(math.prod(query.shape[:-1]) * hood.num_neighbors)
+    if rpb is not None:
+        call.require_tables(rpb.shape[0], "qk")
     logits = _run_qk(call, _flat(query), _flat(key), *_flat_bias(rpb))
     return logits.reshape(*query.shape[:-1], hood.num_neighbors)
 
@@ -122,7 +124,7 @@ def av(
       NotImplementedError: no GPU, or a dtype or size that the kernels do not take.
     """
     call = _Call.of(value, value, value, hood, None, 1.0)
-    call.require("qk", "av", "av_transposed")
+    _require_indexable(weights.size)
     out = _run_av(call, _flat(weights), _flat(value))
     return out.reshape(*weights.shape[:-1], value.shape[-1])
 
@@ -148,6 +150,8 @@ class _Call:
     interpret: bool
     tf32: bool
     settings: tuple[tuple[Kernel, KernelConfig], ...]
+    # Those that take what to add to the logits from a table of blocks, instead of computing a mask.
+    with_table: frozenset[Kernel]
 
     @classmethod
     def of(
@@ -159,22 +163,25 @@ class _Call:
         rpb: Array | None,
         scale: float,
     ) -> _Call:
-        interpret = is_interpreted()
-        _require_device(interpret)
+        _require_device()
         _require_arrays(query, value)
         shape = Shape(hood, query.shape[-1], value.shape[-1], query.dtype.name, rpb is not None)
-        device_kind = "interpreted" if interpret else configs.device_kind()
+        kind = device.kind()
+        settings = {k: configs.resolve(k, shape, kind)[0] for k in configs.KERNELS}
+        small = _LARGEST_TABLE // 64
+        with_table = (
+            kernel
+            for kernel, config in settings.items()
+            if shape.has_bias or _table_entries(config.blocks(kernel, hood)) <= small
+        )
         return cls(
             shape=shape,
             scale=scale,
-            interpret=interpret,
+            interpret=device.is_interpreted(),
             tf32=_allows_tf32(),
-            settings=tuple((k, configs.resolve(k, shape, device_kind)[0]) for k in configs.KERNELS),
+            settings=tuple(settings.items()),
+            with_table=frozenset(with_table),
         )
-
-    @property
-    def has_bias(self) -> bool:
-        return self.shape.has_bias
 
     def config(self, kernel: Kernel) -> KernelConfig:
         return dict(self.settings)[kernel]
@@ -182,34 +189,33 @@ class _Call:
     def blocks(self, kernel: Kernel) -> Blocks:
         return self.config(kernel).blocks(kernel, self.shape.hood)
 
-    def has_table(self, kernel: Kernel) -> bool:
-        """Whether a kernel takes what to add to the logits from a table of blocks."""
-        return self.has_bias or _table_entries(self.blocks(kernel)) <= _LARGEST_TABLE // 64
-
-    def require(self, *kernels: Kernel) -> None:
-        for kernel in kernels:
-            if self.has_bias and _table_entries(self.blocks(kernel)) > _LARGEST_TABLE:
-                raise NotImplementedError(
-                    f'implementation "triton" takes a relative position bias for windows whose '
-                    f"blocks fit {_LARGEST_TABLE} entries a head; got kernel_size="
-                    f'{self.shape.hood.kernel_size}; use implementation="xla"'
-                )
+    def require_tables(self, heads: int, *kernels: Kernel) -> None:
+        entries = heads * max(_table_entries(self.blocks(kernel)) for kernel in kernels)
+        if entries > _LARGEST_TABLE:
+            raise NotImplementedError(
+                'implementation "triton" takes a relative position bias where a table of what '
+                f"blocks look like, for all heads, has at most {_LARGEST_TABLE} entries; got "
+                f"kernel_size={self.shape.hood.kernel_size} and {heads} heads; use "
+                'implementation="xla"'
+            )
 
 
-def is_interpreted() -> bool:
-    """Whether kernels run interpreted: the environment variable NATJAX_INTERPRET is 1."""
-    return os.environ.get(INTERPRET, "0") == "1"
-
-
-def _require_device(interpret: bool) -> None:
-    device = configs.target()
-    if interpret or device.platform == "gpu":
+def _require_device() -> None:
+    target = device.target()
+    if device.is_interpreted() or _is_ampere_or_later(target):
         return
     raise NotImplementedError(
-        f'implementation "triton" needs an NVIDIA GPU; got a {device.platform} device; use '
-        f'implementation="xla", or set the environment variable {INTERPRET}=1 to run the kernels '
-        "interpreted, slowly, for tests"
+        f'implementation "triton" needs an NVIDIA GPU, Ampere or later; got {target.device_kind!r} '
+        f'({target.platform}); use implementation="xla", or set the environment variable '
+        f"{device.INTERPRET}=1 to run the kernels interpreted, slowly, for tests"
     )
+
+
+def _is_ampere_or_later(target: Any) -> bool:
+    """Abstract devices tell their kind alone; older ones are refused when they are compiled for."""
+    capability = getattr(target, "compute_capability", "8.0")
+    is_nvidia = str(capability).replace(".", "", 1).isdigit()  # "9.0", or "gfx942" for AMD's
+    return target.platform == "gpu" and is_nvidia and float(capability) >= 8
 
 
 def _require_arrays(query: Array, value: Array) -> None:
@@ -223,6 +229,14 @@ def _require_arrays(query: Array, value: Array) -> None:
         raise NotImplementedError(
             f'implementation "triton" takes head sizes up to {_LARGEST_HEAD}; got {largest}; use '
             'implementation="xla"'
+        )
+
+
+def _require_indexable(entries: int) -> None:
+    if entries >= _INDEXABLE:
+        raise NotImplementedError(
+            'implementation "triton" takes fewer than 2**31 queries, times heads, and times window '
+            f'slots in the unfused ops; got {entries}; use implementation="xla"'
         )
 
 
@@ -616,10 +630,7 @@ def _launch(
         ),
         name=f"natjax_{kernel}",
     )
-    with warnings.catch_warnings():
-        # Known, and planned for: docs/design.md, "GPU backends".
-        warnings.filterwarnings("ignore", message="The Pallas Triton backend is deprecated")
-        return tuple(run(*arrays))
+    return tuple(run(*arrays))
 
 
 def _as_rows(x: Array) -> Array:
@@ -628,7 +639,7 @@ def _as_rows(x: Array) -> Array:
 
 def _table(call: _Call, kernel: Kernel, rpb: tuple[Array, ...], factor: float) -> tuple[Array, ...]:
     """The table of blocks and the kind of each tile, if the kernel takes them."""
-    if not call.has_table(kernel):
+    if kernel not in call.with_table:
         return ()
     pattern = call.blocks(kernel).pattern
     bias = rpb[0].reshape(-1, *call.shape.hood.bias_shape) if rpb else None

@@ -1,6 +1,7 @@
 """What is particular to the kernels for GPUs: blocks of every size, refusals, derivatives."""
 
 import functools
+import types
 
 import goldens
 import jax
@@ -8,11 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tolerances
-from jax.sharding import AxisType, NamedSharding
+from jax.sharding import (
+    AbstractDevice,
+    AbstractMesh,
+    AxisType,
+    NamedSharding,
+    SingleDeviceSharding,
+    use_abstract_mesh,
+)
 from jax.sharding import PartitionSpec as P
 
 import natjax
-from natjax.kernels import configs, dispatch, problems, triton
+from natjax.kernels import configs, device, dispatch, problems, triton
 from natjax.kernels.configs import KERNELS, KernelConfig
 from natjax.kernels.problems import Problem
 
@@ -21,7 +29,13 @@ BLOCKS = {
     "long tiles": {1: ((32,), (16,)), 2: ((2, 16), (4, 4)), 3: ((1, 2, 16), (2, 2, 4))},
     "long chunks": {1: ((16,), (32,)), 2: ((8, 2), (1, 32)), 3: ((4, 2, 2), (1, 8, 4))},
 }
-CHOSEN = ("1d-causal", "1d-causal-stride-dilation", "2d-prime", "2d-everything", "3d-everything")
+CHOSEN = [
+    ("1d-causal", "long tiles"),
+    ("1d-causal-stride-dilation", "long chunks"),
+    ("2d-prime", "long tiles"),
+    ("2d-everything", "long chunks"),
+    ("3d-everything", "long tiles"),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -60,8 +74,7 @@ def assert_agree(actual, expected):
         assert error <= tolerances.GRADIENT["float32"], name
 
 
-@pytest.mark.parametrize("blocks", BLOCKS)
-@pytest.mark.parametrize("name", CHOSEN)
+@pytest.mark.parametrize(("name", "blocks"), CHOSEN)
 def test_blocks_of_any_size_give_the_same(name, blocks):
     """Many tiles and many chunks each, where the suggested ones would be few."""
     problem = problem_named(name)
@@ -72,22 +85,18 @@ def test_blocks_of_any_size_give_the_same(name, blocks):
     assert_agree(actual, run(problem, arrays, "reference"))
 
 
-@pytest.mark.parametrize("name", ["1d-causal-stride-dilation", "2d-no-bias", "3d-everything"])
+@pytest.mark.parametrize("name", ["1d-causal-stride-dilation", "2d-no-bias"])
 def test_a_computed_mask_is_as_good_as_a_table(name, monkeypatch):
     """As for windows too large for a table."""
     monkeypatch.setattr(triton, "_LARGEST_TABLE", 0)
     problem = problem_named(name)
     arrays = {k: v for k, v in problem.arrays().items() if k != "rpb"}
-    # Nothing compiled with a table may be taken from a cache.
-    jax.clear_caches()
-    triton._op.cache_clear()
     assert_agree(run(problem, arrays, "triton"), run(problem, arrays, "reference"))
-    jax.clear_caches()
-    triton._op.cache_clear()
 
 
-@pytest.mark.parametrize("head_dim", [8, 24, 48, 80, 96, 128, 256])
+@pytest.mark.parametrize("head_dim", [48, 96, 256])
 def test_head_sizes(head_dim):
+    """Further ones, 8, 24, 32 and 80, are among the problems that all implementations run."""
     problem = Problem(name="d", shape=(20,), kernel_size=(5,), heads=2, head_dim=head_dim)
     arrays = problem.arrays()
     assert_agree(run(problem, arrays, "triton"), run(problem, arrays, "reference"))
@@ -98,7 +107,10 @@ def test_without_a_gpu_it_says_what_would_work(monkeypatch):
         pytest.skip("this is about machines without a GPU")
     monkeypatch.delenv("NATJAX_INTERPRET")
     x = jnp.zeros((1, 9, 1, 8))
-    message = 'needs an NVIDIA GPU; got a cpu device; use implementation="xla".*NATJAX_INTERPRET=1'
+    message = (
+        r"needs an NVIDIA GPU, Ampere or later; got 'cpu' \(cpu\); use "
+        'implementation="xla".*NATJAX_INTERPRET=1'
+    )
     with pytest.raises(NotImplementedError, match=message):
         natjax.na1d(x, x, x, 3, implementation="triton")
 
@@ -119,10 +131,63 @@ def test_refusals_say_what_would_work(dtype, head_dim, message, x64):
     assert natjax.na1d(x, x, x, 3).dtype == dtype
 
 
+@pytest.mark.parametrize(
+    ("kind", "capability", "accepted"),
+    [("Tesla V100", "7.0", False), ("AMD Instinct", "gfx942", False), ("NVIDIA A100", "8.0", True)],
+)
+def test_older_and_other_gpus_are_refused(kind, capability, accepted, monkeypatch):
+    gpu = types.SimpleNamespace(platform="gpu", device_kind=kind, compute_capability=capability)
+    monkeypatch.delenv("NATJAX_INTERPRET")
+    monkeypatch.setattr(device, "target", lambda: gpu)
+    x = jax.ShapeDtypeStruct((1, 9, 1, 8), jnp.float32)
+
+    def attend(implementation):
+        run = functools.partial(natjax.na1d, kernel_size=3, implementation=implementation)
+        return str(jax.make_jaxpr(run)(x, x, x))
+
+    assert ("natjax_forward" in attend(None)) == accepted
+    if not accepted:
+        with pytest.raises(NotImplementedError, match=f"Ampere or later; got '{kind}'"):
+            attend("triton")
+
+
+def test_more_than_can_be_indexed_is_refused():
+    x = jax.ShapeDtypeStruct((2**11, 2**20, 1, 8), jnp.bfloat16)
+    run = functools.partial(natjax.na1d, kernel_size=3, implementation="triton")
+    with pytest.raises(NotImplementedError, match=r"fewer than 2\*\*31 queries"):
+        jax.eval_shape(run, x, x, x)
+
+
+def test_compiles_for_a_gpu_that_is_not_there():
+    """Lowering and export for an H100, as far as Triton's code; benchmarks/aot.py goes further."""
+    h100 = AbstractDevice(device_kind="NVIDIA H100 80GB HBM3", num_cores=132, platform="gpu")
+    mesh = AbstractMesh((1,), ("x",), abstract_device=h100)
+    problem = problem_named("2d-everything")
+    here = SingleDeviceSharding(jax.devices()[0])
+    arrays = {
+        k: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16, sharding=here)
+        for k, x in problem.arrays().items()
+    }
+
+    @jax.jit
+    def step(arrays):
+        out, pull = jax.vjp(lambda a: natjax.na2d(**a, **problem.arguments), arrays)
+        return out, pull(out)
+
+    with use_abstract_mesh(mesh), pytest.MonkeyPatch.context() as patch:
+        patch.delenv("NATJAX_INTERPRET")
+        # Triton's code is not among what JAX promises to read for years.
+        triton_call = jax.export.DisabledSafetyCheck.custom_call("__gpu$xla.gpu.triton")
+        exported = jax.export.export(step, platforms=["cuda"], disabled_checks=[triton_call])
+        text = exported(arrays).mlir_module()
+    for kernel in ("forward", "dquery", "dkeyvalue", "dbias"):
+        assert f"natjax_{kernel}" in text
+
+
 def test_biases_of_huge_windows_are_refused(monkeypatch):
     monkeypatch.setattr(triton, "_LARGEST_TABLE", 100)
     arrays = problem_named("2d-prime").arrays()
-    with pytest.raises(NotImplementedError, match=r"bias for windows .* got kernel_size=\(7, 7\)"):
+    with pytest.raises(NotImplementedError, match=r"bias where .* got kernel_size=\(7, 7\) and 2"):
         natjax.na2d(**arrays, kernel_size=7, implementation="triton")
 
 
