@@ -66,6 +66,9 @@ _OTHER_LAYOUTS = [
     Problem(
         name="video", shape=(8, 28, 28), kernel_size=(3, 7, 7), batch=8, heads=8, head_dim=64
     ),
+    Problem(
+        name="window-31", shape=(64, 64), kernel_size=(31, 31), batch=4, heads=4, head_dim=128
+    ),
 ]
 # Windows so large that the unfused weights would not fit in memory: fused kernels only.
 LARGE = (
