@@ -56,7 +56,7 @@ _WIDE = [
         heads=2,
         head_dim=size,
     )
-    for size in (64, 128)
+    for size in (64, 128, 256)
 ]
 _OTHER_DTYPE = [
     (dataclasses.replace(p, batch=128), "float32") for p in (problems.NAT_TINY[0], _WIDE[1])
