@@ -353,6 +353,9 @@ def _write(path: Path, text: str) -> None:
 _LOAD = 48
 _REDUCE = 8
 _RESCALE = 1 / 8
+# Entries of a block and its accumulators, of 2 bytes, from which on so many warps share them.
+_EIGHT_WARPS = 64 * 256
+_FOUR_WARPS = 32 * 96
 
 
 def suggest(kernel: Kernel, shape: Shape) -> KernelConfig:
@@ -369,7 +372,7 @@ def _suggest(kernel: Kernel, shape: Shape) -> KernelConfig:
     tiles, chunks = _boxes_of(shape, budget(kernel, shape))
     costs = _costs(kernel, shape, tiles, chunks)
     tile, chunk = np.unravel_index(np.argmin(costs), costs.shape)
-    return _config(tiles[tile], chunks[chunk], shape)
+    return _config(kernel, shape, tiles[tile], chunks[chunk])
 
 
 def cost(kernel: Kernel, shape: Shape, config: KernelConfig) -> float:
@@ -408,7 +411,7 @@ def candidates(
 ) -> list[KernelConfig]:
     """Blocks to choose from, of up to ``most`` rows and columns (by default those of `budget`)."""
     tiles, chunks = _boxes_of(shape, most or budget(kernel, shape))
-    return [_config(tile, chunk, shape) for tile, chunk in itertools.product(tiles, chunks)]
+    return [_config(kernel, shape, tile, chunk) for tile, chunk in itertools.product(tiles, chunks)]
 
 
 def _boxes_of(
@@ -420,8 +423,15 @@ def _boxes_of(
     return _boxes([w.max_group_length for w in windows], most[0]), _boxes(reach, most[1])
 
 
-def _config(tile: tuple[int, ...], chunk: tuple[int, ...], shape: Shape) -> KernelConfig:
-    return KernelConfig(tile, chunk, num_warps=warps(math.prod(tile), math.prod(chunk), shape))
+def _config(
+    kernel: Kernel, shape: Shape, tile: tuple[int, ...], chunk: tuple[int, ...]
+) -> KernelConfig:
+    return KernelConfig(
+        tile,
+        chunk,
+        num_warps=warps(math.prod(tile), math.prod(chunk), shape),
+        num_stages=stages(kernel, shape),
+    )
 
 
 def budget(kernel: Kernel, shape: Shape) -> tuple[int, int]:
@@ -452,9 +462,13 @@ def warps(rows: int, columns: int, shape: Shape) -> int:
     return 4 if entries >= _FOUR_WARPS else 2 if rows >= 32 else 1
 
 
-# Entries of blocks and accumulators from which on so many warps share them.
-_EIGHT_WARPS = 64 * 256
-_FOUR_WARPS = 32 * 96
+def stages(kernel: Kernel, shape: Shape) -> int:
+    """Chunks in flight: two, or three where shared memory has room for what queries bring along.
+
+    With two, ptxas spills 8 bytes of 64 keys' gradients on a B200, of 80 registers in use.
+    """
+    narrow = _padded(shape) <= 32 and shape.dtype != "float32"
+    return 3 if kernel == "dkeyvalue" and narrow else 2
 
 
 def _boxes(lengths: Sequence[int], most: int) -> list[tuple[int, ...]]:

@@ -2,7 +2,8 @@
 
     python -m benchmarks.aot                         # all, into benchmarks/results/aot.{md,json}
     python -m benchmarks.aot --check                 # a minute's worth, against the committed table
-    python -m benchmarks.aot --only video h100       # the cases whose names have all of these
+    python -m benchmarks.aot --only video h100       # print those whose names have all of these
+    python -m benchmarks.aot --only dbias --save     # and put them into the table
 
 It needs the environment that ``scripts/aot-env`` makes; ``make aot`` and ``make aot-check`` see to
 that. What compiles need not compute the right thing: that is for the tests.
@@ -39,6 +40,7 @@ def main() -> int:
     )
     parser.add_argument("--check", action="store_true", help="compare some with the table")
     parser.add_argument("--only", nargs="+", default=[], metavar="PART", help="parts of names")
+    parser.add_argument("--save", action="store_true", help="with --only: into the table")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()
     cases = quick_cases() if options.check else all_cases()
@@ -47,8 +49,8 @@ def main() -> int:
     failures = failed(rows, report.read() if options.check else {})
     if not options.only:
         failures |= moved(options.workers)
-        if not options.check:
-            report.write(rows, environment())
+    if options.save or not (options.only or options.check):
+        save(rows)
     for name, reason in failures.items():
         print(f"FAILED {name}: {reason}", file=sys.stderr)
     if failures:
@@ -76,6 +78,13 @@ def failed(rows: dict[str, report.Row], known: dict[str, report.Row]) -> dict[st
         elif row["spill"] > allowed:
             reasons[key] = f"spills {row['spill']} bytes of registers; {allowed} are known"
     return reasons
+
+
+def save(rows: dict[str, report.Row]) -> None:
+    """Put rows into the table, in the order of all cases; those of cases that are no more go."""
+    known = report.read() | rows
+    keys = [case.key for case in all_cases()]
+    report.write({key: known[key] for key in keys if key in known}, environment())
 
 
 def moved(workers: int) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import importlib.util
 import os
 import pathlib
 import re
@@ -17,13 +18,12 @@ import numpy as np
 from jax.extend import core
 from jax.sharding import Mesh, SingleDeviceSharding, use_abstract_mesh
 
-from natjax.kernels import configs
-from natjax.kernels.configs import Kernel, Shape
-from natjax.kernels.problems import Problem
-
 from benchmarks.aot import traffic
 from benchmarks.aot.cases import Case, function_of
 from benchmarks.aot.chips import CHIPS, Chip
+from natjax.kernels import configs
+from natjax.kernels.configs import Shape
+from natjax.kernels.problems import Problem
 
 _SPILLS_ARE_ERRORS = "xla_gpu_fail_ptx_compilation_on_register_spilling"
 # And no more: dumps of Triton's passes take longer than the compilation.
@@ -157,7 +157,7 @@ def _figures(folder: str, chip: Chip) -> dict[str, Any]:
 
 def run_tool(tool: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run one of NVIDIA's command line tools."""
-    import nvidia  # of the environment that compiles, and of no other
-
-    path = pathlib.Path(next(iter(nvidia.__path__)), "cu13", "bin", tool)
+    package = importlib.util.find_spec("nvidia")  # of the environment that compiles alone
+    (folder, *_) = package.submodule_search_locations if package else [""]
+    path = pathlib.Path(folder or "", "cu13", "bin", tool)
     return subprocess.run([path, *arguments], check=True, capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""Running jobs, each in a process of its own: a compiler may abort, and must not take others along."""
+"""Running jobs, each in its own process: a compiler may abort, and must not take others along."""
 
 from __future__ import annotations
 

@@ -7,11 +7,10 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from natjax.kernels.configs import Kernel
-from natjax.kernels.problems import Problem
-
 from benchmarks.aot.cases import PROBLEMS, Case, kernels_of
 from benchmarks.aot.chips import CHIPS
+from natjax.kernels.configs import Kernel
+from natjax.kernels.problems import Problem
 
 type Row = dict[str, Any]
 
@@ -86,7 +85,7 @@ def _machine_code(rows: Mapping[str, Row]) -> str:
         body = []
         for kernel in kernels_of(problem):
             cells = [_row(rows, problem, dtype, kernel, chip) for chip in CHIPS]
-            if known := [cell for cell in cells if cell]:
+            if known := [cell for cell in cells if cell and "tile" in cell]:
                 body.append([kernel, *_config(known[0]), *map(_cell, cells)])
         if body:
             parts.append(f"\n### {problem.name}, {dtype}\n\n{_describe(problem)}\n\n")
@@ -95,25 +94,26 @@ def _machine_code(rows: Mapping[str, Row]) -> str:
 
 
 def _traffic(rows: Mapping[str, Row]) -> str:
+    header = ["problem", "kernel", "MB", "useful GFLOP", "executed GFLOP", "µs, bytes", "µs, flops"]
     lines = [
-        ["problem", "kernel", "MB", "useful GFLOP", "executed GFLOP", "µs, bytes", "µs, flops"],
-        ["---"] * 7,
+        _bounds(f"{problem.name}, {dtype}", kernel, dtype, row)
+        for problem, dtype in PROBLEMS
+        for kernel in kernels_of(problem)
+        if (row := _row(rows, problem, dtype, kernel, "h100")) and "error" not in row
     ]
-    for problem, dtype in PROBLEMS:
-        for kernel in kernels_of(problem):
-            if row := _row(rows, problem, dtype, kernel, "h100"):
-                lines.append(
-                    [
-                        f"{problem.name}, {dtype}",
-                        kernel,
-                        f"{row['bytes'] / 1e6:.0f}",
-                        f"{row['useful'] / 1e9:.1f}",
-                        f"{row['executed'] / 1e9:.1f}",
-                        f"{row['bytes'] / _BANDWIDTH * 1e6:.0f}",
-                        f"{row['executed'] / _MATRIX_RATE[dtype] * 1e6:.0f}",
-                    ]
-                )
-    return "\n" + _markdown(lines)
+    return "\n" + _markdown([header, ["---"] * len(header), *lines])
+
+
+def _bounds(name: str, kernel: Kernel, dtype: str, row: Row) -> list[str]:
+    return [
+        name,
+        kernel,
+        f"{row['bytes'] / 1e6:.0f}",
+        f"{row['useful'] / 1e9:.1f}",
+        f"{row['executed'] / 1e9:.1f}",
+        f"{row['bytes'] / _BANDWIDTH * 1e6:.0f}",
+        f"{row['executed'] / _MATRIX_RATE[dtype] * 1e6:.0f}",
+    ]
 
 
 def _row(

@@ -50,6 +50,7 @@ def main() -> int:
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     if options.dry_run:
         os.environ["NATJAX_INTERPRET"] = "1"
+        jax.config.update("jax_disable_most_optimizations", True)
     elif jax.default_backend() != "gpu":
         print("there is no GPU here; --dry-run runs all of the code without one", file=sys.stderr)
         return 2
@@ -114,9 +115,7 @@ class _Measurements:
     def run(self, matrix: int) -> None:
         """Do it; ``matrix`` is the size of matrices for the device's own ceilings."""
         available = torch_worker.is_available()
-        workers = (
-            torch_worker.start(self._problems, _DTYPE, _TORCH_PROCESSES) if available else []
-        )
+        workers = torch_worker.start(self._problems, _DTYPE, _TORCH_PROCESSES) if available else []
         try:
             programs = self._compile()
             ready = [worker.wait(self._left() * _COMPILE_SHARE) for worker in workers]
@@ -185,7 +184,9 @@ class _Measurements:
                 jnp.dtype(_DTYPE).itemsize,
                 self._environment["ceilings"],
             )
-            print(f"{row['problem']} {row['mode']} {row['variant']}: {row['ms']:.3f} ms", flush=True)
+            print(
+                f"{row['problem']} {row['mode']} {row['variant']}: {row['ms']:.3f} ms", flush=True
+            )
         self.rows.append(row)
         report.save(self._path, self._environment, self.rows)
 

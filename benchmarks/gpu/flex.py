@@ -80,7 +80,7 @@ def _call(torch: Any, problem: Problem, mode: Mode, dtype: Any, device: str) -> 
 
     query, key, value = draw(*shape), draw(*shape), draw(*shape)
     rpb = draw(problem.heads, *problem.neighborhood.bias_shape) if problem.rpb else None
-    is_neighbor, add_bias = _modifications(torch, problem, rpb, device)
+    is_neighbor, add_bias = modifications(torch, problem, rpb, device)
     mask = flex.create_block_mask(is_neighbor, None, None, tokens, tokens, device=device)
     attention = torch.compile(flex.flex_attention) if device == "cuda" else flex.flex_attention
     leaves = [x for x in (query, key, value, rpb) if x is not None]
@@ -92,7 +92,7 @@ def _call(torch: Any, problem: Problem, mode: Mode, dtype: Any, device: str) -> 
     return call
 
 
-def _modifications(torch: Any, problem: Problem, rpb: Any, device: str) -> tuple[Any, Any]:
+def modifications(torch: Any, problem: Problem, rpb: Any, device: str) -> tuple[Any, Any]:
     """The mask and the bias as functions of token indices, from `natjax.kernels.window`."""
     axes = problem.neighborhood.axes
     tables = [
@@ -120,7 +120,7 @@ def _modifications(torch: Any, problem: Problem, rpb: Any, device: str) -> tuple
     def add_bias(score: Any, b: Any, head: Any, query: Any, key: Any) -> Any:
         indices = [
             # Beyond the window there is no bias; nor does it matter, for want of a neighbor.
-            axis.bias_index(q, k).clamp(0, 2 * axis.kernel_size - 2)
+            torch.clamp(axis.bias_index(q, k), 0, 2 * axis.kernel_size - 2)
             for axis, q, k in zip(axes, along_axes(query), along_axes(key), strict=True)
         ]
         return score + rpb[head, *indices]
@@ -129,7 +129,7 @@ def _modifications(torch: Any, problem: Problem, rpb: Any, device: str) -> tuple
 
 
 def _measure(torch: Any, call: Callable[[], Any], device: str) -> dict[str, float]:
-    """As `benchmarks.gpu.timing.measure`: many calls between two waits, the median of the rounds."""
+    """As in `benchmarks.gpu.timing`: many calls between two waits, the median of the rounds."""
     wait = torch.cuda.synchronize if device == "cuda" else (lambda: None)
 
     def seconds(repeats: int) -> float:

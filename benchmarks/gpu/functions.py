@@ -10,9 +10,8 @@ import jax
 from jaxtyping import Array
 
 import natjax
-from natjax.kernels.problems import Problem
-
 from benchmarks.gpu.plan import Mode, Variant
+from natjax.kernels.problems import Problem
 
 type Arrays = dict[str, Array]
 type Step = Callable[[Arrays], Arrays]
@@ -62,9 +61,7 @@ def _attention(problem: Problem, variant: Variant) -> Callable[[Arrays], Array]:
     if variant == "blocked":
         arguments["stride"] = problem.kernel_size
     implementation = "xla" if variant == "xla" else "triton"
-    op: Any = functools.partial(
-        _OPS[problem.ndim], **arguments, implementation=implementation
-    )
+    op: Any = functools.partial(_OPS[problem.ndim], **arguments, implementation=implementation)
     return lambda arrays: op(**arrays)
 
 

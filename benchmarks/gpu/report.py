@@ -50,7 +50,9 @@ def table(rows: Sequence[Row]) -> str:
         for mode in MODES:
             cells = [by_name.get((name, mode, variant), {}) for variant in VARIANTS]
             if any(cells):
-                lines.append([name, mode, *_own(cells[0]), *(_times(c, cells[0]) for c in cells[1:])])
+                lines.append(
+                    [name, mode, *_own(cells[0]), *(_times(c, cells[0]) for c in cells[1:])]
+                )
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

@@ -41,7 +41,14 @@ def run(tests: Sequence[str], processes: int, seconds: float) -> bool:
     with tempfile.TemporaryDirectory() as folder:
         started = []
         for i in range(processes):
-            command = [sys.executable, "-m", "pytest", *tests, *_OPTIONS, f"--shard={i}/{processes}"]
+            command = [
+                sys.executable,
+                "-m",
+                "pytest",
+                *tests,
+                *_OPTIONS,
+                f"--shard={i}/{processes}",
+            ]
             log = pathlib.Path(folder, str(i))
             with log.open("w") as file:
                 process = subprocess.Popen(
