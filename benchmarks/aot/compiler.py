@@ -40,11 +40,10 @@ def compile_case(case: Case) -> dict[str, Any]:
     chip = CHIPS[case.chip]
     kernel, operands = _extract(case, chip)
     problem = case.problem
-    arrays = _arrays(problem, case.dtype, None)
     shape = Shape(
         problem.neighborhood,
         problem.head_dim,
-        arrays["value"].shape[-1],
+        problem.value_dim or problem.head_dim,
         case.dtype,
         problem.rpb and case.kernel not in ("av", "av_transposed"),
     )
@@ -81,10 +80,9 @@ def _target(chip: Chip) -> Iterator[SingleDeviceSharding]:
 
 
 def _arrays(problem: Problem, dtype: str, sharding: Any) -> dict[str, jax.ShapeDtypeStruct]:
-    shapes = jax.eval_shape(lambda: problem.arrays(dtype=dtype))
     return {
         name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-        for name, x in shapes.items()
+        for name, x in problem.structs(dtype).items()
     }
 
 

@@ -19,10 +19,20 @@ type Step = Callable[[Arrays], Arrays]
 _OPS = {1: natjax.na1d, 2: natjax.na2d, 3: natjax.na3d}
 
 
+def structs_of(problem: Problem, variant: Variant, dtype: str) -> dict[str, Any]:
+    """Shapes of the arguments of a variant: full attention takes no bias."""
+    structs = problem.structs(dtype)
+    return {k: v for k, v in structs.items() if k != "rpb" or variant != "cudnn"}
+
+
 def arrays_of(problem: Problem, variant: Variant, dtype: str) -> Arrays:
-    """The arguments of a variant: full attention takes no bias."""
-    arrays = problem.arrays(dtype=dtype)
-    return {k: v for k, v in arrays.items() if k != "rpb" or variant != "cudnn"}
+    """Standard normal arguments of a variant, drawn on the device: there may be gigabytes."""
+    structs = structs_of(problem, variant, dtype)
+    keys = jax.random.split(jax.random.key(0), len(structs))
+    return {
+        name: jax.random.normal(key, x.shape, x.dtype)
+        for key, (name, x) in zip(keys, structs.items(), strict=True)
+    }
 
 
 def step(problem: Problem, variant: Variant, mode: Mode) -> Step:

@@ -50,7 +50,7 @@ class Program:
 
 def compile_program(problem: Problem, variant: Variant, mode: Mode, dtype: str) -> Program:
     """Compile a variant; raises whatever keeps it from running here."""
-    arrays = jax.eval_shape(lambda: functions.arrays_of(problem, variant, dtype))
+    arrays = functions.structs_of(problem, variant, dtype)
     one = functions.step(problem, variant, mode)
     single = jax.jit(one).lower(arrays).compile()
     usage = single.memory_analysis()
