@@ -2,13 +2,17 @@
 # make test    every check, from nothing
 # make format  rewrite the code in the project's style
 # make bench   the numbers in the README
+# make aot     the GPU kernels, compiled for GPUs that are not here: benchmarks/results/aot.md
+# make gpu     on a machine with a GPU: the tests of the kernels, then their speed
 
 VENV ?= .venv
 OLDEST ?= .venv-oldest
+AOT ?= .venv-aot
+PYTHON ?= python3
 WORKERS ?= 2
 bin = $(VENV)/bin
 
-.PHONY: demo test test-oldest format lint types pytest wheel bench clean
+.PHONY: demo test test-oldest format lint types pytest wheel bench aot aot-check gpu clean
 
 demo: $(VENV)/train
 	$(bin)/natjax train digits
@@ -29,7 +33,7 @@ types: $(VENV)/dev
 # What needs the source tree: its doctests, the README's snippets, the packaging rules.
 pytest: $(VENV)/dev
 	$(bin)/python -m pytest --doctest-modules -n $(WORKERS) kernels natjax train \
-	  tests/test_packaging.py tests/test_readme.py
+	  tests/test_packaging.py tests/test_readme.py tests/test_benchmarks.py
 
 # Everything else, on what users install.
 wheel: $(VENV)/dev
@@ -40,6 +44,17 @@ test-oldest: $(OLDEST)/dev
 
 bench: $(VENV)/dev
 	$(bin)/python benchmarks/ops.py
+
+aot: $(AOT)/ready
+	$(AOT)/bin/python -m benchmarks.aot
+
+# Some of it, against the committed table: fails on a new spill, an error, or a copy of an argument.
+aot-check: $(AOT)/ready
+	$(AOT)/bin/python -m benchmarks.aot --check
+
+# With the Python that has JAX for GPUs, whose environment this leaves alone.
+gpu:
+	$(PYTHON) -m benchmarks.gpu
 
 $(VENV)/bin/python $(OLDEST)/bin/python:
 	@python=$$(scripts/find-python) && echo "using $$python" && "$$python" -m venv $(@D)/..
@@ -58,5 +73,9 @@ $(OLDEST)/dev: pyproject.toml | $(OLDEST)/bin/python
 	$(OLDEST)/bin/python -m pip install --quiet --editable ".[dev]" "jax==0.11.2" "jaxlib==0.11.2"
 	@touch $@
 
+$(AOT)/ready: scripts/aot-env
+	scripts/aot-env $(AOT)
+	@touch $@
+
 clean:
-	rm -rf $(VENV) $(OLDEST) build dist *.egg-info
+	rm -rf $(VENV) $(OLDEST) $(AOT) build dist *.egg-info

@@ -3,6 +3,7 @@
     python benchmarks/ops.py                       # the four stages of NAT-Tiny, as in the README
     python benchmarks/ops.py --problems nat_base dinat_tiny --json results.json
     python benchmarks/ops.py --sweep               # which slab overhead suits this machine
+    python -m benchmarks.gpu                       # another program: the kernels on a GPU
 
 Two implementations of the same function are timed in turns, so that both see the same machine;
 what counts is the ratio. Time is the median over the repeats; memory is what XLA reserves for

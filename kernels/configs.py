@@ -29,8 +29,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from jaxtyping import Float
 
-from natjax.kernels.blocks import Blocks
+from natjax.kernels.blocks import Blocks, axis_blocks
 from natjax.kernels.window import Neighborhood
 
 type Kernel = Literal["forward", "dquery", "dkeyvalue", "dbias", "qk", "av", "av_transposed"]
@@ -357,26 +358,52 @@ def _write(path: Path, text: str) -> None:
 _LOAD = 48
 _REDUCE = 8
 _RESCALE = 1 / 8
+# Entries of a block and its accumulators, of 2 bytes, from which on so many warps share them.
+_EIGHT_WARPS = 64 * 256
+_FOUR_WARPS = 32 * 96
 
 
 def suggest(kernel: Kernel, shape: Shape) -> KernelConfig:
-    """Settings by rule of thumb: the least work, counted in logits and loads."""
+    """Settings by rule of thumb: the least work, counted in logits and loads.
+
+    Windows of few keys want small blocks, which compute less that is not seen; windows of many want
+    the largest that fit (`budget`), so that what is loaded serves more rows.
+    """
     return _suggest(kernel, shape)
 
 
 @functools.lru_cache(256)
 def _suggest(kernel: Kernel, shape: Shape) -> KernelConfig:
-    return min(candidates(kernel, shape), key=lambda config: cost(kernel, shape, config))
+    tiles, chunks = _boxes_of(shape, budget(kernel, shape))
+    costs = _costs(kernel, shape, tiles, chunks)
+    tile, chunk = np.unravel_index(np.argmin(costs), costs.shape)
+    return _config(kernel, shape, tiles[tile], chunks[chunk])
 
 
 def cost(kernel: Kernel, shape: Shape, config: KernelConfig) -> float:
     """Work of a kernel in entries of blocks, for each token: the logits and what is loaded."""
-    blocks = config.blocks(kernel, shape.hood)
-    columns = blocks.num_chunks * blocks.num_columns
+    return float(_costs(kernel, shape, [config.tile], [config.chunk])[0, 0])
+
+
+def _costs(
+    kernel: Kernel,
+    shape: Shape,
+    tiles: Sequence[tuple[int, ...]],
+    chunks: Sequence[tuple[int, ...]],
+) -> Float[np.ndarray, "tiles chunks"]:
+    """`cost` of each tile with each chunk; thousands, so all at once."""
+    # Neither the tiles nor the slab depend on the chunk that slabs are walked by.
+    axes = [
+        [axis_blocks(window, rows_of(kernel), side, 1) for side in sides]
+        for window, sides in zip(shape.hood.axes, zip(*tiles, strict=True), strict=True)
+    ]
+    num_tiles = np.prod([[x.num_tiles for x in axis] for axis in axes], axis=0)[:, None]
+    halos = np.array([[x.halo for x in axis] for axis in axes]).T[:, None]
+    num_chunks = np.prod(-(-halos // np.array(chunks)[None]), axis=-1)
+    rows, columns = np.prod(tiles, axis=-1)[:, None], np.prod(chunks, axis=-1) * num_chunks
     overhead = _REDUCE + _RESCALE * _padded(shape)
-    entries = blocks.num_rows * (columns + overhead * blocks.num_chunks)
-    loads = _LOAD * (blocks.num_rows + columns)
-    return blocks.num_tiles * (entries + loads) / blocks.num_tokens
+    entries = rows * (columns + overhead * num_chunks)
+    return num_tiles * (entries + _LOAD * (rows + columns)) / shape.hood.num_tokens
 
 
 def _padded(shape: Shape) -> int:
@@ -388,29 +415,65 @@ def candidates(
     kernel: Kernel, shape: Shape, most: tuple[int, int] | None = None
 ) -> list[KernelConfig]:
     """Blocks to choose from, of up to ``most`` rows and columns (by default those of `budget`)."""
-    rows, columns = most or budget(shape)
+    tiles, chunks = _boxes_of(shape, most or budget(kernel, shape))
+    return [_config(kernel, shape, tile, chunk) for tile, chunk in itertools.product(tiles, chunks)]
+
+
+def _boxes_of(
+    shape: Shape, most: tuple[int, int]
+) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
+    """Tiles and chunks of up to ``most`` rows and columns."""
     windows = shape.hood.axes
-    tiles = _boxes([w.max_group_length for w in windows], rows)
     reach = [min(w.max_group_length, w.kernel_size + 16) for w in windows]
-    chunks = _boxes(reach, columns)
-    return [
-        KernelConfig(tile, chunk, num_warps=warps(math.prod(tile), math.prod(chunk), shape))
-        for tile, chunk in itertools.product(tiles, chunks)
-    ]
+    return _boxes([w.max_group_length for w in windows], most[0]), _boxes(reach, most[1])
 
 
-def budget(shape: Shape) -> tuple[int, int]:
-    """The most rows and columns of a block: fewer where heads are wide or entries long."""
-    width = max(shape.head_dim, shape.value_dim) * (2 if shape.dtype == "float32" else 1)
-    if width <= 64:
+def _config(
+    kernel: Kernel, shape: Shape, tile: tuple[int, ...], chunk: tuple[int, ...]
+) -> KernelConfig:
+    return KernelConfig(
+        tile,
+        chunk,
+        num_warps=warps(math.prod(tile), math.prod(chunk), shape),
+        num_stages=stages(kernel, shape),
+    )
+
+
+def budget(kernel: Kernel, shape: Shape) -> tuple[int, int]:
+    """The most rows and columns of a block that registers and shared memory have room for.
+
+    Fewer where heads are wide or entries long, and where a kernel keeps more than one row or block
+    of results. What each choice takes of an A100, H100 and B200, where none spills, is in
+    benchmarks/results/aot.md.
+    """
+    width = _padded(shape) * (2 if shape.dtype == "float32" else 1)
+    if width > 128:
+        return (32, 32) if width <= 256 else (16, 16)
+    if shape.dtype == "float32":
+        # No tensor cores: operands of products are in registers too.
+        return (64, 64) if width <= 64 else (64, 32)
+    if kernel == "forward" or (kernel == "dquery" and width <= 64):
+        return 128, 64
+    if kernel in ("dquery", "dkeyvalue") or width <= 64:
         return 64, 64
-    return (64, 32) if width <= 128 else (32, 32) if width <= 256 else (16, 16)
+    return 64, 32
 
 
 def warps(rows: int, columns: int, shape: Shape) -> int:
     """Warps that share a block: accumulators and a block of logits fit their registers."""
     entries = rows * (columns + 2 * _padded(shape))
-    return 4 if entries >= 32 * 96 else 2 if rows >= 32 else 1
+    if entries * (2 if shape.dtype == "float32" else 1) >= _EIGHT_WARPS:
+        return 8
+    return 4 if entries >= _FOUR_WARPS else 2 if rows >= 32 else 1
+
+
+def stages(kernel: Kernel, shape: Shape) -> int:
+    """Chunks in flight: two, or three where shared memory has room for what queries bring along.
+
+    With two, ptxas spills 8 bytes of 64 keys' gradients on a B200, of 80 registers in use.
+    """
+    narrow = _padded(shape) <= 32 and shape.dtype != "float32"
+    return 3 if kernel == "dkeyvalue" and narrow else 2
 
 
 def _boxes(lengths: Sequence[int], most: int) -> list[tuple[int, ...]]:

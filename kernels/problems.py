@@ -74,8 +74,8 @@ class Problem:
             "is_causal": self.is_causal,
         }
 
-    def arrays(self, seed: int = 0, dtype: jax.typing.DTypeLike = jnp.float32) -> dict[str, Array]:
-        """Standard normal arguments, by name, the same in every dtype but for rounding."""
+    def structs(self, dtype: jax.typing.DTypeLike = jnp.float32) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes of the array arguments, by name."""
         kv_heads, value_dim = self.kv_heads or self.heads, self.value_dim or self.head_dim
         shapes = {
             "query": (self.batch, *self.shape, self.heads, self.head_dim),
@@ -87,9 +87,14 @@ class Problem:
         if self.extra:
             shapes["additional_keys"] = (self.batch, self.extra, kv_heads, self.head_dim)
             shapes["additional_values"] = (self.batch, self.extra, kv_heads, value_dim)
+        return {name: jax.ShapeDtypeStruct(shape, dtype) for name, shape in shapes.items()}
+
+    def arrays(self, seed: int = 0, dtype: jax.typing.DTypeLike = jnp.float32) -> dict[str, Array]:
+        """Standard normal arguments, by name, the same in every dtype but for rounding."""
         rng = np.random.default_rng(seed)
         return {
-            name: jnp.asarray(rng.standard_normal(shape), dtype) for name, shape in shapes.items()
+            name: jnp.asarray(rng.standard_normal(x.shape), x.dtype)
+            for name, x in self.structs(dtype).items()
         }
 
 

@@ -1,0 +1,161 @@
+"""Compiling one kernel for one chip, and reading what became of it."""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import importlib.util
+import os
+import pathlib
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.extend import core
+from jax.sharding import Mesh, SingleDeviceSharding, use_abstract_mesh
+
+from benchmarks.aot import traffic
+from benchmarks.aot.cases import Case, function_of
+from benchmarks.aot.chips import CHIPS, Chip
+from natjax.kernels import configs
+from natjax.kernels.configs import Shape
+from natjax.kernels.problems import Problem
+
+_SPILLS_ARE_ERRORS = "xla_gpu_fail_ptx_compilation_on_register_spilling"
+# And no more: dumps of Triton's passes take longer than the compilation.
+_DUMPED = "ptx"
+_TENSOR_CORES = {
+    "wgmma": r"wgmma\.mma_async",
+    "tcgen05": r"tcgen05\.mma",
+    "mma": r"(?<!w)mma\.sync",
+}
+
+
+def compile_case(case: Case) -> dict[str, Any]:
+    """Compile a case; what its kernel takes, or under "error" why there is none."""
+    chip = CHIPS[case.chip]
+    kernel, operands = _extract(case, chip)
+    problem = case.problem
+    shape = Shape(
+        problem.neighborhood,
+        problem.head_dim,
+        problem.value_dim or problem.head_dim,
+        case.dtype,
+        problem.rpb and case.kernel not in ("av", "av_transposed"),
+    )
+    config = configs.resolve(case.kernel, shape, chip.name)[0]
+    row: dict[str, Any] = {
+        "tile": config.tile,
+        "chunk": config.chunk,
+        "warps": config.num_warps,
+        "stages": config.num_stages,
+    }
+    row |= traffic.of(case.kernel, problem, config, [*kernel.invars, *kernel.outvars])
+    try:
+        return row | _compile(kernel, operands, chip, {_SPILLS_ARE_ERRORS: True})
+    except jax.errors.JaxRuntimeError as error:
+        if "spill" not in str(error):
+            return row | {"error": str(error).splitlines()[0][:200]}
+    # Once more, for the figures.
+    return row | _compile(kernel, operands, chip, {})
+
+
+def hlo_of(case: Case) -> str:
+    """The program that XLA makes of the whole op of a case."""
+    chip = CHIPS[case.chip]
+    with _target(chip) as sharding:
+        arrays = _arrays(case.problem, case.dtype, sharding)
+        return jax.jit(function_of(case)).lower(arrays).compile().as_text()
+
+
+@contextlib.contextmanager
+def _target(chip: Chip) -> Iterator[SingleDeviceSharding]:
+    devices = chip.topology().devices
+    with use_abstract_mesh(Mesh(np.array(devices[:1]), ("x",)).abstract_mesh):
+        yield SingleDeviceSharding(devices[0])
+
+
+def _arrays(problem: Problem, dtype: str, sharding: Any) -> dict[str, jax.ShapeDtypeStruct]:
+    return {
+        name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+        for name, x in problem.structs(dtype).items()
+    }
+
+
+def _extract(case: Case, chip: Chip) -> tuple[Any, list[jax.ShapeDtypeStruct]]:
+    """The call of the case's kernel in the program that JAX traces, and its operands."""
+    with _target(chip) as sharding:
+        arrays = _arrays(case.problem, case.dtype, sharding)
+        program = jax.make_jaxpr(function_of(case))(arrays)
+    name = f"natjax_{case.kernel}"
+    calls = [call for call in _kernel_calls(program.jaxpr) if call.params["name"] == name]
+    if not calls:
+        raise LookupError(f"{case.key}: the program has no kernel named {name}")
+    operands = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in calls[0].invars]
+    return calls[0], operands
+
+
+def _kernel_calls(jaxpr: Any) -> Iterator[Any]:
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "pallas_call":
+            yield equation
+            continue
+        for value in equation.params.values():
+            for inner in _jaxprs(value):
+                yield from _kernel_calls(inner)
+
+
+def _jaxprs(value: Any) -> Iterator[Any]:
+    if isinstance(value, core.ClosedJaxpr):
+        yield value.jaxpr
+    elif isinstance(value, core.Jaxpr):
+        yield value
+    elif isinstance(value, tuple | list):
+        for inner in value:
+            yield from _jaxprs(inner)
+
+
+def _compile(
+    kernel: Any, operands: list[jax.ShapeDtypeStruct], chip: Chip, options: dict[str, Any]
+) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder, _target(chip) as sharding:
+        specs = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding) for x in operands]
+        run = jax.jit(lambda *xs: kernel.primitive.bind(*xs, **kernel.params))
+        dump = {"xla_dump_to": folder, "xla_dump_emitter_re": _DUMPED}
+        run.lower(*specs).compile(compiler_options=dump | options)
+        return _figures(folder, chip)
+
+
+def _figures(folder: str, chip: Chip) -> dict[str, Any]:
+    """Registers, spills, shared memory and instructions of the one kernel dumped in a folder."""
+    (ptx,) = (path for path in glob.glob(f"{folder}/*.ptx") if os.path.getsize(path))
+    (thunks,) = pathlib.Path(folder).glob("*thunk_sequence.txt")
+    (shared,) = re.findall(r"shared_memory: (\d+) bytes", thunks.read_text())
+    assembled = run_tool("ptxas", "-v", f"-arch={chip.arch}", ptx, "-o", f"{ptx}.cubin").stderr
+    registers, spilled = (
+        sum(map(int, re.findall(pattern, assembled)))
+        for pattern in (r"Used (\d+) registers", r"(\d+) bytes spill stores")
+    )
+    machine_code = run_tool("nvdisasm", "-c", f"{ptx}.cubin").stdout
+    text = pathlib.Path(ptx).read_text()
+    matrix = {name: len(re.findall(pattern, text)) for name, pattern in _TENSOR_CORES.items()}
+    return {
+        "registers": registers,
+        "spill": spilled,
+        "shared": int(shared),
+        "instructions": len(re.findall(r"^\s+/\*[0-9a-f]{4,}\*/", machine_code, re.M)),
+        "matrix": {name: count for name, count in matrix.items() if count},
+        "cp_async": len(re.findall(r"cp\.async\.c[ag]", text)),
+    }
+
+
+def run_tool(tool: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run one of NVIDIA's command line tools."""
+    package = importlib.util.find_spec("nvidia")  # of the environment that compiles alone
+    (folder, *_) = package.submodule_search_locations if package else [""]
+    path = pathlib.Path(folder or "", "cu13", "bin", tool)
+    return subprocess.run([path, *arguments], check=True, capture_output=True, text=True)

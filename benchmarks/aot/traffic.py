@@ -1,0 +1,48 @@
+"""What a kernel must move and multiply, and what it does, from shapes and blocks alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from natjax.kernels.configs import Kernel, KernelConfig
+from natjax.kernels.problems import Problem
+
+# Matrix products of a block: with the width of queries and keys, and with that of values.
+_PRODUCTS: dict[Kernel, int] = {
+    "forward": 2,
+    "dquery": 3,
+    "dkeyvalue": 4,
+    "dbias": 2,
+    "qk": 1,
+    "av": 1,
+    "av_transposed": 1,
+}
+
+
+def of(
+    kernel: Kernel, problem: Problem, config: KernelConfig, variables: Sequence[Any]
+) -> dict[str, int]:
+    """Bytes and flops of a kernel.
+
+    Args:
+      kernel: its name.
+      problem: what it is run on.
+      config: its blocks.
+      variables: its operands and results.
+
+    Returns:
+      "bytes": every operand read once and every result written once. "useful": flops of the pairs
+      of query and neighbor. "executed": flops of all entries of blocks, with heads padded.
+    """
+    blocks = config.blocks(kernel, problem.neighborhood)
+    pairs = problem.neighborhood.num_tokens * problem.neighborhood.num_neighbors
+    computed = blocks.num_tiles * blocks.num_rows * blocks.num_chunks * blocks.num_columns
+    products = _PRODUCTS[kernel] * 2 * problem.batch * problem.heads
+    padded = max(16, 1 << (problem.head_dim - 1).bit_length())
+    return {
+        "bytes": sum(math.prod(v.aval.shape) * v.aval.dtype.itemsize for v in variables),
+        "useful": products * pairs * problem.head_dim,
+        "executed": products * computed * padded,
+    }

@@ -1,0 +1,1 @@
+"""What `make gpu` runs; see `benchmarks.gpu.__main__`."""

@@ -1,0 +1,83 @@
+"""Results as rows, as a JSON file, and as the table that is printed last."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from benchmarks.gpu.plan import MODES, VARIANTS, Mode, moved_bytes, useful_flops
+from natjax.kernels.problems import Problem
+
+type Row = dict[str, Any]
+
+RESULTS = pathlib.Path(__file__).parents[1] / "results"
+
+
+def path_of(device_kind: str) -> pathlib.Path:
+    """Where the results of a kind of device are kept."""
+    return RESULTS / f"gpu-{re.sub(r'[^a-z0-9]+', '-', device_kind.lower()).strip('-')}.json"
+
+
+def save(path: pathlib.Path, environment: dict[str, Any], rows: Sequence[Row]) -> None:
+    """Write what has been measured so far, whole or not at all."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps({"environment": environment, "rows": rows}, indent=1) + "\n")
+    partial.replace(path)
+
+
+def fractions(
+    problem: Problem, mode: Mode, milliseconds: float, itemsize: int, ceilings: dict[str, float]
+) -> dict[str, float]:
+    """Useful bytes and flops a second, as fractions of what the device reaches."""
+    seconds = milliseconds / 1e3
+    moved = moved_bytes(problem, mode, itemsize) / seconds
+    computed = useful_flops(problem, mode) / seconds
+    return {
+        "of_copy_bandwidth": moved / ceilings["copy_bytes_per_second"],
+        "of_matmul_rate": computed / ceilings["matmul_flops_per_second"],
+    }
+
+
+def table(rows: Sequence[Row]) -> str:
+    """One line a problem and mode; for each peer, how many times as long as natjax it takes."""
+    header = ["problem", "mode", "ms", "copy", "matmul", "MB", *(f"{v} x" for v in VARIANTS[1:])]
+    lines = [header, ["---"] * len(header)]
+    by_name = {(row["problem"], row["mode"], row["variant"]): row for row in rows}
+    for name in dict.fromkeys(row["problem"] for row in rows):
+        for mode in MODES:
+            cells = [by_name.get((name, mode, variant), {}) for variant in VARIANTS]
+            if any(cells):
+                lines.append(
+                    [name, mode, *_own(cells[0]), *(_times(c, cells[0]) for c in cells[1:])]
+                )
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def reasons(rows: Sequence[Row]) -> str:
+    """Why what was not measured was not, each reason once."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        if "error" in row:
+            found.setdefault(f"{row['variant']}: {row['error']}", []).append(row["problem"])
+    return "\n".join(
+        f"not measured, {reason} ({', '.join(dict.fromkeys(names))})"
+        for reason, names in found.items()
+    )
+
+
+def _own(row: Row) -> list[str]:
+    if "ms" not in row:
+        return ["-"] * 4
+    return [
+        f"{row['ms']:.3f}",
+        f"{row['of_copy_bandwidth']:.0%}",
+        f"{row['of_matmul_rate']:.0%}",
+        f"{row['memory_bytes'] / 1e6:.0f}",
+    ]
+
+
+def _times(row: Row, own: Row) -> str:
+    return f"{row['ms'] / own['ms']:.2f}" if "ms" in row and "ms" in own else "-"

@@ -1,0 +1,82 @@
+"""The correctness suite on this device, in several processes: compiling takes most of its time."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+
+_ROOT = pathlib.Path(__file__).parents[2]
+# The options in pyproject.toml ask for packages that are not needed here.
+_OPTIONS = [
+    "--override-ini=addopts=",
+    "--import-mode=importlib",
+    "-p",
+    "no:cacheprovider",
+    "-p",
+    "benchmarks.gpu.shard",
+    "-m",
+    "not slow",
+    "-q",
+    "-rfEs",
+    "--tb=short",
+]
+
+
+def run(tests: Sequence[str], processes: int, seconds: float) -> bool:
+    """Run tests and print what each process says last; True if all passed in time.
+
+    Args:
+      tests: files or folders.
+      processes: how many share the tests.
+      seconds: when those still running are ended.
+    """
+    begin = time.monotonic()
+    environment = os.environ | {"PYTHONPATH": str(_ROOT), "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    with tempfile.TemporaryDirectory() as folder:
+        started = []
+        for i in range(processes):
+            command = [
+                sys.executable,
+                "-m",
+                "pytest",
+                *tests,
+                *_OPTIONS,
+                f"--shard={i}/{processes}",
+            ]
+            log = pathlib.Path(folder, str(i))
+            with log.open("w") as file:
+                process = subprocess.Popen(
+                    command, cwd=_ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT
+                )
+            started.append((process, log))
+        results = [_finish(*each, begin + seconds - time.monotonic()) for each in started]
+    passed = all(results)
+    print(f"tests: {'passed' if passed else 'FAILED'} in {time.monotonic() - begin:.0f} s")
+    return passed
+
+
+def _finish(process: subprocess.Popen[bytes], log: pathlib.Path, seconds: float) -> bool:
+    """Wait, print the summary, and say whether all of the share passed."""
+    try:
+        code = process.wait(max(seconds, 0.1))
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+        code = None
+    text = log.read_text(errors="replace")
+    lines = text.splitlines()
+    if code is None:
+        print(f"tests: out of time; the last lines of a share: {' '.join(lines[-3:])}")
+    elif code != 0:
+        print("\n".join(lines[-60:]))
+    else:
+        skipped = re.findall(r"^SKIPPED.*", text, re.M)
+        print("\n".join([*skipped, *lines[-1:]]))
+    sys.stdout.flush()
+    return code == 0

@@ -1,0 +1,189 @@
+"""What can be known of the benchmarks without a GPU."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import types
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks.aot import __main__ as aot
+from benchmarks.aot import cases, layouts, pool
+from benchmarks.aot import report as aot_report
+from benchmarks.gpu import flex, functions, plan, timing
+from benchmarks.gpu import report as gpu_report
+from natjax.kernels import configs, problems
+
+ROOT = pathlib.Path(__file__).parents[1]
+ROW = {
+    "tile": [4, 8],
+    "chunk": [2, 16],
+    "warps": 4,
+    "stages": 2,
+    "bytes": 3_350_000_000,
+    "useful": 10**9,
+    "executed": 2 * 10**9,
+    "registers": 90,
+    "spill": 0,
+    "shared": 10240,
+    "instructions": 632,
+    "matrix": {"wgmma": 6},
+    "cp_async": 8,
+}
+
+
+def shape_of(case):
+    p = case.problem
+    bias = p.rpb and case.kernel not in ("av", "av_transposed")
+    return configs.Shape(p.neighborhood, p.head_dim, p.head_dim, case.dtype, bias)
+
+
+def test_every_kernel_is_compiled_for_every_chip_in_ci():
+    quick = {(case.kernel, case.chip) for case in cases.quick_cases()}
+    assert quick == {(kernel, chip) for kernel in configs.KERNELS for chip in cases.CHIPS}
+    keys = [case.key for case in cases.all_cases()]
+    assert len(set(keys)) == len(keys)
+
+
+def test_the_committed_table_is_of_the_present_settings_and_without_spills():
+    rows = aot_report.read()
+    assert list(rows) == [case.key for case in cases.all_cases()], "run `make aot`"
+    for case in cases.all_cases():
+        row = rows[case.key]
+        assert row["spill"] == 0, case.key
+        chip = cases.CHIPS[case.chip].name
+        config, _ = configs.resolve(case.kernel, shape_of(case), chip)
+        settings = [list(config.tile), list(config.chunk), config.num_warps, config.num_stages]
+        assert [row[k] for k in ("tile", "chunk", "warps", "stages")] == settings, "run `make aot`"
+
+
+def test_the_committed_document_is_that_of_the_table():
+    document = json.loads(aot_report.TABLE.read_text())
+    text = aot_report.document(document["rows"], document["environment"])
+    assert aot_report.DOCUMENT.read_text() == text
+
+
+def test_a_job_that_ends_its_process_does_not_take_others_along():
+    assert list(pool.run(os._exit, [3], 1)) == [
+        {"error": "the compiler's process ended with exit code 3"}
+    ]
+    done, failed = pool.run(dict, [[("registers", 90)], 7], 2)
+    assert done == {"registers": 90}
+    assert "TypeError: 'int' object is not iterable" in failed["error"]
+
+
+def test_new_spills_and_errors_fail():
+    rows = {"a": ROW | {"spill": 8}, "b": ROW, "c": {"error": "shared memory"}}
+    reasons = aot.failed(rows, {"a": ROW | {"spill": 8}})
+    assert reasons == {"c": "shared memory"}
+    reasons = aot.failed(rows, {"a": ROW})
+    assert reasons["a"] == "spills 8 bytes of registers; 0 are known"
+
+
+def test_moves_are_found():
+    text = """
+      %fusion.1 = bf16[8,4]{1,0} fusion(%p)
+      %copy.2 = bf16[8,4]{0,1} copy(%fusion.1), metadata={}
+      ROOT %transpose.1.3 = f32[8,2,2]{2,1,0} transpose(%copy.2), dimensions={0,2,1}
+      %slice.4 = f32[3]{0} slice(%x)
+    """
+    assert len(layouts.moves(text, 32)) == 2
+    assert len(layouts.moves(text, 3)) == 3
+    assert layouts.moves(text, 33) == []
+
+
+def test_the_document_has_figures_and_times():
+    case = next(case for case in cases.all_cases() if case.chip == "h100")
+    environment = {"date": "2026-01-01", "jax": "1", "ptxas": "2"}
+    text = aot_report.document({case.key: ROW}, environment)
+    assert "90 reg, 10 KiB, 632 ins, 6 wgmma" in text
+    assert (
+        f"| {case.problem.name}, {case.dtype} | {case.kernel} | 3350 | 1.0 | 2.0 | 1000 | 2 |"
+        in (text)
+    )
+    spilled = aot_report.document({case.key: ROW | {"spill": 8}}, environment)
+    assert "**8 B spilled**" in spilled
+
+
+@pytest.mark.parametrize("name", ["1d-ragged-dilation", "2d-mixed-dilation", "3d"])
+def test_flex_attention_sees_the_same_neighbors_and_bias(name):
+    (problem,) = (p for p in problems.EDGES if p.name == name)
+    hood = problem.neighborhood
+    numpy = types.SimpleNamespace(as_tensor=lambda x, **_: x, clamp=np.clip, int32=np.int32)
+    rpb = np.asarray(problem.arrays()["rpb"])
+    is_neighbor, add_bias = flex.modifications(numpy, problem, rpb, "cpu")
+    query, key = np.indices((hood.num_tokens,) * 2)
+    seen = is_neighbor(0, 0, query, key)
+    np.testing.assert_array_equal(seen, hood.dense_mask())
+    expected = rpb[0, *hood.dense_bias_index()]
+    np.testing.assert_array_equal(
+        add_bias(1.0, 0, 0, query, key)[seen] - 1, (expected + 1 - 1)[seen]
+    )
+
+
+def test_a_chain_of_calls_is_its_calls_one_after_the_other():
+    (problem,) = (p for p in problems.EDGES if p.name == "1d")
+    arrays = functions.arrays_of(problem, "xla", "float32")
+    one = functions.step(problem, "xla", "forward+backward")
+    twice = functions.chain(one, 2)(arrays)
+    for name, x in one(one(arrays)).items():
+        np.testing.assert_allclose(twice[name], x, rtol=1e-6)
+    program = timing.compile_program(problem, "xla", "forward", "float32")
+    assert timing.measure(program, arrays, 0.01)["ms"] > 0
+
+
+def test_fractions_are_of_what_is_useful():
+    problem = problems.NAT_TINY[3]
+    array = 8 * 49 * 16 * 32
+    assert plan.moved_bytes(problem, "forward", 2) == 4 * 2 * array
+    assert plan.useful_flops(problem, "forward") == 4 * 49 * array
+    ceilings = {"copy_bytes_per_second": 16e3 * array, "matmul_flops_per_second": 1e6 * array}
+    fractions = gpu_report.fractions(problem, "forward", 1.0, 2, ceilings)
+    assert fractions == {
+        "of_copy_bandwidth": pytest.approx(0.5),
+        "of_matmul_rate": pytest.approx(0.196),
+    }
+
+
+def test_dry_run(tmp_path):
+    """All of the benchmark that runs without a GPU, as on a machine that has one."""
+    path = tmp_path / "results.json"
+    command = [sys.executable, "-m", "benchmarks.gpu", "--dry-run", "--json", str(path)]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "tests: passed" in run.stdout
+    document = json.loads(path.read_text())
+    assert document["environment"]["dry_run"]
+    rows = {(row["problem"], row["mode"], row["variant"]): row for row in document["rows"]}
+    assert set(rows) == {
+        (problem.name, mode, variant)
+        for problem in plan.tiny()
+        for mode in plan.MODES
+        for variant in plan.VARIANTS
+    }
+    for (_, _, variant), row in rows.items():
+        if variant == "cudnn":
+            assert "cuDNN" in row["error"]
+        elif variant == "flex" and document["environment"]["torch"] == "none":
+            assert row["error"] == "torch cannot be imported"
+        else:
+            assert row["ms"] > 0, row
+    last = run.stdout.splitlines()[-1]
+    assert last.startswith(f"| {plan.tiny()[-1].name} | forward+backward | ")
+
+
+def test_numbers_of_a_dry_run_stay_out_of_the_results():
+    command = [sys.executable, "-m", "benchmarks.gpu", "--dry-run"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 2
+    assert "--dry-run needs --json" in run.stderr
+
+
+def test_bfloat16_arrays_without_a_bias_for_full_attention():
+    arrays = functions.arrays_of(plan.tiny()[0], "cudnn", "bfloat16")
+    assert set(arrays) == {"query", "key", "value"}
+    assert arrays["query"].dtype == jnp.bfloat16
