@@ -81,7 +81,7 @@ def explain(*args: Any, op: Op = "attention", **kwargs: Any) -> Explanation:
     >>> query = key = value = jax.ShapeDtypeStruct((8, 56, 56, 2, 32), "float32")
     >>> print(natjax.explain(query, key, value, kernel_size=7))  # doctest: +ELLIPSIS
     na2d on cpu: implementation "xla"
-      not "triton":     implementation "triton" needs an NVIDIA GPU; got a cpu device; use ...
+      not "triton":     implementation "triton" needs an NVIDIA GPU, ...; use ...
       not "reference":  not asked: "xla" comes first
     """
     call = _Call.of(op, args, kwargs)
