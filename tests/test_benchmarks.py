@@ -14,7 +14,7 @@ import pytest
 from benchmarks.aot import __main__ as aot
 from benchmarks.aot import cases, layouts, pool
 from benchmarks.aot import report as aot_report
-from benchmarks.gpu import flex, functions, plan, timing
+from benchmarks.gpu import flex, functions, plan, timing, torch_worker
 from benchmarks.gpu import report as gpu_report
 from natjax.kernels import configs, problems
 
@@ -174,6 +174,18 @@ def test_dry_run(tmp_path):
             assert row["ms"] > 0, row
     last = run.stdout.splitlines()[-1]
     assert last.startswith(f"| {plan.tiny()[-1].name} | forward+backward | ")
+
+
+@pytest.mark.skipif(torch_worker.is_available(), reason="PyTorch is installed: nothing breaks down")
+def test_a_worker_that_breaks_down_leaves_rows_that_say_so():
+    problem = plan.tiny()[0]
+    worker = torch_worker.TorchWorker([problem], "float32")
+    assert not worker.wait(120)
+    rows = worker.measure(1)
+    assert [(row["problem"], row["mode"]) for row in rows] == [
+        (problem.name, mode) for mode in plan.MODES
+    ]
+    assert all(row["error"] == "out of time, or it broke down" for row in rows)
 
 
 def test_numbers_of_a_dry_run_stay_out_of_the_results():
