@@ -434,7 +434,7 @@ def _config(
     return KernelConfig(
         tile,
         chunk,
-        num_warps=warps(math.prod(tile), math.prod(chunk), shape),
+        num_warps=warps(kernel, math.prod(tile), math.prod(chunk), shape),
         num_stages=stages(kernel, shape),
     )
 
@@ -447,30 +447,29 @@ def budget(kernel: Kernel, shape: Shape) -> tuple[int, int]:
     benchmarks/results/aot.md.
     """
     width = _padded(shape) * (2 if shape.dtype == "float32" else 1)
+    if width > 256:
+        return 16, 16
     if width > 128:
-        return (32, 32) if width <= 256 else (16, 16)
-    if shape.dtype == "float32":
-        # No tensor cores: operands of products are in registers too.
-        return (64, 64) if width <= 64 else (64, 32)
-    if kernel == "forward" or (kernel == "dquery" and width <= 64):
-        return 128, 64
-    if kernel in ("dquery", "dkeyvalue") or width <= 64:
-        return 64, 64
-    return 64, 32
+        return (16, 32) if kernel == "dquery" and shape.dtype == "float32" else (32, 32)
+    if kernel in ("forward", "dquery") and shape.dtype != "float32":
+        return (128, 64) if kernel == "forward" or width <= 64 else (64, 64)
+    return (64, 64) if width <= 64 else (64, 32)
 
 
-def warps(rows: int, columns: int, shape: Shape) -> int:
+def warps(kernel: Kernel, rows: int, columns: int, shape: Shape) -> int:
     """Warps that share a block: accumulators and a block of logits fit their registers."""
-    entries = rows * (columns + 2 * _padded(shape))
+    accumulators = 2 if kernel == "dkeyvalue" else 1
+    entries = rows * (columns + 2 * accumulators * _padded(shape))
     if entries * (2 if shape.dtype == "float32" else 1) >= _EIGHT_WARPS:
         return 8
     return 4 if entries >= _FOUR_WARPS else 2 if rows >= 32 else 1
 
 
 def stages(kernel: Kernel, shape: Shape) -> int:
-    """Chunks in flight: two, or three where shared memory has room for what queries bring along.
+    """Chunks in flight: two, or three where narrow heads leave shared memory for them.
 
-    With two, ptxas spills 8 bytes of 64 keys' gradients on a B200, of 80 registers in use.
+    That is for gradients of keys, whose chunks bring most along. With two, ptxas spills 8 bytes on
+    a B200, with no more than 80 registers in use.
     """
     narrow = _padded(shape) <= 32 and shape.dtype != "float32"
     return 3 if kernel == "dkeyvalue" and narrow else 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import importlib.util
 import json
@@ -35,7 +36,8 @@ class TorchWorker:
         )
         request = {"problems": [fields_of(problem) for problem in problems], "dtype": dtype}
         self._say(json.dumps(request))
-        threading.Thread(target=self._listen, daemon=True).start()
+        self._listener = threading.Thread(target=self._listen, daemon=True)
+        self._listener.start()
 
     def wait(self, seconds: float) -> bool:
         """Whether it has compiled, within a time."""
@@ -58,15 +60,17 @@ class TorchWorker:
     def end(self) -> None:
         """End the process."""
         self._process.kill()
-        self._process.wait()
+        self._listener.join()
+        # Closes the pipes, too.
+        with contextlib.suppress(BrokenPipeError), self._process:
+            pass
 
     def _say(self, line: str) -> None:
         assert self._process.stdin is not None
-        try:
+        # If it has ended, whoever listens learns it.
+        with contextlib.suppress(BrokenPipeError):
             self._process.stdin.write(line + "\n")
             self._process.stdin.flush()
-        except BrokenPipeError:
-            pass  # it has ended; whoever listens learns it
 
     def _listen(self) -> None:
         assert self._process.stdout is not None
