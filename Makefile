@@ -1,8 +1,9 @@
 # make demo    train a small NAT on handwritten digits, from nothing
-# make test    every check, from nothing
+# make test    the checks, from nothing
 # make format  rewrite the code in the project's style
 # make bench   the numbers in the README
 # make aot     the GPU kernels, compiled for GPUs that are not here: benchmarks/results/aot.md
+# make test-slow  the full product of cases that `make test` chooses from
 # make gpu     on a machine with a GPU: the tests of the kernels, then their speed
 
 VENV ?= .venv
@@ -12,7 +13,7 @@ PYTHON ?= python3
 WORKERS ?= 2
 bin = $(VENV)/bin
 
-.PHONY: demo test test-oldest format lint types pytest wheel bench aot aot-check gpu clean
+.PHONY: demo test test-oldest test-slow format lint types pytest wheel bench aot aot-check gpu clean
 
 demo: $(VENV)/train
 	$(bin)/natjax train digits
@@ -37,10 +38,14 @@ pytest: $(VENV)/dev
 
 # Everything else, on what users install.
 wheel: $(VENV)/dev
-	scripts/test-wheel $(bin)/python -n $(WORKERS)
+	scripts/test-wheel $(bin)/python -n $(WORKERS) -m "not slow"
 
 test-oldest: $(OLDEST)/dev
-	scripts/test-wheel $(OLDEST)/bin/python -n $(WORKERS) -m "not slow"
+	scripts/test-wheel $(OLDEST)/bin/python -n $(WORKERS) -m "not slow and not once"
+
+# The full product of what `make test` chooses from.
+test-slow: $(VENV)/dev
+	scripts/test-wheel $(bin)/python -n $(WORKERS) -m slow
 
 bench: $(VENV)/dev
 	$(bin)/python benchmarks/ops.py

@@ -18,28 +18,36 @@ QK = {1: natjax.na1d_qk, 2: natjax.na2d_qk, 3: natjax.na3d_qk}
 AV = {1: natjax.na1d_av, 2: natjax.na2d_av, 3: natjax.na3d_av}
 
 
+# Interpreted kernels take seconds each, so these are quick tests, and the others slow ones.
+INTERPRETED = ("na1d_dlse", "na2d_gqa", "un1d_dil3_ragged_rpb", "un2d_k5x3_rpb")
+
+
 def cases(name):
-    """Every record in float64, those of the committed selection in float32 too.
+    """Every record in float64, the committed selection in float32 too, which is slow for most.
 
     Kernels for GPUs take no float64.
     """
     with np.load(goldens.COMMITTED / f"{name}.npz") as file:
         committed = {record["name"] for record in json.loads(str(file["index"]))}
     return [
-        pytest.param(
-            record,
-            dtype,
-            implementation,
-            id=f"{record['name']}-{dtype}-{implementation}",
-            # Interpreted; a quick test has them agree with the reference, which agrees with all.
-            marks=[pytest.mark.slow] if implementation == "triton" else [],
-        )
+        case(record, dtype, implementation, record["name"] in committed)
         for record in goldens.record(name, "index")
         for dtype in ("float64", "float32")
         for implementation in dispatch.available()
         if (dtype == "float64" and implementation != "triton")
         or (dtype == "float32" and record["name"] in committed)
     ]
+
+
+def case(record, dtype, implementation, is_committed):
+    name = record["name"]
+    quick = name in INTERPRETED if implementation == "triton" else dtype == "float64"
+    marks = [] if quick else [pytest.mark.slow]
+    if not is_committed:
+        marks.append(pytest.mark.once)
+    return pytest.param(
+        record, dtype, implementation, id=f"{name}-{dtype}-{implementation}", marks=marks
+    )
 
 
 def compare(actual, expected, dtype):

@@ -94,7 +94,7 @@ STRUCTURES = {
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=() if name in STRUCTURES else pytest.mark.slow)
+        pytest.param(name, marks=() if name in STRUCTURES else pytest.mark.once)
         for name in natjax.list_models()
     ],
 )
