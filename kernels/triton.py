@@ -21,10 +21,11 @@ References:
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -76,7 +77,8 @@ def attention(
     if rpb is not None:
         call.require_tables(rpb.shape[0], "forward", "dquery", "dkeyvalue", "dbias")
     extra = () if additional_keys is None else (additional_keys, additional_values)
-    return _run_attention(call, (query, key, value), rpb, extra)
+    with _reverse_mode_only():
+        return _run_attention(call, (query, key, value), rpb, extra)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -109,7 +111,8 @@ def qk(
     _require_indexable(math.prod(query.shape[:-1]) * hood.num_neighbors)
     if rpb is not None:
         call.require_tables(rpb.shape[0], "qk")
-    logits = _run_qk(call, _flat(query), _flat(key), *_flat_bias(rpb))
+    with _reverse_mode_only():
+        logits = _run_qk(call, _flat(query), _flat(key), *_flat_bias(rpb))
     return logits.reshape(*query.shape[:-1], hood.num_neighbors)
 
 
@@ -125,8 +128,22 @@ def av(
     """
     call = _Call.of(value, value, value, hood, None, 1.0)
     _require_indexable(weights.size)
-    out = _run_av(call, _flat(weights), _flat(value))
+    with _reverse_mode_only():
+        out = _run_av(call, _flat(weights), _flat(value))
     return out.reshape(*weights.shape[:-1], value.shape[-1])
+
+
+@contextlib.contextmanager
+def _reverse_mode_only() -> Iterator[None]:
+    """Say who has forward mode, where JAX notices it here and not later, compiling a caller."""
+    try:
+        yield
+    except TypeError as error:
+        if "forward-mode" not in str(error):
+            raise
+        raise NotImplementedError(
+            'implementation "triton" has no forward mode; use implementation="xla"'
+        ) from error
 
 
 def _flat(x: Array) -> Array:
