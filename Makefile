@@ -33,19 +33,19 @@ types: $(VENV)/dev
 
 # What needs the source tree: its doctests, the README's snippets, the packaging rules.
 pytest: $(VENV)/dev
-	$(bin)/python -m pytest --doctest-modules -n $(WORKERS) kernels natjax train \
+	$(bin)/python -m pytest --doctest-modules -n $(WORKERS) --dist worksteal natjax \
 	  tests/test_packaging.py tests/test_readme.py tests/test_benchmarks.py
 
 # Everything else, on what users install.
 wheel: $(VENV)/dev
-	scripts/test-wheel $(bin)/python -n $(WORKERS) -m "not slow"
+	scripts/test-wheel $(bin)/python -n $(WORKERS) --dist worksteal -m "not slow"
 
 test-oldest: $(OLDEST)/dev
-	scripts/test-wheel $(OLDEST)/bin/python -n $(WORKERS) -m "not slow and not once"
+	scripts/test-wheel $(OLDEST)/bin/python -n $(WORKERS) --dist worksteal -m "not slow and not once"
 
 # The full product of what `make test` chooses from.
 test-slow: $(VENV)/dev
-	scripts/test-wheel $(bin)/python -n $(WORKERS) -m slow
+	scripts/test-wheel $(bin)/python -n $(WORKERS) --dist worksteal -m slow
 
 bench: $(VENV)/dev
 	$(bin)/python benchmarks/ops.py

@@ -100,8 +100,14 @@ def test_unfused_agrees_with_the_reference_and_with_fused(problem, name, interpr
 @pytest.mark.once
 @pytest.mark.parametrize(
     "problem",
-    problems.NAT_TINY + problems.NAT_BASE + problems.DINAT_TINY,
-    ids=lambda p: p.name,
+    [
+        pytest.param(
+            problem,
+            id=problem.name,
+            marks=[] if problem in problems.DINAT_TINY[:2] else [pytest.mark.slow],
+        )
+        for problem in problems.NAT_TINY + problems.NAT_BASE + problems.DINAT_TINY
+    ],
 )
 def test_layers_of_the_published_models(problem):
     problem = Problem(**{f: getattr(problem, f) for f in problem.__slots__} | {"batch": 1})

@@ -115,7 +115,11 @@ def test_without_a_gpu(monkeypatch, capsys):
 
 def test_an_interruption_keeps_what_was_found(tmp_path):
     command = [*TINY.split(), "--candidates", "30", "--output", str(tmp_path)]
-    code = f"import sys; from natjax.cli import main; sys.exit(main({command!r}))"
+    # Tests in the background may ignore Ctrl-C, and their children would inherit that.
+    code = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        f"from natjax.cli import main; sys.exit(main({command!r}))"
+    )
     lines = []
     with subprocess.Popen(
         [sys.executable, "-P", "-c", code], env=os.environ, stderr=subprocess.PIPE, text=True

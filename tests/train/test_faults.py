@@ -66,7 +66,7 @@ def test_killed_at_random_moments_it_ends_as_if_it_had_not_been(tmp_path, data_d
     whole = finish(tmp_path / "whole", data_dir, **LONG)
     assert whole.returncode == 0, whole.stderr
     rng, run, kills = random.Random(0), tmp_path / "killed", 0
-    while kills < 6:
+    while kills < 4:
         process = start(run, data_dir, **LONG)
         if kills:  # the first one comes during start-up
             wait_for_checkpoint(process, run)
