@@ -10,9 +10,12 @@ from natjax.kernels import configs, device, dispatch, tune
 from natjax.kernels.configs import KernelConfig
 from natjax.kernels.problems import Problem
 
-pytestmark = pytest.mark.skipif(
-    "triton" not in dispatch.available(), reason="the kernels that are tuned are not there"
-)
+pytestmark = [
+    pytest.mark.once,
+    pytest.mark.skipif(
+        "triton" not in dispatch.available(), reason="the kernels that are tuned are not there"
+    ),
+]
 
 TINY = Problem(name="tiny", shape=(20,), kernel_size=(3,), is_causal=True)
 TINY_2D = Problem(name="tiny-2d", shape=(5, 6), kernel_size=(3, 3), dilation=(1, 2), rpb=False)

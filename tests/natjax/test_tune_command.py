@@ -14,9 +14,12 @@ import natjax
 from natjax.cli import main
 from natjax.kernels import configs, dispatch, tune
 
-pytestmark = pytest.mark.skipif(
-    "triton" not in dispatch.available(), reason="the kernels that are tuned are not there"
-)
+pytestmark = [
+    pytest.mark.once,
+    pytest.mark.skipif(
+        "triton" not in dispatch.available(), reason="the kernels that are tuned are not there"
+    ),
+]
 
 TINY = "tune --shape 9 --kernel-size 3 --batch 1 --heads 1 --head-dim 8 --no-bias --repeats 1"
 
