@@ -18,7 +18,6 @@ from natjax.kernels.problems import Problem
 
 OPS = {1: natjax.na1d, 2: natjax.na2d, 3: natjax.na3d}
 OTHERS = [name for name in dispatch.available() if name != "reference"]
-EDGES = pytest.mark.parametrize("problem", problems.EDGES, ids=lambda p: p.name)
 
 
 def fused(problem, implementation):
@@ -66,28 +65,52 @@ def assert_close(actual, expected, dtype):
         assert error <= tolerances.GRADIENT[dtype], f"d{name}: {error}"
 
 
+# What interpreted kernels, which take seconds each, run in quick tests: each feature once.
+INTERPRETED = (
+    "1d-window-is-input",
+    "1d-causal-stride-dilation",
+    "1d-ragged-dilation",
+    "2d-prime",
+    "2d-even-odd",
+    "2d-mqa",
+    "2d-everything",
+    "3d-everything",
+)
+
+
+def is_quick(problem, name, dtype="float32"):
+    """float32 is what kernels for GPUs take; where there is float64, it says more."""
+    return problem.name in INTERPRETED if name == "triton" else dtype == "float64"
+
+
+def marks(is_quick):
+    return [] if is_quick else [pytest.mark.slow]
+
+
 @pytest.mark.parametrize(
-    ("name", "dtype"),
+    ("problem", "name", "dtype"),
     [
-        # float32 is what kernels for GPUs take; where there is float64, it says more.
-        pytest.param(x, y, marks=[pytest.mark.slow] if (x, y) == ("xla", "float32") else [])
+        pytest.param(p, x, y, id=f"{p.name}-{x}-{y}", marks=marks(is_quick(p, x, y)))
+        for p in problems.EDGES
         for x in OTHERS
         for y in ("float32", "float64")
         if (x, y) != ("triton", "float64")
     ],
 )
-@EDGES
 def test_fused_agrees_with_the_reference(problem, dtype, name, interpreted, x64):
     arrays = problem.arrays(dtype=dtype)
     expected = value_and_gradients(fused(problem, "reference"), arrays)
     assert_close(value_and_gradients(fused(problem, name), arrays), expected, dtype)
 
 
-@pytest.mark.parametrize("name", OTHERS)
 @pytest.mark.parametrize(
-    "problem",
-    [p for p in problems.EDGES if p.stride == 1 and not p.extra],
-    ids=lambda p: p.name,
+    ("problem", "name"),
+    [
+        pytest.param(p, x, id=f"{p.name}-{x}", marks=marks(x != "triton" or is_quick(p, x)))
+        for p in problems.EDGES
+        for x in OTHERS
+        if p.stride == 1 and not p.extra
+    ],
 )
 def test_unfused_agrees_with_the_reference_and_with_fused(problem, name, interpreted):
     arrays = problem.arrays()
