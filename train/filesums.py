@@ -5,9 +5,10 @@ binary formats into it.
 """
 
 import json
-import os
 import zlib
 from pathlib import Path
+
+from natjax.train.files import write_whole
 
 _CHUNK = 1 << 20
 
@@ -16,9 +17,7 @@ def write_sums(folder: Path, sums: Path) -> None:
     """Record every file under `folder` in the JSON file `sums`; replaced at once, never in part."""
     content = {str(path.relative_to(folder)): list(_sum(path)) for path in _files(folder)}
     sums.parent.mkdir(parents=True, exist_ok=True)
-    partial = sums.with_suffix(".partial")
-    partial.write_text(json.dumps(content))
-    os.replace(partial, sums)
+    write_whole(sums, json.dumps(content))
 
 
 def find_damage(folder: Path, sums: Path) -> str | None:

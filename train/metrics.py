@@ -7,10 +7,11 @@ clock.
 """
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from natjax.train.files import write_whole
 
 Line = dict[str, Any]
 
@@ -37,9 +38,7 @@ def drop_after(path: Path, step: int) -> None:
       step: Step of the checkpoint from which the run goes on; 0 empties the file.
     """
     kept = [json.dumps(line) + "\n" for line in read_metrics(path) if line["step"] <= step]
-    partial = path.with_suffix(".partial")
-    partial.write_text("".join(kept))
-    os.replace(partial, path)
+    write_whole(path, "".join(kept))
 
 
 class MetricsWriter:

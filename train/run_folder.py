@@ -4,13 +4,13 @@ import contextlib
 import dataclasses
 import fcntl
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from natjax.train.config import TrainConfig
 from natjax.train.config_json import differences, from_json, to_json
 from natjax.train.errors import UserError
+from natjax.train.files import write_whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,9 +71,7 @@ class RunFolder:
 
     def write_config(self, config: TrainConfig) -> None:
         """Write the configuration; the file is replaced at once."""
-        partial = self.config.with_suffix(".partial")
-        partial.write_text(json.dumps(to_json(config), indent=2) + "\n")
-        os.replace(partial, self.config)
+        write_whole(self.config, json.dumps(to_json(config), indent=2) + "\n")
 
 
 @contextlib.contextmanager
