@@ -120,7 +120,6 @@ def test_unfused_agrees_with_the_reference_and_with_fused(problem, name, interpr
     assert goldens.error(expected[0][0], out) <= tolerances.VALUE["float32"]
 
 
-@pytest.mark.once
 @pytest.mark.parametrize(
     "problem",
     [
@@ -221,6 +220,7 @@ def test_derivatives_against_finite_differences(function, problem, mode, exact_i
     )
 
 
+@pytest.mark.oldest
 @pytest.mark.parametrize("function", [fused, unfused])
 def test_forward_mode_is_the_transpose_of_reverse_mode(function, exact_implementation, x64):
     problem = SMALL_UNFUSED
@@ -235,6 +235,7 @@ def test_forward_mode_is_the_transpose_of_reverse_mode(function, exact_implement
     np.testing.assert_allclose(dot(cotangents, pushed), dot(pulled, tangents), rtol=1e-12)
 
 
+@pytest.mark.oldest
 @pytest.mark.parametrize("function", [fused, unfused])
 def test_nested_vmap(function, implementation):
     problem = SMALL_UNFUSED
@@ -259,6 +260,7 @@ def test_vmap_over_the_bias_alone(implementation):
         np.testing.assert_allclose(out[i], expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.oldest
 @pytest.mark.parametrize("function", [fused, unfused])
 def test_remat_changes_nothing(function, implementation):
     run = function(SMALL_UNFUSED, implementation)
@@ -276,6 +278,7 @@ def test_two_runs_are_bitwise_equal(function, implementation):
     jax.tree.map(np.testing.assert_array_equal, first, second)
 
 
+@pytest.mark.oldest
 def test_export_and_reload(implementation):
     problem = problems.Problem(name="2d", shape=(12, 10), kernel_size=(5, 3))
     arrays = problem.arrays()
@@ -291,6 +294,7 @@ def test_empty_batch_gives_empty_results(implementation):
     assert out.shape[0] == lse.shape[0] == 0
 
 
+@pytest.mark.oldest
 @pytest.mark.optimised
 @pytest.mark.parametrize("function", [fused, unfused])
 def test_sharded_over_batch_and_heads_without_moving_tokens(function, implementation):
@@ -321,6 +325,7 @@ def test_sharded_over_batch_and_heads_without_moving_tokens(function, implementa
     assert gradients["rpb"].shape == arrays["rpb"].shape
 
 
+@pytest.mark.oldest
 def test_inside_shard_map(implementation):
     mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
     problem = problems.Problem(name="1d", shape=(30,), kernel_size=(7,), batch=4, heads=2)

@@ -158,6 +158,7 @@ def test_more_than_can_be_indexed_is_refused():
         jax.eval_shape(run, x, x, x)
 
 
+@pytest.mark.oldest
 def test_compiles_for_a_gpu_that_is_not_there():
     """Lowering and export for an H100, as far as Triton's code; benchmarks/aot.py goes further."""
     h100 = AbstractDevice(device_kind="NVIDIA H100 80GB HBM3", num_cores=132, platform="gpu")
@@ -191,6 +192,7 @@ def test_biases_of_huge_windows_are_refused(monkeypatch):
         natjax.na2d(**arrays, kernel_size=7, implementation="triton")
 
 
+@pytest.mark.oldest
 @pytest.mark.parametrize("op", ["attention", "qk", "av"])
 def test_second_derivatives_say_who_gives_them(op):
     x = jnp.ones((1, 9, 1, 8))
@@ -208,6 +210,7 @@ def test_second_derivatives_say_who_gives_them(op):
         jax.grad(norm)(x)
 
 
+@pytest.mark.oldest
 def test_forward_mode_says_who_has_it():
     x = jnp.ones((1, 9, 1, 8))
 
@@ -241,6 +244,7 @@ def test_float32_products_are_exact_unless_asked(setting):
     assert found == {expected}
 
 
+@pytest.mark.oldest
 @pytest.mark.optimised
 @pytest.mark.parametrize("dilation", [1, 2])
 def test_inputs_are_read_in_place(dilation):
@@ -308,6 +312,7 @@ def test_grouped_heads_stay_on_their_devices(kv_heads):
         np.testing.assert_allclose(x, expected[name], rtol=1e-4, atol=1e-4, err_msg=name)
 
 
+@pytest.mark.oldest
 def test_vmap_over_several_things_at_once():
     problem = problem_named("1d")
     stacked = [problem.arrays(seed) for seed in range(3)]

@@ -22,7 +22,7 @@ VALUE, GRADIENT, DOUBLE = 1e-5, 2e-5, 1e-10  # about ten times the official floa
 
 def _case(family, prefix, is_slow):
     config, *_, case = prefix.split("/")
-    marks = pytest.mark.once if is_slow else ()
+    marks = () if is_slow else pytest.mark.oldest
     return pytest.param(family, config, case, marks=marks, id=f"{family}-{prefix}")
 
 

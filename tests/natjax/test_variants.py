@@ -94,7 +94,7 @@ STRUCTURES = {
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=() if name in STRUCTURES else pytest.mark.once)
+        pytest.param(name, marks=pytest.mark.oldest if name in STRUCTURES else ())
         for name in natjax.list_models()
     ],
 )

@@ -50,6 +50,7 @@ def losses(config, mesh: MeshConfig, steps: int = 6):
     return trainer, state, out
 
 
+@pytest.mark.oldest
 def test_eight_devices_equal_one(config):
     config = dataclasses.replace(
         config, optimizer=dataclasses.replace(config.optimizer, warmup_steps=1)
@@ -73,6 +74,7 @@ def check_parts(trainer, state):
     assert batch["image"].sharding.shard_shape(batch["image"].shape)[0] == 2
 
 
+@pytest.mark.oldest
 def test_no_device_computes_the_whole_initial_state(config):
     trainer = build_trainer(dataclasses.replace(config, mesh=MeshConfig(data=1, fsdp=4)))
     text = trainer.compiled.init.lower().compile().as_text()
