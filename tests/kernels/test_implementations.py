@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tolerances
+from calls import assert_close, fused, unfused, value_and_gradients
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.test_util import check_grads
@@ -16,54 +17,7 @@ import natjax
 from natjax.kernels import dispatch, problems
 from natjax.kernels.problems import Problem
 
-OPS = {1: natjax.na1d, 2: natjax.na2d, 3: natjax.na3d}
 OTHERS = [name for name in dispatch.available() if name != "reference"]
-
-
-def fused(problem, implementation):
-    op = functools.partial(
-        OPS[problem.ndim], **problem.arguments, return_lse=True, implementation=implementation
-    )
-    return lambda arrays: op(**arrays)
-
-
-def unfused(problem, implementation):
-    """Softmax of the unfused halves; only for stride 1 and without additional keys."""
-    qk = getattr(natjax, f"na{problem.ndim}d_qk")
-    av = getattr(natjax, f"na{problem.ndim}d_av")
-    kwargs = {k: v for k, v in problem.arguments.items() if k != "stride"}
-    kwargs["implementation"] = implementation
-
-    def run(arrays):
-        rpb = arrays.get("rpb")
-        weights = jax.nn.softmax(qk(arrays["query"], arrays["key"], rpb=rpb, **kwargs))
-        return av(weights, arrays["value"], **kwargs), weights
-
-    return run
-
-
-def value_and_gradients(function, arrays, seed=1):
-    """Outputs and the gradient of a random linear function of them, for each argument."""
-
-    @jax.jit
-    def run(arrays):
-        outputs, pull = jax.vjp(function, arrays)
-        rng = np.random.default_rng(seed)
-        cotangents = [jnp.asarray(rng.standard_normal(x.shape), x.dtype) for x in outputs]
-        return outputs, pull(tuple(cotangents))[0]
-
-    return run(arrays)
-
-
-def assert_close(actual, expected, dtype):
-    for name, x, y in zip(("out", "lse"), actual[0], expected[0], strict=True):
-        assert goldens.error(x, y) <= tolerances.VALUE[dtype], name
-    # The bias gradient vanishes identically where there is one neighbor.
-    for name, y in expected[1].items():
-        scale = max(1, np.abs(y).max())
-        error = np.abs(actual[1][name] - y).max() / scale
-        assert error <= tolerances.GRADIENT[dtype], f"d{name}: {error}"
-
 
 # What interpreted kernels, which take seconds each, run in quick tests: each feature once.
 INTERPRETED = (
@@ -220,7 +174,6 @@ def test_derivatives_against_finite_differences(function, problem, mode, exact_i
     )
 
 
-@pytest.mark.oldest
 @pytest.mark.parametrize("function", [fused, unfused])
 def test_forward_mode_is_the_transpose_of_reverse_mode(function, exact_implementation, x64):
     problem = SMALL_UNFUSED
@@ -260,7 +213,6 @@ def test_vmap_over_the_bias_alone(implementation):
         np.testing.assert_allclose(out[i], expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.oldest
 @pytest.mark.parametrize("function", [fused, unfused])
 def test_remat_changes_nothing(function, implementation):
     run = function(SMALL_UNFUSED, implementation)

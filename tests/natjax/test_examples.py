@@ -3,12 +3,9 @@
 import pathlib
 import runpy
 
-import pytest
-
 EXAMPLES = pathlib.Path(__file__).parents[2] / "examples"
 
 
-@pytest.mark.oldest
 def test_linen_bridge(capsys):
     example = runpy.run_path(str(EXAMPLES / "linen.py"))
     assert example["main"]() == (2, 8, 8, 5)

@@ -145,7 +145,6 @@ def test_only_streams_in_use_are_drawn_from():
     assert rngs.droppath.count[...] == 2  # of three blocks; the first has rate 0
 
 
-@pytest.mark.oldest
 def test_remat_changes_nothing_but_memory():
     def run(remat):
         graph, params = nnx.split(_nat({"depths": (1, 1), "drop_path": 0.5}, remat=remat))

@@ -93,10 +93,7 @@ STRUCTURES = {
 
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, marks=pytest.mark.oldest if name in STRUCTURES else ())
-        for name in natjax.list_models()
-    ],
+    natjax.list_models(),
 )
 def test_logits_shape(name):
     model, config = _abstract(name), VARIANTS[name]
