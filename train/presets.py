@@ -7,6 +7,7 @@ A preset is a function without arguments; every value can be overridden on the c
 from collections.abc import Callable
 
 from natjax.train.config import (
+    AugmentConfig,
     CheckpointConfig,
     DataConfig,
     ModelConfig,
@@ -26,6 +27,7 @@ def digits() -> TrainConfig:
     return TrainConfig(
         model=ModelConfig(name="nat_micro", drop_path=0.05, init="fan_in"),
         data=DataConfig(name="digits"),
+        augment=AugmentConfig(crop="shift", shift=2),
         optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=60),
         checkpoint=CheckpointConfig(every=100),
         batch_size=64,
@@ -47,6 +49,8 @@ def fashion_mnist() -> TrainConfig:
     return TrainConfig(
         model=ModelConfig(name="nat_micro", init="fan_in"),
         data=DataConfig(name="fashion_mnist"),
+        # Not mirrored: every shoe points left.
+        augment=AugmentConfig(crop="shift", shift=1),
         optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=200, beta2=0.99),
         checkpoint=CheckpointConfig(every=500),
         batch_size=64,
