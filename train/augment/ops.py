@@ -70,9 +70,18 @@ def _enhance(kind: Callable[[Image.Image], ImageEnhance._Enhance]) -> Operation:
     )
 
 
-def _solarize_add(image: Image.Image, add: float, *_: object) -> Image.Image:
-    table = [min(255, i + int(add)) if i < _SOLARIZE_BELOW else i for i in range(256)]
+def _point(image: Image.Image, table: list[int]) -> Image.Image:
     return image.point(table * len(image.getbands()))
+
+
+def _solarize_add(image: Image.Image, add: float, *_: object) -> Image.Image:
+    return _point(image, [min(255, i + int(add)) if i < _SOLARIZE_BELOW else i for i in range(256)])
+
+
+def _posterize(image: Image.Image, bits: float, *_: object) -> Image.Image:
+    # Not Pillow's own, which refuses 0 bits; timm gets there at full magnitude: a black image.
+    kept = 256 - 2 ** (8 - int(bits))
+    return _point(image, [i & kept for i in range(256)])
 
 
 OPERATIONS: dict[str, Operation] = {
@@ -90,7 +99,7 @@ OPERATIONS: dict[str, Operation] = {
     ),
     "PosterizeIncreasing": Operation(
         strength=_whole_down_from(4),
-        apply=lambda image, bits, *_: ImageOps.posterize(image, int(bits)),
+        apply=_posterize,
     ),
     "SolarizeIncreasing": Operation(
         strength=_whole_down_from(256),
