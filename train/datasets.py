@@ -55,6 +55,7 @@ class DatasetSpec:
 _HOME = {
     "digits": "natjax.train.digits",
     "fashion_mnist": "natjax.train.fashion_mnist",
+    "emoji": "natjax.train.emoji",
 }
 
 
