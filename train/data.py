@@ -10,16 +10,21 @@ from typing import Any
 import grain
 import numpy as np
 
-from natjax.train.config import DataConfig
+from natjax.train.augment.pipeline import TrainTransform
+from natjax.train.config import AugmentConfig, DataConfig
 from natjax.train.datasets import DatasetSpec, Source
-from natjax.train.transforms import decode
+from natjax.train.transforms import add_border, center_view, decode, to_pixels
 
 Batch = dict[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
 class Host:
-    """Which rows of every global batch this process makes: ``index, index + count, ...``."""
+    """Which rows of every global batch this process makes: the `index`-th of `count` equal parts.
+
+    Parts in one piece, so that the global array has the same rows in the same order for any number
+    of hosts: what a step draws for a row, and which row is mixed with which, stays the same.
+    """
 
     index: int = 0
     count: int = 1
@@ -29,23 +34,45 @@ class Host:
 class _TrainExample:
     """Decodes and augments one record; a class, since worker processes receive it pickled."""
 
-    spec_name: str
-    image_size: int
+    channels: int
+    border: float
+    transform: TrainTransform
 
     def __call__(self, record: dict[str, Any], rng: np.random.Generator) -> Batch:
-        from natjax.train.datasets import get_spec
-
-        spec = get_spec(self.spec_name)
-        image = decode(record["image"], spec.channels)
-        return _example(spec.train_transform(image, self.image_size, rng), record)
+        image = add_border(decode(record["image"], self.channels), self.border)
+        return _example(self.transform(image, rng), record)
 
 
 def _example(pixels: np.ndarray, record: dict[str, Any]) -> Batch:
     return {"image": np.ascontiguousarray(pixels), "label": np.int32(record["label"])}
 
 
+@dataclasses.dataclass(frozen=True)
+class _HostRows:
+    """The examples of one host, as a source of their own: a part of every batch, in order."""
+
+    examples: grain.MapDataset
+    batch_size: int
+    host: Host
+
+    def __len__(self) -> int:
+        return len(self.examples) // self.batch_size * (self.batch_size // self.host.count)
+
+    def __getitem__(self, index: int) -> Batch:
+        size = self.batch_size // self.host.count
+        step, row = divmod(index, size)
+        return self.examples[step * self.batch_size + self.host.index * size + row]
+
+
 def train_dataset(
-    source: Source, spec: DatasetSpec, image_size: int, *, seed: int, batch_size: int, host: Host
+    source: Source,
+    spec: DatasetSpec,
+    data: DataConfig,
+    augment: AugmentConfig,
+    *,
+    seed: int,
+    batch_size: int,
+    host: Host,
 ) -> grain.MapDataset:
     """Return the endless sequence of training batches; element `step` depends on (seed, step) only.
 
@@ -53,15 +80,18 @@ def train_dataset(
 
     Args:
       source: The records.
-      spec: How to decode and augment.
-      image_size: Side of the images in pixels.
+      spec: How to decode.
+      data: Size of the images.
+      augment: Random changes; those of whole batches are left to the step.
       seed: Seed of the permutations and the augmentation.
       batch_size: Images a step, over all hosts.
       host: Which rows this process makes; augmentation comes before the split over hosts.
     """
     records = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
-    examples = records.random_map(_TrainExample(spec.name, image_size))
-    return examples[host.index :: host.count].batch(batch_size // host.count, drop_remainder=True)
+    transform = TrainTransform(augment=augment, data=data, mean=spec.mean)
+    examples = records.random_map(_TrainExample(spec.channels, spec.border, transform))
+    rows = grain.MapDataset.source(_HostRows(examples, batch_size, host))
+    return rows.batch(batch_size // host.count, drop_remainder=True)
 
 
 def train_batches(dataset: grain.MapDataset, config: DataConfig, start: int) -> Iterator[Batch]:
@@ -86,7 +116,7 @@ def _allow_workers() -> None:
 
 
 def test_dataset(
-    source: Source, spec: DatasetSpec, image_size: int, *, batch_size: int, host: Host
+    source: Source, spec: DatasetSpec, data: DataConfig, *, batch_size: int, host: Host
 ) -> grain.MapDataset:
     """Return batches that hold every record once, in order, and a mask.
 
@@ -96,7 +126,7 @@ def test_dataset(
     Args:
       source: The records.
       spec: How to decode.
-      image_size: Side of the images in pixels.
+      data: The view of evaluation.
       batch_size: Images a batch, over all hosts.
       host: Which rows this process makes.
     """
@@ -105,8 +135,8 @@ def test_dataset(
 
     def example(index: int) -> Batch:
         record = source[min(index, count - 1)]
-        image = decode(record["image"], spec.channels)
-        pixels = spec.eval_transform(image, image_size)
+        image = add_border(decode(record["image"], spec.channels), spec.border)
+        pixels = to_pixels(center_view(image, data))
         return _example(pixels, record) | {"mask": np.bool_(index < count)}
 
     rows = grain.MapDataset.range(padded).map(example)

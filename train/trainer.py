@@ -64,22 +64,28 @@ def build_trainer(config: TrainConfig) -> Trainer:
     builder = open_dataset(spec, config.data)
     train_split = open_split(builder, spec.train_split)
     total = count_steps(config, len(train_split))
+    per_epoch = len(train_split) / config.batch_size
     task = Task(
         network=Network(model, spec.mean, spec.std),
-        optimizer=make_optimizer(config.optimizer, total),
-        schedule=schedule(config.optimizer, total),
+        optimizer=make_optimizer(config.optimizer, total, per_epoch),
+        schedule=schedule(config.optimizer, total, per_epoch),
         label_smoothing=config.label_smoothing,
         ema_decay=config.ema_decay,
         seed=config.seed,
+        ema_warmup=config.ema_warmup,
+        mix=config.augment.mix,
+        erase=config.augment.erase,
+        accumulate=config.accumulate,
     )
     host = Host(jax.process_index(), jax.process_count())
     rows = {"batch_size": config.batch_size, "host": host}
-    side = config.data.image_size
     return Trainer(
         config=config,
         spec=spec,
         compiled=compile_task(task, mesh),
-        train_data=train_dataset(train_split, spec, side, seed=config.seed, **rows),
-        test_data=test_dataset(open_split(builder, spec.test_split), spec, side, **rows),
+        train_data=train_dataset(
+            train_split, spec, config.data, config.augment, seed=config.seed, **rows
+        ),
+        test_data=test_dataset(open_split(builder, spec.test_split), spec, config.data, **rows),
         total_steps=total,
     )
