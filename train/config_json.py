@@ -18,6 +18,8 @@ def to_json(config: TrainConfig) -> dict[str, Any]:
 def _jsonable(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _jsonable(item) for name, item in value.items()}
+    if isinstance(value, tuple):
+        return list(value)
     return str(value) if isinstance(value, Path) else value
 
 
@@ -43,6 +45,8 @@ def _build(kind: Any, values: dict[str, Any], prefix: str) -> Any:
 def _convert(hint: Any, value: Any, name: str) -> Any:
     if dataclasses.is_dataclass(hint):
         return _build(hint, value, f"{name}.")
+    if typing.get_origin(hint) is tuple:
+        return tuple(value)
     wants_path = isinstance(hint, types.UnionType) and Path in typing.get_args(hint)
     return Path(value) if wants_path and value is not None else value
 

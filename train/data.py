@@ -12,7 +12,8 @@ import numpy as np
 
 from natjax.train.config import DataConfig
 from natjax.train.datasets import DatasetSpec, Source
-from natjax.train.transforms import decode
+from natjax.train.readable import Readable
+from natjax.train.transforms import TrainTransform
 
 Batch = dict[str, np.ndarray]
 
@@ -27,17 +28,13 @@ class Host:
 
 @dataclasses.dataclass(frozen=True)
 class _TrainExample:
-    """Decodes and augments one record; a class, since worker processes receive it pickled."""
+    """Augments one record; a class, since worker processes receive it pickled."""
 
-    spec_name: str
+    transform: TrainTransform
     image_size: int
 
     def __call__(self, record: dict[str, Any], rng: np.random.Generator) -> Batch:
-        from natjax.train.datasets import get_spec
-
-        spec = get_spec(self.spec_name)
-        image = decode(record["image"], spec.channels)
-        return _example(spec.train_transform(image, self.image_size, rng), record)
+        return _example(self.transform(record["image"], self.image_size, rng), record)
 
 
 def _example(pixels: np.ndarray, record: dict[str, Any]) -> Batch:
@@ -59,8 +56,9 @@ def train_dataset(
       batch_size: Images a step, over all hosts.
       host: Which rows this process makes; augmentation comes before the split over hosts.
     """
+    source = Readable(source, spec.channels, spec.train_split)
     records = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
-    examples = records.random_map(_TrainExample(spec.name, image_size))
+    examples = records.random_map(_TrainExample(spec.train_transform, image_size))
     return examples[host.index :: host.count].batch(batch_size // host.count, drop_remainder=True)
 
 
@@ -91,7 +89,7 @@ def test_dataset(
     """Return batches that hold every record once, in order, and a mask.
 
     The last batch is filled up with repetitions whose ``mask`` is False, so that all batches have
-    one shape on every host.
+    one shape on every host. What cannot be read is masked too, and named.
 
     Args:
       source: The records.
@@ -100,13 +98,18 @@ def test_dataset(
       batch_size: Images a batch, over all hosts.
       host: Which rows this process makes.
     """
-    count = len(source)
+    count, images = len(source), Readable(source, spec.channels, spec.test_split)
     padded = -(-count // batch_size) * batch_size
 
     def example(index: int) -> Batch:
-        record = source[min(index, count - 1)]
-        image = decode(record["image"], spec.channels)
-        pixels = spec.eval_transform(image, image_size)
+        record = images.get(min(index, count - 1))
+        if record is None:
+            pixels, record = (
+                np.zeros((image_size, image_size, spec.channels), np.uint8),
+                {"label": 0},
+            )
+            return _example(pixels, record) | {"mask": np.bool_(False)}
+        pixels = spec.eval_transform(record["image"], image_size)
         return _example(pixels, record) | {"mask": np.bool_(index < count)}
 
     rows = grain.MapDataset.range(padded).map(example)

@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from natjax.train.config import DataConfig
 from natjax.train.datasets import DatasetSpec
 from natjax.train.transforms import Pixels, encode_png, random_shift, square, to_pixels
 
@@ -77,3 +78,8 @@ SPEC = DatasetSpec(
     eval_transform=_eval_transform,
     builder=lambda prepared, _: Digits(data_dir=prepared, file_format="array_record"),
 )
+
+
+def get_spec(_: DataConfig) -> DatasetSpec:
+    """Return the data set."""
+    return SPEC

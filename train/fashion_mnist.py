@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from natjax.train.config import DataConfig
 from natjax.train.datasets import DatasetSpec
 from natjax.train.errors import UserError
 from natjax.train.idx import read_idx
@@ -146,3 +147,8 @@ SPEC = DatasetSpec(
     ),
     check_original=_check_original,
 )
+
+
+def get_spec(_: DataConfig) -> DatasetSpec:
+    """Return the data set."""
+    return SPEC

@@ -60,7 +60,7 @@ def load_predictor(path: Path, *, step: int | None = None, weights: str = "ema")
     console.quiet_libraries()
     folder = RunFolder(path)
     config = folder.read_config()
-    spec = get_spec(config.data.name)
+    spec = get_spec(config.data)
     model = build_model(config.model, spec, config.seed)
     item = {"ema": "ema", "raw": "params"}[weights]
     one = jax.sharding.SingleDeviceSharding(jax.devices()[0])

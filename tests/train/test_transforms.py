@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from natjax.train import transforms
+from natjax.train.config import DataConfig
 from natjax.train.datasets import get_spec
 
 RNG = np.random.default_rng(0)
@@ -58,7 +59,7 @@ def test_shift_moves_by_every_amount_and_keeps_the_size():
 @pytest.mark.parametrize("name", ["digits", "fashion_mnist"])
 @pytest.mark.parametrize("size", [(8, 8), (28, 28), (300, 200), (1, 9)])
 def test_a_spec_takes_images_of_any_size(name, size):
-    spec = get_spec(name)
+    spec = get_spec(DataConfig(name=name))
     image = Image.new("L", size, 128)
     assert spec.eval_transform(image, 32).shape == (32, 32, spec.channels)
     assert spec.train_transform(image, 32, RNG).shape == (32, 32, spec.channels)
@@ -66,7 +67,7 @@ def test_a_spec_takes_images_of_any_size(name, size):
 
 def test_fashion_mnist_keeps_its_own_pixels():
     pixels = RNG.integers(0, 256, (28, 28), np.uint8)
-    out = get_spec("fashion_mnist").eval_transform(
+    out = get_spec(DataConfig(name="fashion_mnist")).eval_transform(
         Image.open(io.BytesIO(transforms.encode_png(pixels))), 32
     )
     np.testing.assert_array_equal(out[2:30, 2:30, 0], pixels)
