@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from natjax.data_command import add_data
+from natjax.train.data_command import add_data
 from natjax.train.errors import TrainingError, UserError, storage_problem
 from natjax.tune_command import add_tune
 from natjax.weights.command import add_convert

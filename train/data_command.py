@@ -1,16 +1,13 @@
 """The commands ``natjax data prepare`` and ``natjax data bench``."""
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from natjax.train.config import TrainConfig
+from natjax.train.config import DataConfig, TrainConfig
+from natjax.train.errors import UserError
 
 
 def add_data(commands: argparse._SubParsersAction) -> None:
@@ -110,8 +107,6 @@ def _bench(args: argparse.Namespace) -> int:
 
 
 def _bench_config(args: argparse.Namespace) -> TrainConfig:
-    from natjax.train.config import DataConfig, TrainConfig
-    from natjax.train.errors import UserError
     from natjax.train.presets import get_preset
 
     if args.preset is None and args.name is None:
