@@ -1,4 +1,4 @@
-"""The command ``natjax``: train, eval, predict, export, convert, models, tune.
+"""The command ``natjax``: train, eval, predict, export, convert, data, models, tune.
 
 Exit codes: 0 done, 1 something failed on the way, 2 wrong use or a full disk, 130 interrupted. Each
 command imports what it needs when it runs, so that help comes at once.
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from natjax.train.data_command import add_data
 from natjax.train.errors import TrainingError, UserError, storage_problem
 from natjax.tune_command import add_tune
 from natjax.weights.command import add_convert
@@ -78,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_predict(commands)
     _add_export(commands)
     add_convert(commands)
+    add_data(commands)
     _add_models(commands)
     add_tune(commands)
     return parser

@@ -39,6 +39,7 @@ class DataConfig:
     Attributes:
       name: Data set, as in `natjax.train.datasets`.
       dir: Folder with the original files, for data sets that need any.
+      classes: Names of the classes of an image folder; found in it where not given.
       prepared_dir: Where prepared sets are kept; by default $NATJAX_DATA or ~/.cache/natjax/data.
       image_size: Side of the square images given to the network, in pixels.
       crop_pct: Evaluation: side of the central crop, in units of the resized short side.
@@ -49,6 +50,7 @@ class DataConfig:
 
     name: str
     dir: Path | None = None
+    classes: tuple[str, ...] = ()
     prepared_dir: Path | None = None
     image_size: int = 32
     crop_pct: float = 1.0

@@ -18,6 +18,8 @@ def to_json(config: TrainConfig) -> dict[str, Any]:
 def _jsonable(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _jsonable(item) for name, item in value.items()}
+    if isinstance(value, tuple):
+        return list(value)
     return str(value) if isinstance(value, Path) else value
 
 

@@ -21,6 +21,11 @@ def only_first_process(index: int) -> None:
     _speaks = index == 0
 
 
+def speaks() -> bool:
+    """Whether this process prints."""
+    return _speaks
+
+
 @functools.cache
 def _console(error: bool) -> Console:
     return Console(stderr=error, highlight=False, soft_wrap=True)

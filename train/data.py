@@ -13,7 +13,8 @@ import numpy as np
 from natjax.train.augment.pipeline import TrainTransform
 from natjax.train.config import AugmentConfig, DataConfig
 from natjax.train.datasets import DatasetSpec, Source
-from natjax.train.transforms import add_border, center_view, decode, to_pixels
+from natjax.train.readable import Readable
+from natjax.train.transforms import add_border, center_view, to_pixels
 
 Batch = dict[str, np.ndarray]
 
@@ -32,14 +33,13 @@ class Host:
 
 @dataclasses.dataclass(frozen=True)
 class _TrainExample:
-    """Decodes and augments one record; a class, since worker processes receive it pickled."""
+    """Augments one record; a class, since worker processes receive it pickled."""
 
-    channels: int
     border: float
     transform: TrainTransform
 
     def __call__(self, record: dict[str, Any], rng: np.random.Generator) -> Batch:
-        image = add_border(decode(record["image"], self.channels), self.border)
+        image = add_border(record["image"], self.border)
         return _example(self.transform(image, rng), record)
 
 
@@ -87,9 +87,10 @@ def train_dataset(
       batch_size: Images a step, over all hosts.
       host: Which rows this process makes; augmentation comes before the split over hosts.
     """
+    source = Readable(source, spec.channels, spec.train_split)
     records = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
     transform = TrainTransform(augment=augment, data=data, mean=spec.mean)
-    examples = records.random_map(_TrainExample(spec.channels, spec.border, transform))
+    examples = records.random_map(_TrainExample(spec.border, transform))
     rows = grain.MapDataset.source(_HostRows(examples, batch_size, host))
     return rows.batch(batch_size // host.count, drop_remainder=True)
 
@@ -121,7 +122,7 @@ def test_dataset(
     """Return batches that hold every record once, in order, and a mask.
 
     The last batch is filled up with repetitions whose ``mask`` is False, so that all batches have
-    one shape on every host.
+    one shape on every host. What cannot be read is masked too, and named.
 
     Args:
       source: The records.
@@ -130,13 +131,15 @@ def test_dataset(
       batch_size: Images a batch, over all hosts.
       host: Which rows this process makes.
     """
-    count = len(source)
+    count, images = len(source), Readable(source, spec.channels, spec.test_split)
     padded = -(-count // batch_size) * batch_size
 
     def example(index: int) -> Batch:
-        record = source[min(index, count - 1)]
-        image = add_border(decode(record["image"], spec.channels), spec.border)
-        pixels = to_pixels(center_view(image, data))
+        record = images.get(min(index, count - 1))
+        if record is None:
+            side = (data.image_size, data.image_size, spec.channels)
+            return _example(np.zeros(side, np.uint8), {"label": 0}) | {"mask": np.bool_(False)}
+        pixels = to_pixels(center_view(add_border(record["image"], spec.border), data))
         return _example(pixels, record) | {"mask": np.bool_(index < count)}
 
     rows = grain.MapDataset.range(padded).map(example)

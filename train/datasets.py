@@ -7,19 +7,32 @@ What is random about training images is the run's: `natjax.train.config.AugmentC
 
 import contextlib
 import dataclasses
-import fcntl
 import importlib
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+import typing
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from natjax.train import console
 from natjax.train.config import DataConfig
 from natjax.train.errors import UserError, did_you_mean
+from natjax.train.files import cache_folder
+from natjax.train.prepared import alone
 
-Source = Sequence[dict[str, Any]]
+
+@typing.runtime_checkable
+class Source(typing.Protocol):
+    """Records with random access: ``image``, encoded, and ``label``."""
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+        ...
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Return the record at a place."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,11 +64,13 @@ class DatasetSpec:
     check_original: Callable[[Path | None], None] = lambda _: None
 
 
-# Module and name of each data set's spec; imported on use, since builders import TFDS.
+# Module of each data set, with its own `get_spec`; imported on use, since builders import TFDS.
 _HOME = {
     "digits": "natjax.train.digits",
     "fashion_mnist": "natjax.train.fashion_mnist",
     "emoji": "natjax.train.emoji",
+    "imagenet2012": "natjax.train.imagenet",
+    "image_folder": "natjax.train.image_folder",
 }
 
 
@@ -64,32 +79,42 @@ def dataset_names() -> list[str]:
     return list(_HOME)
 
 
-def get_spec(name: str) -> DatasetSpec:
-    """Return the data set called `name`.
+def get_spec(data: DataConfig) -> DatasetSpec:
+    """Return the data set that is configured.
 
     Raises:
-      UserError: there is none; near names are suggested.
+      UserError: there is none of this name, and near names are suggested; or its classes are to be
+        found in a folder and cannot be.
     """
-    if name not in _HOME:
+    if data.name not in _HOME:
         known = ", ".join(_HOME)
         raise UserError(
-            f"unknown data set {name!r}{did_you_mean(name, _HOME)}; data sets are {known}"
+            f"unknown data set {data.name!r}{did_you_mean(data.name, _HOME)}; data sets are {known}"
         )
-    return importlib.import_module(_HOME[name]).SPEC
+    return importlib.import_module(_HOME[data.name]).get_spec(data)
+
+
+def with_classes(data: DataConfig) -> DataConfig:
+    """Return the configuration with the names of its classes, where a folder defines them.
+
+    So they are saved with a run, which then knows them wherever it is taken.
+    """
+    if data.name != "image_folder" or data.classes:
+        return data
+    return dataclasses.replace(data, classes=get_spec(data).class_names)
 
 
 def prepared_dir(config: DataConfig) -> Path:
     """Return where prepared sets are: as configured, else $NATJAX_DATA, else the user's cache."""
     if config.prepared_dir is not None:
         return config.prepared_dir.expanduser()
-    if os.environ.get("NATJAX_DATA"):
-        return Path(os.environ["NATJAX_DATA"]).expanduser()
-    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(cache).expanduser() / "natjax" / "data"
+    return cache_folder()
 
 
 def open_dataset(spec: DatasetSpec, config: DataConfig) -> Any:
-    """Return the TFDS builder of a prepared data set, preparing it first where needed.
+    """Return what `open_split` opens: the TFDS builder of a prepared data set, or a folder.
+
+    Small data sets are prepared on the way; of large ones the error says how.
 
     Preparing writes into a folder of its own that is renamed when whole, so an interrupted one is
     begun anew; two processes that start together prepare it once.
@@ -99,11 +124,11 @@ def open_dataset(spec: DatasetSpec, config: DataConfig) -> Any:
     """
     console.quiet_libraries()
     root = prepared_dir(config)
-    root.mkdir(parents=True, exist_ok=True)
     builder = spec.builder(root, config.dir)
     if builder.is_prepared():
         return builder
-    with _alone(root / f".{spec.name}.lock"):
+    root.mkdir(parents=True, exist_ok=True)
+    with alone(root / f".{spec.name}.lock"):
         builder = spec.builder(root, config.dir)
         if not builder.is_prepared():
             _prepare(spec, builder, config.dir)
@@ -127,15 +152,15 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-@contextlib.contextmanager
-def _alone(lock: Path) -> Iterator[None]:
-    with lock.open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-
-
 def open_split(builder: Any, split: str) -> Source:
     """Return a split with random access; images stay encoded, so that decoding is ours."""
+    if hasattr(builder, "source"):
+        return builder.source(split)
     import tensorflow_datasets as tfds
 
-    return builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
+    decoders = {"image": tfds.decode.SkipDecoding()}
+    if builder.info.file_format == tfds.core.FileFormat.TFRECORD:
+        from natjax.train.tfrecords import open_tfrecords
+
+        return open_tfrecords(builder, split, decoders)
+    return builder.as_data_source(split=split, decoders=decoders)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
+from natjax.train.config import DataConfig
 from natjax.train.datasets import DatasetSpec
 from natjax.train.transforms import encode_png
 
@@ -66,3 +67,8 @@ SPEC = DatasetSpec(
     test_split="test",
     builder=lambda prepared, _: Digits(data_dir=prepared, file_format="array_record"),
 )
+
+
+def get_spec(_: DataConfig) -> DatasetSpec:
+    """Return the data set."""
+    return SPEC

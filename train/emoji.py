@@ -20,6 +20,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from natjax.train.config import DataConfig
 from natjax.train.datasets import DatasetSpec
 from natjax.train.errors import UserError
 
@@ -210,3 +211,8 @@ SPEC = DatasetSpec(
     ),
     check_original=_check_original,
 )
+
+
+def get_spec(_: DataConfig) -> DatasetSpec:
+    """Return the data set."""
+    return SPEC

@@ -44,7 +44,7 @@ def export_run(
     console.quiet_libraries()
     folder = RunFolder(path)
     config = folder.read_config()
-    model = nnx.eval_shape(model_builder(config.model, get_spec(config.data.name), config.seed))
+    model = nnx.eval_shape(model_builder(config.model, get_spec(config.data), config.seed))
     one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     shapes = {
         name: jax.ShapeDtypeStruct(param.shape, param.dtype, sharding=one)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
+from natjax.train.config import DataConfig
 from natjax.train.datasets import DatasetSpec
 from natjax.train.errors import UserError
 from natjax.train.idx import read_idx
@@ -128,3 +129,8 @@ SPEC = DatasetSpec(
     ),
     check_original=_check_original,
 )
+
+
+def get_spec(_: DataConfig) -> DatasetSpec:
+    """Return the data set."""
+    return SPEC

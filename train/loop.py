@@ -13,6 +13,7 @@ from natjax.train.checkpoint import CheckpointWriter, items_state, restore, stat
 from natjax.train.config import TrainConfig
 from natjax.train.config_json import to_json
 from natjax.train.data import train_batches
+from natjax.train.datasets import with_classes
 from natjax.train.errors import TrainingError
 from natjax.train.evaluate import Evaluation, best_of, evaluate
 from natjax.train.init_weights import InitialWeights, read_initial, start_from
@@ -47,6 +48,7 @@ def train(config: TrainConfig, path: Path) -> Evaluations:
       TrainingError: the loss is not finite.
     """
     began = time.monotonic()
+    config = dataclasses.replace(config, data=with_classes(config.data))
     trainer = build_trainer(config)
     first = jax.process_index() == 0
     initial = read_initial(trainer, RunFolder(path).checkpoints)  # before anything is written

@@ -9,8 +9,10 @@ import numpy as np
 from PIL import Image
 
 from natjax.preprocessing import Preprocessing
+from natjax.train.class_folders import class_folders, image_files
 from natjax.train.datasets import open_split
 from natjax.train.errors import UserError
+from natjax.train.prepared import find_version
 from natjax.train.transforms import Pixels
 
 # Pillow hands Encapsulated PostScript to an interpreter of programs; a photo should not be one.
@@ -52,13 +54,13 @@ def open_photos(folder: Path) -> Photos:
     folder = folder.expanduser()
     if not folder.is_dir():
         raise UserError(f"--data.dir must be a folder, got {folder}")
-    prepared = _tfds_version(folder)
+    prepared = find_version(folder, _TFDS_NAME)
     return _class_folders(folder) if prepared is None else _tfds_photos(prepared)
 
 
 def _class_folders(folder: Path) -> Photos:
-    classes = sorted(path for path in folder.iterdir() if _is_class(path))
-    files = [(path, i) for i, place in enumerate(classes) for path in _visible_files(place)]
+    classes = class_folders(folder)
+    files = [(path, i) for i, place in enumerate(classes) for path in image_files(place)]
     if not files:
         raise UserError(
             f"{folder} must hold a folder of images for each class, or a data set that TFDS has"
@@ -73,24 +75,6 @@ def _class_folders(folder: Path) -> Photos:
     )
 
 
-def _is_class(path: Path) -> bool:
-    return path.is_dir() and not path.name.startswith(".")
-
-
-def _visible_files(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
-
-
-def _tfds_version(folder: Path) -> Path | None:
-    """The folder of the newest version of a prepared data set, or None."""
-    info = "dataset_info.json"
-    places = (folder, *folder.glob("*.*.*"), *(folder / _TFDS_NAME).glob("*.*.*"))
-    found = [place for place in places if (place / info).is_file()]
-    return max(
-        found, key=lambda place: [part.zfill(9) for part in place.name.split(".")], default=None
-    )
-
-
 def _tfds_photos(version: Path) -> Photos:
     import tensorflow_datasets as tfds
 
@@ -98,12 +82,7 @@ def _tfds_photos(version: Path) -> Photos:
     if _TFDS_SPLIT not in builder.info.splits:
         splits = ", ".join(builder.info.splits)
         raise UserError(f"{version} must have the split {_TFDS_SPLIT!r}, got {splits}")
-    try:
-        source = open_split(builder, _TFDS_SPLIT)
-    except NotImplementedError as error:
-        raise UserError(
-            f"{version} cannot be read at random places; prepare it with file_format='array_record'"
-        ) from error
+    source = open_split(builder, _TFDS_SPLIT)
     return Photos(
         count=len(source),
         classes=builder.info.features["label"].num_classes,

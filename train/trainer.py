@@ -59,7 +59,7 @@ def build_trainer(config: TrainConfig) -> Trainer:
     console.quiet_libraries()
     request_devices(config.mesh)
     console.only_first_process(jax.process_index())
-    spec, mesh = get_spec(config.data.name), make_mesh(config.mesh)
+    spec, mesh = get_spec(config.data), make_mesh(config.mesh)
     model = build_model(config.model, spec, config.seed)
     builder = open_dataset(spec, config.data)
     train_split = open_split(builder, spec.train_split)

@@ -18,13 +18,28 @@ def encode_png(pixels: UInt8[np.ndarray, "H W"]) -> bytes:
     return out.getvalue()
 
 
+def recode_jpeg(data: bytes) -> bytes:
+    """Return an image of any format and mode as a JPEG file in RGB, with hardly a loss."""
+    out = io.BytesIO()
+    with Image.open(io.BytesIO(data)) as image:
+        image.convert("RGB").save(out, "JPEG", quality=100)
+    return out.getvalue()
+
+
+# Not Encapsulated PostScript, which Pillow hands to an interpreter of programs.
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "PPM", "TIFF", "JPEG2000")
+
+
 def decode(data: bytes, channels: int) -> Image.Image:
-    """Decode an encoded image into gray (1 channel) or RGB (3)."""
-    return with_channels(Image.open(io.BytesIO(data)), channels)
+    """Decode an encoded image, all of it, into gray (1 channel) or RGB (3)."""
+    return with_channels(Image.open(io.BytesIO(data), formats=_FORMATS), channels)
 
 
 def with_channels(image: Image.Image, channels: int) -> Image.Image:
     """Convert to gray (1 channel) or RGB (3); transparency becomes black, 16 bits become 8."""
+    if image.mode == ("L" if channels == 1 else "RGB") and "transparency" not in image.info:
+        image.load()  # `convert` would copy it
+        return image
     if image.mode.startswith("I"):
         # Pillow's own conversion would cut off above 255.
         image = Image.fromarray(np.rint(np.clip(image, 0, 65535) / 257).astype(np.uint8))

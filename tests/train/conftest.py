@@ -5,7 +5,7 @@ import pico
 import pytest
 
 from natjax.train import presets
-from natjax.train.config import CheckpointConfig, ModelConfig, OptimizerConfig
+from natjax.train.config import CheckpointConfig, DataConfig, ModelConfig, OptimizerConfig
 from natjax.train.datasets import get_spec, open_dataset, open_split
 
 
@@ -22,7 +22,7 @@ def data_dir(tmp_path_factory) -> Path:
     """A folder with the digits prepared."""
     folder = tmp_path_factory.mktemp("data")
     data = dataclasses.replace(presets.digits().data, prepared_dir=folder)
-    open_dataset(get_spec("digits"), data)
+    open_dataset(get_spec(DataConfig(name="digits")), data)
     return folder
 
 
@@ -49,6 +49,6 @@ def config():
 @pytest.fixture
 def digits(config, data_dir):
     """The data set's spec, training records and test records."""
-    spec = get_spec("digits")
+    spec = get_spec(DataConfig(name="digits"))
     builder = open_dataset(spec, config.data)
     return spec, open_split(builder, "train"), open_split(builder, "test")

@@ -64,14 +64,14 @@ def test_every_class_is_in_both_splits(digits):
 
 
 def test_fashion_mnist_from_its_files(fashion):
-    builder = open_dataset(get_spec("fashion_mnist"), fashion)
+    builder = open_dataset(get_spec(DataConfig(name="fashion_mnist")), fashion)
     train, test = open_split(builder, "train"), open_split(builder, "test")
     assert (len(train), len(test)) == (30, 11)
     assert pixels(train[3]).shape == (28, 28)
 
 
 def test_a_prepared_set_needs_no_original_and_is_not_prepared_again(fashion):
-    spec = get_spec("fashion_mnist")
+    spec = get_spec(DataConfig(name="fashion_mnist"))
     builder = open_dataset(spec, fashion)
     written = {p: p.stat().st_mtime_ns for p in Path(builder.data_dir).iterdir()}
     again = open_dataset(spec, dataclasses.replace(fashion, dir=None))
@@ -84,7 +84,7 @@ def test_an_interrupted_preparation_is_begun_anew(fashion, monkeypatch):
     def interrupted(_):
         raise KeyboardInterrupt
 
-    spec = get_spec("fashion_mnist")
+    spec = get_spec(DataConfig(name="fashion_mnist"))
     with monkeypatch.context() as patch:
         patch.setattr(fashion_mnist, "encode_png", interrupted)
         with pytest.raises(KeyboardInterrupt):
@@ -98,7 +98,7 @@ def test_an_interrupted_preparation_is_begun_anew(fashion, monkeypatch):
 
 
 def test_missing_originals_say_how_to_get_them(fashion, tmp_path):
-    spec = get_spec("fashion_mnist")
+    spec = get_spec(DataConfig(name="fashion_mnist"))
     with pytest.raises(UserError, match=r"dataset-fashion-mnist and pass --data.dir"):
         open_dataset(spec, dataclasses.replace(fashion, dir=None))
     with pytest.raises(UserError, match=r"has no train-images-idx3-ubyte.gz: install Debian"):
@@ -116,7 +116,7 @@ def test_missing_originals_say_how_to_get_them(fashion, tmp_path):
 def test_files_that_do_not_fit(fashion, file, array, message):
     write_idx(fashion.dir / file, array)
     with pytest.raises(UserError, match=f"{file} must .*{message}"):
-        open_dataset(get_spec("fashion_mnist"), fashion)
+        open_dataset(get_spec(DataConfig(name="fashion_mnist")), fashion)
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="Debian's dataset-fashion-mnist is not installed")
@@ -126,7 +126,7 @@ def test_the_real_fashion_mnist_files():
     images, labels = read_split(REAL, "train")
     assert images.shape == (60000, 28, 28)
     assert np.bincount(labels).tolist() == [6000] * 10
-    spec = get_spec("fashion_mnist")
+    spec = get_spec(DataConfig(name="fashion_mnist"))
     assert images.mean() / 255 == pytest.approx(spec.mean[0], abs=1e-3)
     assert images.std() / 255 == pytest.approx(spec.std[0], abs=1e-3)
 
@@ -140,7 +140,7 @@ def test_normalisation_of_digits_is_that_of_its_pixels(digits):
 
 def test_unknown_data_set_suggests_the_nearest():
     with pytest.raises(UserError, match="did you mean 'fashion_mnist'"):
-        get_spec("fashionmnist")
+        get_spec(DataConfig(name="fashionmnist"))
 
 
 def test_where_prepared_sets_are_kept(monkeypatch, tmp_path):

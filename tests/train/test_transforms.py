@@ -83,8 +83,9 @@ def test_shift_moves_by_every_amount_and_keeps_the_size():
 
 def test_fashion_mnist_keeps_its_own_pixels():
     pixels = RNG.integers(0, 256, (28, 28), np.uint8)
+    data = presets.fashion_mnist().data
     image = transforms.decode(transforms.encode_png(pixels), 1)
-    framed = transforms.add_border(image, get_spec("fashion_mnist").border)
-    out = np.asarray(transforms.center_view(framed, presets.fashion_mnist().data))
+    framed = transforms.add_border(image, get_spec(data).border)
+    out = np.asarray(transforms.center_view(framed, data))
     np.testing.assert_array_equal(out[2:30, 2:30], pixels)
     assert out.sum() == pixels.sum()

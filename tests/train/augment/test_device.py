@@ -14,7 +14,6 @@ from natjax.train.augment.erase import draw_mask, erase
 from natjax.train.augment.mix import draw_mix, mix_images
 from natjax.train.config import EraseConfig, MixConfig
 
-pytestmark = pytest.mark.once
 SIDE = 40
 BOTH = MixConfig(mixup_alpha=0.8, cutmix_alpha=1.0)
 

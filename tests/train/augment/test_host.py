@@ -18,7 +18,6 @@ from natjax.train.augment.rand_augment import draw_magnitude, fill_color, rand_a
 from natjax.train.config import AugmentConfig, DataConfig, TrainConfig
 from natjax.train.errors import UserError
 
-pytestmark = pytest.mark.once
 PUBLISHED = "rand-m9-mstd0.5-inc1"
 BILINEAR, BICUBIC = Image.Resampling.BILINEAR, Image.Resampling.BICUBIC
 
