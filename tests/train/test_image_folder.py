@@ -13,7 +13,6 @@ from natjax.train.datasets import get_spec, open_dataset, open_split, with_class
 from natjax.train.errors import UserError
 
 
-
 @pytest.fixture
 def folder(tmp_path):
     """Two classes of three and two training photos, and one of each to validate on."""

@@ -23,7 +23,6 @@ from natjax.train import imagenet_prepare, prepared
 from natjax.train.errors import UserError
 from natjax.train.imagenet_tars import ARCHIVES, Photos, index_archive
 
-
 TRAIN, VALIDATION, TEST = ARCHIVES
 _SMALL_SHARD = 1 << 13  # so that little data makes several shards
 

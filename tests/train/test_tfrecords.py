@@ -17,7 +17,6 @@ from natjax.train.imagenet_prepare import prepare
 from natjax.train.photos import open_photos
 
 
-
 def crc32c(data: bytes) -> int:
     crc = 0xFFFFFFFF
     for byte in data:
