@@ -50,7 +50,8 @@ class DatasetSpec:
       test_split: TFDS split that is held out.
       train_transform: ``(image, side, rng) -> uint8[side, side, channels]``, random.
       eval_transform: ``(image, side) -> uint8[side, side, channels]``, for an image of any size.
-      builder: ``(prepared_dir, original_dir) -> TFDS builder``, writing ArrayRecord.
+      builder: ``(prepared_dir, original_dir) -> TFDS builder``, writing ArrayRecord; or what takes
+        its place, with ``is_prepared()`` and ``source(split)``.
       check_original: Called before preparing; raises `UserError` where files are missing.
     """
 
