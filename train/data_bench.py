@@ -80,7 +80,8 @@ def measure(config: TrainConfig, *, seconds: float = 10.0) -> Measurement:
     )
     batches = train_batches(dataset, config.data, 0)
     try:
-        next(batches)  # threads and processes are started
+        for _ in range(2 + 2 * config.data.workers):  # started, and what is ahead is taken
+            next(batches)
         began, before, images = time.perf_counter(), _cpu_seconds(), 0
         while time.perf_counter() - began < seconds:
             images += len(next(batches)["label"])

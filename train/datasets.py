@@ -48,7 +48,8 @@ class DatasetSpec:
       train_split: TFDS split to learn from.
       test_split: TFDS split that is held out.
       border: Black added around every image before anything else, as a part of its short side.
-      builder: ``(prepared_dir, original_dir) -> TFDS builder``, writing ArrayRecord.
+      builder: ``(prepared_dir, original_dir) -> TFDS builder``, writing ArrayRecord; or what takes
+        its place, with ``is_prepared()`` and ``source(split)``.
       check_original: Called before preparing; raises `UserError` where files are missing.
     """
 

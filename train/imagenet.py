@@ -12,7 +12,7 @@ from natjax.train.datasets import DatasetSpec
 from natjax.train.errors import UserError
 from natjax.train.files import cache_folder
 from natjax.train.imagenet_tars import ARCHIVES, synsets
-from natjax.train.prepared import find_version
+from natjax.train.prepared import find_version, open_version
 
 _NAME = "imagenet2012"
 _SPLITS = ("train", "validation")
@@ -28,14 +28,15 @@ def _not_prepared(root: Path, original: Path | None) -> UserError:
 
 
 def _open(prepared: Path, original: Path | None) -> Any:
-    import tensorflow_datasets as tfds
-
     original = original and original.expanduser()
     places = (prepared / _NAME, *([original] if original else []))
     version = next(filter(None, (find_version(place, _NAME) for place in places)), None)
     if version is None:
         raise _not_prepared(prepared, original)
-    builder = tfds.builder_from_directory(version)
+    builder = open_version(version)
+    classes = builder.info.features["label"].num_classes
+    if classes != len(synsets()):
+        raise UserError(f"{version} must have {len(synsets())} classes, got {classes}")
     for split in _SPLITS:
         if split not in builder.info.splits:
             found = ", ".join(builder.info.splits)

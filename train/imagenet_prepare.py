@@ -29,7 +29,7 @@ from natjax.train import console
 from natjax.train.errors import TrainingError, UserError
 from natjax.train.files import write_whole
 from natjax.train.imagenet_tars import ARCHIVES, Archive, Photos, index_archive, synsets
-from natjax.train.prepared import alone
+from natjax.train.prepared import alone, open_version
 from natjax.train.shard_progress import ShardProgress
 from natjax.train.stamped import stamp
 from natjax.train.transforms import recode_jpeg
@@ -110,7 +110,7 @@ def prepare(manual_dir: Path, root: Path, *, workers: int = 1, partial: bool = F
 
 
 def _accept_prepared(done: Path, partial: bool) -> None:
-    splits = tfds.builder_from_directory(done).info.splits
+    splits = open_version(done).info.splits
     counts = {archive.split: archive.count for archive in ARCHIVES}
     short = [
         f"{name} has {splits[name].num_examples if name in splits else 0:,} of {count:,} photos"

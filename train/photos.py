@@ -12,7 +12,7 @@ from natjax.preprocessing import Preprocessing
 from natjax.train.class_folders import class_folders, image_files
 from natjax.train.datasets import open_split
 from natjax.train.errors import UserError
-from natjax.train.prepared import find_version
+from natjax.train.prepared import find_version, open_version
 from natjax.train.transforms import Pixels
 
 # Pillow hands Encapsulated PostScript to an interpreter of programs; a photo should not be one.
@@ -76,9 +76,7 @@ def _class_folders(folder: Path) -> Photos:
 
 
 def _tfds_photos(version: Path) -> Photos:
-    import tensorflow_datasets as tfds
-
-    builder = tfds.builder_from_directory(version)
+    builder = open_version(version)
     if _TFDS_SPLIT not in builder.info.splits:
         splits = ", ".join(builder.info.splits)
         raise UserError(f"{version} must have the split {_TFDS_SPLIT!r}, got {splits}")
