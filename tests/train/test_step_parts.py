@@ -1,5 +1,6 @@
 """Mixing, erasing and accumulation inside the step: alike on any mesh, in any number of parts."""
 
+import dataclasses
 import functools
 import re
 
@@ -10,10 +11,13 @@ import optax
 import pytest
 from jax.sharding import Mesh
 
+from natjax.train.checkpoint import items_state, state_items
 from natjax.train.compiled import compile_task
 from natjax.train.config import EraseConfig, MeshConfig, MixConfig
+from natjax.train.evaluate import Evaluation, best_of
 from natjax.train.functional import FunctionalModel
 from natjax.train.sharding import batch_sharding, make_mesh, replicated
+from natjax.train.state import weights_item
 from natjax.train.step import (
     Network,
     Task,
@@ -181,3 +185,15 @@ def test_without_warm_up_the_average_decays_from_the_start():
     ema, params = {"a": jnp.ones(2)}, {"a": jnp.zeros(2)}
     found = update_ema(ema, params, jnp.int32(0), 0.9998, warmup=False)
     np.testing.assert_allclose(found["a"], 0.9998)
+
+
+def test_a_run_without_an_average_has_one_set_of_weights(config):
+    state = compile_task(task(), mesh_of(1)).target
+    assert set(state_items(state)) == {"params", "opt", "step"}
+    assert items_state(state_items(state)) == state
+    without = dataclasses.replace(config, ema_decay=None)
+    assert [weights_item(without, kind) for kind in ("raw", "ema")] == ["params", "params"]
+    assert [weights_item(config, kind) for kind in ("raw", "ema")] == ["params", "ema"]
+    last, averaged = (Evaluation(images=1, loss=0.0, top1=x, top5=1.0) for x in (0.5, 0.25))
+    assert best_of({"raw": last}) == last
+    assert best_of({"raw": last, "ema": averaged}) == averaged
