@@ -47,23 +47,6 @@ def _example(pixels: np.ndarray, record: dict[str, Any]) -> Batch:
     return {"image": np.ascontiguousarray(pixels), "label": np.int32(record["label"])}
 
 
-@dataclasses.dataclass(frozen=True)
-class _HostRows:
-    """The examples of one host, as a source of their own: a part of every batch, in order."""
-
-    examples: grain.MapDataset
-    batch_size: int
-    host: Host
-
-    def __len__(self) -> int:
-        return len(self.examples) // self.batch_size * (self.batch_size // self.host.count)
-
-    def __getitem__(self, index: int) -> Batch:
-        size = self.batch_size // self.host.count
-        step, row = divmod(index, size)
-        return self.examples[step * self.batch_size + self.host.index * size + row]
-
-
 def train_dataset(
     source: Source,
     spec: DatasetSpec,
@@ -91,8 +74,8 @@ def train_dataset(
     records = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
     transform = TrainTransform(augment=augment, data=data, mean=spec.mean)
     examples = records.random_map(_TrainExample(spec.border, transform))
-    rows = grain.MapDataset.source(_HostRows(examples, batch_size, host))
-    return rows.batch(batch_size // host.count, drop_remainder=True)
+    # In batches of one host's size, which the hosts take in turn.
+    return examples.batch(batch_size // host.count, drop_remainder=True)[host.index :: host.count]
 
 
 def train_batches(dataset: grain.MapDataset, config: DataConfig, start: int) -> Iterator[Batch]:
@@ -143,4 +126,4 @@ def test_dataset(
         return _example(pixels, record) | {"mask": np.bool_(index < count)}
 
     rows = grain.MapDataset.range(padded).map(example)
-    return rows[host.index :: host.count].batch(batch_size // host.count)
+    return rows.batch(batch_size // host.count)[host.index :: host.count]

@@ -61,7 +61,7 @@ def test_an_epoch_holds_every_record_once_and_the_next_is_in_another_order(digit
 
 
 @pytest.mark.once
-@pytest.mark.parametrize("options", [{"threads": 4}, {"workers": 1}, {"threads": 1, "workers": 2}])
+@pytest.mark.parametrize("options", [{"threads": 4}, {"workers": 1}])
 def test_threads_and_workers_change_nothing_of_what_is_random(digits, config, options):
     """All that is drawn for an image comes from its own stream."""
     full = presets.emoji().augment

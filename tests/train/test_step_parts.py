@@ -1,5 +1,6 @@
 """Mixing, erasing and accumulation inside the step: alike on any mesh, in any number of parts."""
 
+import dataclasses
 import functools
 import re
 
@@ -10,10 +11,13 @@ import optax
 import pytest
 from jax.sharding import Mesh
 
+from natjax.train.checkpoint import items_state, state_items
 from natjax.train.compiled import compile_task
 from natjax.train.config import EraseConfig, MeshConfig, MixConfig
+from natjax.train.evaluate import Evaluation, best_of
 from natjax.train.functional import FunctionalModel
 from natjax.train.sharding import batch_sharding, make_mesh, replicated
+from natjax.train.state import weights_item
 from natjax.train.step import (
     Network,
     Task,
@@ -64,7 +68,7 @@ def mesh_of(devices: int) -> Mesh:
 
 
 def on_mesh(function, devices):
-    """Compile a function of step and batch for so many devices; returns a call and the program."""
+    """Compile a function of step and batch for so many devices."""
     mesh = mesh_of(devices)
     rows, whole = batch_sharding(mesh), replicated(mesh)
     batch = jax.device_put(BATCH, rows)
@@ -75,44 +79,36 @@ def on_mesh(function, devices):
     def run(step):
         return jax.device_get(compiled(jax.device_put(jnp.int32(step), whole), batch))
 
-    return run, compiled.as_text()
-
-
-def step_of(parts):
-    """A function that returns what the network sees of a step, and what it learns from it."""
-    this, params = task(accumulate=parts), linear_model().init()
-    return lambda step, batch: (
-        network_input(this, step, batch),
-        batch_gradient(this, params, step, batch),
-    )
+    return run
 
 
 @pytest.fixture(scope="module")
 def one():
-    """The step of a whole batch on one device."""
-    return on_mesh(step_of(1), 1)[0]
+    """What the network sees of a step, and what it learns from it, on one device."""
+    this, params = task(), linear_model().init()
+    return on_mesh(
+        lambda step, batch: (
+            network_input(this, step, batch),
+            batch_gradient(this, params, step, batch),
+        ),
+        1,
+    )
 
 
-@pytest.fixture(scope="module")
-def eight():
-    """The step in two parts on eight devices, and its program."""
-    return on_mesh(step_of(2), 8)
-
-
-def test_inputs_are_the_same_on_any_mesh(one, eight):
+@pytest.mark.parametrize("parts", [2])
+def test_eight_devices_learn_from_parts_what_one_learns_from_the_whole(one, parts):
+    """A linear model's gradient shows every pixel, so mixing and erasing are the same too."""
+    this, params = task(accumulate=parts), linear_model().init()
+    eight = on_mesh(functools.partial(batch_gradient, this, params), 8)
     for step in range(6):
-        (left, _), (right, _) = one(step), eight[0](step)
-        for name in ("label", "other_label", "own"):
-            np.testing.assert_array_equal(left[name], right[name])
-        np.testing.assert_allclose(left["image"], right["image"], atol=1e-5)
-        np.testing.assert_array_equal(left["other_label"], BATCH["label"][::-1])
-
-
-def test_parts_of_a_batch_on_eight_devices_equal_the_whole_on_one(one, eight):
-    for step in range(6):
-        (_, expected), (_, found) = one(step), eight[0](step)
+        expected, found = one(step)[1], eight(step)
         for left, right in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
             np.testing.assert_allclose(left, right, atol=2e-6)
+
+
+def test_the_partner_is_the_row_from_the_end(one):
+    inputs, _ = one(0)
+    np.testing.assert_array_equal(inputs["other_label"], BATCH["label"][::-1])
 
 
 def test_steps_differ_in_what_they_draw(one):
@@ -181,3 +177,15 @@ def test_without_warm_up_the_average_decays_from_the_start():
     ema, params = {"a": jnp.ones(2)}, {"a": jnp.zeros(2)}
     found = update_ema(ema, params, jnp.int32(0), 0.9998, warmup=False)
     np.testing.assert_allclose(found["a"], 0.9998)
+
+
+def test_a_run_without_an_average_has_one_set_of_weights(config):
+    state = compile_task(task(), mesh_of(1)).target
+    assert set(state_items(state)) == {"params", "opt", "step"}
+    assert items_state(state_items(state)) == state
+    without = dataclasses.replace(config, ema_decay=None)
+    assert [weights_item(without, kind) for kind in ("raw", "ema")] == ["params", "params"]
+    assert [weights_item(config, kind) for kind in ("raw", "ema")] == ["params", "ema"]
+    last, averaged = (Evaluation(images=1, loss=0.0, top1=x, top5=1.0) for x in (0.5, 0.25))
+    assert best_of({"raw": last}) == last
+    assert best_of({"raw": last, "ema": averaged}) == averaged
