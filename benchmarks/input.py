@@ -5,9 +5,11 @@
 Both decode JPEG files of 500x375 pixels from memory, cut out a random part (8 to 100 % of the
 area), resize it to 224x224, bicubic and antialiased, flip half of them, and make batches of uint8.
 The files are made from scikit-learn's two photographs. natjax runs its own pipeline (Grain,
-Pillow); tf.data decodes only the part (`tf.io.decode_and_crop_jpeg`). Runs take turns, since other work on
-the machine comes and goes; the figures are medians, and ratios are medians of the ratios within
-each turn. "A core" divides by the time that all cores together spent.
+Pillow); tf.data decodes only the part (`tf.io.decode_and_crop_jpeg`). Runs take turns, since other
+work on the machine comes and goes; the figures are medians, and ratios are medians of the ratios
+within each turn. "A core" divides by the time that all cores together spent: on a machine that is
+busy with other work, this is the figure to compare, as the share of the cores that a program gets
+there grows with the number of its threads, and tf.data starts more of them.
 
 TensorFlow is needed for this alone, in an environment of its own:
 
