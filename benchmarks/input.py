@@ -7,7 +7,9 @@ area), resize it to 224x224, bicubic and antialiased, flip half of them, and mak
 The files are made from scikit-learn's two photographs. natjax runs its own pipeline (Grain,
 Pillow); tf.data decodes only the part (`tf.io.decode_and_crop_jpeg`). Runs take turns, since other
 work on the machine comes and goes; the figures are medians, and ratios are medians of the ratios
-within each turn. "A core" divides by the time that all cores together spent.
+within each turn. "A core" divides by the time that all cores together spent: on a machine that is
+busy with other work, this is the figure to compare, as the share of the cores that a program gets
+there grows with the number of its threads, and tf.data starts more of them.
 
 TensorFlow is needed for this alone, in an environment of its own:
 
