@@ -49,8 +49,9 @@ def plot_curves(lines: Sequence[Line], path: Path, title: str) -> None:
 def _curve(
     axes: Axes, lines: Sequence[Line], key: str, color: str, label: str | None, **style: Any
 ) -> None:
-    if lines:
-        steps, values = [line["step"] for line in lines], [line[key] for line in lines]
+    points = [(line["step"], line[key]) for line in lines if line[key] is not None]
+    if points:
+        steps, values = zip(*points, strict=True)
         axes.plot(steps, values, color=color, label=label, linewidth=1.6, markersize=3.5, **style)
 
 
