@@ -1,7 +1,6 @@
 """A run from its first step to its last, or from its newest checkpoint on."""
 
 import contextlib
-import dataclasses
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -117,7 +116,6 @@ class _Run:
         self._guard = FiniteGuard(trainer.config, position.skipped)
         self._throughput = Throughput(trainer.config.batch_size)
         self._flops = image_flops(trainer.config, trainer.spec)
-        self._devices = list(trainer.compiled.batch.mesh.devices.flat)
         self._evaluated = position.evaluated
         self._evaluations: Evaluations = {}
         # Scalars of the steps since the last line: still on the devices, and fetched.
@@ -216,7 +214,8 @@ class _Run:
         line = {name: _mean(good, name) for name in ("loss", "accuracy", "grad_norm")}
         skipped = len(self._window) - len(good)
         rate, learning_rate = self._throughput.rate(step), float(self._window[-1]["learning_rate"])
-        mfu = utilisation(self._flops, rate, self._devices)
+        devices = self._trainer.compiled.batch.mesh.devices.flat
+        mfu = utilisation(self._flops, rate, devices[0].device_kind, len(devices))
         self._throughput.start(step)
         self._metrics.write(
             kind="train",
@@ -257,7 +256,7 @@ class _Run:
         epoch = self._epoch(step)
         for weights, result in self._evaluations.items():
             self._metrics.write(
-                kind="eval", step=step, epoch=epoch, weights=weights, **dataclasses.asdict(result)
+                kind="eval", step=step, epoch=epoch, weights=weights, **result.scores()
             )
         self._evaluated = True
         self._throughput.exclude(time.monotonic() - began)
@@ -287,5 +286,5 @@ def _tell_end(trainer: Trainer, folder: RunFolder, results: Evaluations, seconds
             f"{name}: top-1 {result.top1:.2%}, top-5 {result.top5:.2%}, {result.images} images"
         )
     console.say(f"{trainer.total_steps} steps, {format_seconds(seconds)} in this process")
-    for name in ("curves", "predictions", "metrics", "checkpoints"):
+    for name in ("curves", "predictions", "confusion", "metrics", "checkpoints"):
         console.say(f"{name + ':':<13}{getattr(folder, name)}")

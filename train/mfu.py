@@ -3,8 +3,6 @@
 import dataclasses
 import re
 
-import jax
-
 from natjax.models import model_config
 from natjax.summary import count_flops
 from natjax.train.config import TrainConfig
@@ -76,7 +74,7 @@ def image_flops(config: TrainConfig, spec: DatasetSpec) -> int:
     return count_flops(model, (config.data.image_size,) * 2)
 
 
-def utilisation(flops: int, images_per_second: float, devices: list[jax.Device]) -> float | None:
+def utilisation(flops: int, images_per_second: float, kind: str, count: int) -> float | None:
     """Return the share of the peak, or None where the peak or the speed is not known.
 
     A backward pass counts as two forward passes, a multiply-add as two FLOPs; what is computed a
@@ -85,9 +83,10 @@ def utilisation(flops: int, images_per_second: float, devices: list[jax.Device])
     Args:
       flops: Multiply-adds of one image's forward pass.
       images_per_second: Images trained on, over all devices.
-      devices: All of one kind.
+      kind: `jax.Device.device_kind` of the devices.
+      count: Number of devices.
     """
-    peak = peak_flops(devices[0].device_kind)
+    peak = peak_flops(kind)
     if peak is None or not images_per_second:
         return None
-    return 6 * flops * images_per_second / (peak * len(devices))
+    return 6 * flops * images_per_second / (peak * count)

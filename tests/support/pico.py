@@ -50,7 +50,8 @@ def flags(run: object, **settings: object) -> list[str]:
 
 
 def _flag(name: str, value: object) -> list[str]:
-    return [f"--{name.replace('_', '-')}", str(value)]
+    flag = f"--{name.replace('_', '-')}"
+    return [flag] if value is True else [flag, str(value)]
 
 
 def _pause(seconds: float) -> None:

@@ -1,5 +1,6 @@
 """Whole runs through the command line, in this process, with a very small model."""
 
+import csv
 import dataclasses
 import re
 import shutil
@@ -17,7 +18,10 @@ from runs import final_state, metrics, trainer_of
 from natjax.cli import main
 from natjax.train import finite, loop
 from natjax.train.checkpoint import list_steps, restore, state_items
+from natjax.train.config import MeshConfig
 from natjax.train.config_json import from_json
+from natjax.train.run_summary import memory_per_device, run_summary
+from natjax.train.trainer import build_trainer
 
 
 def train(run, **settings) -> int:
@@ -42,7 +46,8 @@ def copy(finished, tmp_path):
 
 def test_a_run_leaves_everything_in_its_folder(finished):
     names = {path.name for path in finished.iterdir()} - {".lock"}
-    assert names == {"checkpoints", "config.json", "curves.png", "metrics.jsonl", "predictions.png"}
+    pictures = {"confusion.png", "curves.png", "predictions.png"}
+    assert names == pictures | {"checkpoints", "config.json", "confusion.csv", "metrics.jsonl"}
     assert list_steps(finished / "checkpoints") == [16, 24]
     lines = metrics(finished, clock=True)
     train_steps = [line["step"] for line in lines if line["kind"] == "train"]
@@ -50,8 +55,16 @@ def test_a_run_leaves_everything_in_its_folder(finished):
     tests = [(line["step"], line["weights"]) for line in lines if line["kind"] == "eval"]
     assert tests == [(16, "raw"), (16, "ema"), (24, "raw"), (24, "ema")]
     assert all(line["images"] == 360 for line in lines if line["kind"] == "eval")
-    assert set(lines[0]) >= {"loss", "accuracy", "grad_norm", "learning_rate", "images_per_second"}
-    for name in ("curves.png", "predictions.png"):
+    assert lines[-1]["epoch"] == round(24 * 16 / 1437, 4)
+    assert set(lines[0]) >= {
+        "epoch",
+        "loss",
+        "accuracy",
+        "grad_norm",
+        "learning_rate",
+        "images_per_second",
+    }
+    for name in pictures:
         with Image.open(finished / name) as picture:
             assert picture.width > 500
 
@@ -60,6 +73,22 @@ def test_the_checkpoint_holds_the_configuration(finished):
     trainer = trainer_of(finished)
     meta = restore(finished / "checkpoints", state_items(trainer.compiled.target)).meta
     assert from_json(meta["config"]) == trainer.config
+
+
+def test_the_start_says_what_is_trained(finished):
+    trainer = trainer_of(finished)
+    summary = run_summary(trainer)
+    for text in (
+        "nat_pico: 3,756 parameters, float32",
+        "0.26 M FLOPs (multiply-adds) an image",
+        "digits: 1,437 images of 32x32 to train on, 10 classes",
+        "24 steps of 16 images, 0.2672 epochs",
+        "1 x cpu (data 1, fsdp 1), 16 images each, 1 process",
+        "60.1 kB a device: parameters 15 kB, optimizer 30.1 kB, averages 15 kB",
+    ):
+        assert text in summary
+    split = build_trainer(dataclasses.replace(trainer.config, mesh=MeshConfig(fsdp=4)))
+    assert memory_per_device(split.compiled.target) < memory_per_device(trainer.compiled.target)
 
 
 def test_running_again_says_that_all_is_done(copy, capsys):
@@ -113,8 +142,10 @@ def test_a_run_that_is_stopped_again_and_again_ends_as_if_it_had_not_been(
 def test_a_damaged_checkpoint_costs_only_the_steps_since_the_one_before(copy, finished, capsys):
     data = max((copy / "checkpoints" / "24").rglob("*"), key=lambda p: p.stat().st_size)
     data.write_bytes(data.read_bytes()[:-7])
-    assert train(copy) == 0
+    assert train(copy, tensorboard=True, profile__start=2, profile__steps=1) == 0
     captured = capsys.readouterr()
+    assert (copy / "tensorboard").is_dir()
+    assert "traced steps 19 to 19 into" in captured.out
     assert re.search(r"checkpoints/24 is damaged .* moved to .*damaged/24", captured.err)
     assert "after step 16/24" in captured.out
     assert metrics(copy) == metrics(finished)
@@ -196,8 +227,17 @@ def test_updates_that_are_not_finite_can_be_left_out(tmp_path, monkeypatch, caps
     jax.tree.map(np.testing.assert_array_equal, final_state(parts), final_state(whole))
 
 
-def test_eval_shows_raw_and_averaged(finished, capsys):
-    assert main(["eval", str(finished), "--devices", "4"]) == 0
+def test_eval_shows_raw_and_averaged_and_writes_the_confusion(copy, finished, capsys):
+    for name in ("confusion.csv", "confusion.png"):
+        (copy / name).unlink()
+    assert main(["eval", str(copy), "--devices", "4"]) == 0
+    assert (copy / "confusion.csv").read_text() == (finished / "confusion.csv").read_text()
+    assert (copy / "confusion.png").exists()
+    with (copy / "confusion.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert sum(int(row["images"]) for row in rows) == 360
+    hits = sum(int(row["images"]) for row in rows if row["label"] == row["prediction"])
+    assert hits == round(360 * metrics(finished)[-1]["top1"])
     out = capsys.readouterr().out
     for line in metrics(finished)[-2:]:
         assert f"{line['top1']:.2%}" in out
