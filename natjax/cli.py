@@ -1,7 +1,7 @@
 """The command ``natjax``: train, eval, predict, export, convert, data, models, tune.
 
-Exit codes: 0 done, 1 something failed on the way, 2 wrong use or a full disk, 130 interrupted. Each
-command imports what it needs when it runs, so that help comes at once.
+Exit codes: 0 done, 1 something failed on the way, 2 wrong use or a full disk, 130 interrupted, 143
+stopped by SIGTERM. Each command imports what it needs when it runs, so that help comes at once.
 """
 
 import argparse
@@ -11,11 +11,19 @@ from pathlib import Path
 from typing import NoReturn
 
 from natjax.train.data_command import add_data
-from natjax.train.errors import TrainingError, UserError, storage_problem
+from natjax.train.errors import Stopped, TrainingError, UserError, storage_problem
 from natjax.tune_command import add_tune
 from natjax.weights.command import add_convert
 from natjax.weights.errors import WeightsError
 
+_EXIT_CODES = """\
+exit codes:
+  0    all steps are done
+  1    training failed: the loss is not finite, or data workers die
+  2    wrong use, wrong data, or a disk that is full or read-only
+  130  Ctrl-C: after the step, with all saved; a second one stops at once
+  143  SIGTERM (preemption): after the step, with all saved
+After 130 and 143 the same command continues, to the bit on the same devices."""
 _CONVERT_MODULES = {"safetensors"}
 
 
@@ -97,7 +105,8 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
         description="Train a model by a preset. The same command again continues where it stopped.",
         epilog="presets:\n"
         + "\n".join(f"  {name:<{width}}  {text}" for name, text in texts.items())
-        + "\n\n`natjax train PRESET --help` lists every setting.",
+        + "\n\n`natjax train PRESET --help` lists every setting.\n\n"
+        + _EXIT_CODES,
     )
     parser.add_argument("preset", metavar="PRESET", help="name of a preset")
     parser.add_argument(
@@ -172,6 +181,8 @@ def _train(args: argparse.Namespace) -> int:
 
     try:
         train(config, run)
+    except Stopped as stop:
+        return _fail(f"{stop}; the same command continues {run}", 128 + stop.signal)
     except KeyboardInterrupt:
         return _fail(f"interrupted; the same command continues {run} from its last checkpoint", 130)
     return 0

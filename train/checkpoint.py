@@ -8,6 +8,7 @@ the values of every item: damage is noticed, not trained on.
 
 import dataclasses
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,7 @@ class CheckpointWriter:
 
     def __init__(self, folder: Path, config: CheckpointConfig):
         self._folder = folder.absolute()
+        self._try_to_write()
         kept: list[Any] = [_policies.LatestN(config.keep_latest)]
         if config.keep_best:
             best = _policies.BestN(get_metric_fn=lambda scores: scores[_SCORE], n=config.keep_best)
@@ -111,6 +113,25 @@ class CheckpointWriter:
         except Exception as error:
             raise self._explain(error) from error
 
+    def newest(self) -> str:
+        """Say what there is to go back to, once what is being saved is on disk."""
+        self.wait()
+        steps = list_steps(self._folder)
+        if not steps:
+            return "no checkpoint was saved before it"
+        return f"the last good checkpoint is of step {steps[-1]} ({self._folder / str(steps[-1])})"
+
+    def _try_to_write(self) -> None:
+        # Now, and not after hours, when the first checkpoint is due.
+        if jax.process_index() != 0:
+            return
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self._folder):
+                pass
+        except OSError as error:
+            raise self._explain(error) from error
+
     def _finish(self) -> None:
         self._checkpointer.wait()
         if jax.process_index() == 0:
@@ -124,7 +145,7 @@ class CheckpointWriter:
         last = f"the last whole one is of step {steps[-1]}" if steps else "there is none yet"
         return UserError(
             f"cannot write a checkpoint to {self._folder}: {reason}; {last}."
-            " Make room and run the same command again"
+            " Put that right and run the same command again"
         )
 
     def __enter__(self) -> "CheckpointWriter":

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding
 
+from natjax.train.finite import Step
 from natjax.train.sharding import batch_sharding, replicated, state_sharding
 from natjax.train.state import TrainState, init_state
 from natjax.train.step import Network, Task, eval_step, probabilities, train_step
@@ -52,8 +53,14 @@ def compile_evaluator(network: Network, mesh: Mesh) -> Evaluator:
     return Evaluator(batch=batch, evaluate=evaluate)
 
 
-def compile_task(task: Task, mesh: Mesh) -> Compiled:
-    """Return the functions of `task` on `mesh`; shapes are worked out, nothing is computed."""
+def compile_task(task: Task, mesh: Mesh, step: Step = train_step) -> Compiled:
+    """Return the functions of `task` on `mesh`; shapes are worked out, nothing is computed.
+
+    Args:
+      task: Constants of the run.
+      mesh: The devices.
+      step: What `train` does.
+    """
     init = functools.partial(
         init_state, task.network.model, task.optimizer, ema=task.ema_decay is not None
     )
@@ -64,7 +71,7 @@ def compile_task(task: Task, mesh: Mesh) -> Compiled:
         batch=batch,
         init=jax.jit(init, out_shardings=shardings, compiler_options=_once(mesh)),
         train=jax.jit(
-            functools.partial(train_step, task),
+            functools.partial(step, task),
             in_shardings=(shardings, batch),
             out_shardings=(shardings, whole),
             donate_argnums=0,

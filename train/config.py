@@ -204,6 +204,19 @@ class CheckpointConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class ProfileConfig:
+    """A trace of some steps, for finding out where their time goes.
+
+    Attributes:
+      steps: Steps to trace; 0 traces none.
+      start: Steps that this process takes before; the first ones compile.
+    """
+
+    steps: int = 0
+    start: int = 10
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """A whole run.
 
@@ -214,6 +227,8 @@ class TrainConfig:
       optimizer: The optimizer and its schedule.
       mesh: The devices.
       checkpoint: The checkpoints.
+      profile: A trace on request.
+      tensorboard: Write the metrics for TensorBoard too, into tensorboard/ of the run folder.
       batch_size: Images a step, over all devices and hosts.
       accumulate: Parts of a batch that are computed one after the other, to save memory; the
         gradient is their mean.
@@ -224,6 +239,8 @@ class TrainConfig:
       label_smoothing: Share of the target that is spread over all classes, in [0, 1).
       ema_decay: Decay a step of the averaged weights, in [0, 1); None keeps no average.
       ema_warmup: Let the decay grow from 0.1, so that the average forgets the initial weights.
+      on_nan: When the loss or its gradient is not finite: stop, or skip that update and go on.
+      max_skipped: Updates in a row that may be skipped; one more stops the run.
       seed: Seed of initialisation, data order, augmentation and stochastic depth.
       init: Weights to start from: a file that `natjax convert` reads, a URL, or the name of
         published weights of the model, such as imagenet1k. The classifier is drawn anew where the
@@ -237,6 +254,8 @@ class TrainConfig:
     optimizer: OptimizerConfig = OptimizerConfig()
     mesh: MeshConfig = MeshConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    profile: ProfileConfig = ProfileConfig()
+    tensorboard: bool = False
     batch_size: int = 64
     accumulate: int = 1
     epochs: float = 10.0
@@ -246,6 +265,8 @@ class TrainConfig:
     label_smoothing: float = 0.1
     ema_decay: float | None = 0.99
     ema_warmup: bool = True
+    on_nan: Literal["stop", "skip"] = "stop"
+    max_skipped: int = 10
     seed: int = 0
     init: str | None = None
     run: Path | None = None
@@ -259,6 +280,11 @@ class TrainConfig:
         for name in ("batch_size", "log_every", "eval_every", "epochs"):
             _require(name, getattr(self, name), getattr(self, name) > 0, "positive")
         _require("steps", self.steps, self.steps is None or self.steps > 0, "positive")
+        for name, value in (
+            ("profile.steps", self.profile.steps),
+            ("profile.start", self.profile.start),
+        ):
+            _require(name, value, value >= 0, "at least 0")
         _require("seed", self.seed, 0 <= self.seed < 2**32, "in [0, 2**32)")
         for name, value in (
             ("label_smoothing", self.label_smoothing),
@@ -316,6 +342,7 @@ def _integers_from_one(config: TrainConfig) -> tuple[tuple[str, int], ...]:
         ("data.threads", config.data.threads),
         ("accumulate", config.accumulate),
         ("augment.erase.count", config.augment.erase.count),
+        ("max_skipped", config.max_skipped),
     )
 
 

@@ -63,6 +63,11 @@ _FREE = frozenset(
         "data.workers",
         "checkpoint.keep_latest",
         "checkpoint.keep_best",
+        "profile.steps",
+        "profile.start",
+        "tensorboard",
+        "on_nan",
+        "max_skipped",
     }
 )
 
@@ -70,7 +75,8 @@ _FREE = frozenset(
 def differences(old: TrainConfig, new: TrainConfig) -> list[str]:
     """List settings that forbid continuing `old` as `new`, as ``"name: old -> new"``.
 
-    Folders, the mesh, threads, and what checkpoints are kept may change between two parts of a run.
+    Folders, the mesh, threads, what checkpoints are kept, what is written besides, and what is done
+    about a loss that is not finite may change between two parts of a run.
     """
     before, after = _flat(to_json(old)), _flat(to_json(new))
     return [

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import logging
+import os
 import sys
 from collections.abc import Iterator
 
@@ -46,6 +47,12 @@ def warn(text: str) -> None:
     """Print a line to standard error."""
     if _speaks:
         _console(True).print(f"natjax: {text}", markup=False)
+
+
+def notice(text: str) -> None:
+    """Print a line to standard error from within a signal handler, past all buffers."""
+    if _speaks:
+        os.write(2, f"natjax: {text}\n".encode())
 
 
 def is_terminal() -> bool:

@@ -15,6 +15,7 @@ from natjax.train.config import AugmentConfig, DataConfig
 from natjax.train.datasets import DatasetSpec, Source
 from natjax.train.readable import Readable
 from natjax.train.transforms import add_border, center_view, to_pixels
+from natjax.train.workers import start_worker, steady
 
 Batch = dict[str, np.ndarray]
 
@@ -82,13 +83,18 @@ def train_batches(dataset: grain.MapDataset, config: DataConfig, start: int) -> 
     """Iterate from step `start` on, decoding ahead in threads or worker processes."""
     ahead = max(4, config.threads)
     options = grain.ReadOptions(num_threads=config.threads, prefetch_buffer_size=ahead)
-    batches = dataset[start:].to_iter_dataset(options)
-    if config.workers:
-        _allow_workers()
-        batches = batches.mp_prefetch(
-            grain.MultiprocessingOptions(num_workers=config.workers, per_worker_buffer_size=2)
-        )
-    return iter(batches)
+
+    def batches_from(step: int) -> Iterator[Batch]:
+        batches = dataset[step:].to_iter_dataset(options)
+        if config.workers:
+            _allow_workers()
+            batches = batches.mp_prefetch(
+                grain.MultiprocessingOptions(num_workers=config.workers, per_worker_buffer_size=2),
+                worker_init_fn=start_worker,
+            )
+        return iter(batches)
+
+    return steady(batches_from, start)
 
 
 def _allow_workers() -> None:

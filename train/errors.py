@@ -2,6 +2,7 @@
 
 import difflib
 import errno
+import signal
 from collections.abc import Iterable
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -15,6 +16,18 @@ class UserError(ValueError):
 
 class TrainingError(RuntimeError):
     """Training went wrong by itself, such as a loss that is not finite. Exit code 1."""
+
+
+class Stopped(Exception):  # noqa: N818 - nothing went wrong
+    """A run was asked to stop and has saved everything. Exit code 128 + the signal's number.
+
+    Attributes:
+      signal: SIGTERM or SIGINT.
+    """
+
+    def __init__(self, number: int, step: int):
+        super().__init__(f"stopped by {signal.Signals(number).name} after step {step}, all saved")
+        self.signal = number
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

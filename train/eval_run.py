@@ -10,6 +10,7 @@ from natjax.train.checkpoint import restore, state_items
 from natjax.train.config import MeshConfig
 from natjax.train.errors import UserError
 from natjax.train.evaluate import Evaluation, evaluate
+from natjax.train.report import write_confusion
 from natjax.train.run_folder import RunFolder
 from natjax.train.trainer import build_trainer
 
@@ -20,6 +21,8 @@ def evaluate_run(
     path: Path, *, step: int | None = None, devices: int = 1, data_dir: Path | None = None
 ) -> tuple[int, dict[str, Evaluation]]:
     """Evaluate the weights of a run over all held-out images.
+
+    What the averaged weights take for what is written into the run folder.
 
     Args:
       path: The run folder.
@@ -43,11 +46,16 @@ def evaluate_run(
     restored = restore(folder.checkpoints, target, step=step)
     if restored is None:
         raise UserError(f"{path} has no checkpoint yet; train until the first one is written")
-    return restored.step, {
+    results = {
         weights: evaluate(trainer.compiled, restored.items[item], trainer.test_data)
         for weights, item in _ITEM.items()
         if item in target
     }
+    try:
+        write_confusion(trainer, folder, results["ema"])
+    except OSError as error:  # such as a folder that may only be read: the numbers are there
+        console.warn(f"cannot write {folder.confusion}: {error}")
+    return restored.step, results
 
 
 def evaluation_table(step: int, results: dict[str, Evaluation]) -> Table:

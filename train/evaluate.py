@@ -4,8 +4,10 @@ import dataclasses
 from collections.abc import Iterable
 
 import jax
+import numpy as np
 
 from natjax.train.compiled import Evaluator
+from natjax.train.confusion import Confusion, count_pairs
 from natjax.train.data import Batch
 from natjax.train.functional import Params
 from natjax.train.sharding import put_batch
@@ -20,12 +22,21 @@ class Evaluation:
       loss: Mean cross-entropy in nats, without label smoothing.
       top1: Share of images whose label is the most likely class.
       top5: Share of images whose label is among the five most likely classes.
+      confusion: What was taken for what.
     """
 
     images: int
     loss: float
     top1: float
     top5: float
+    confusion: Confusion = dataclasses.field(
+        default_factory=lambda: count_pairs([]), repr=False, compare=False
+    )
+
+    def scores(self) -> dict[str, float | int]:
+        """Return the numbers by name, without the confusion."""
+        names = ("images", "loss", "top1", "top5")
+        return {name: getattr(self, name) for name in names}
 
 
 def best_of(results: dict[str, Evaluation]) -> Evaluation:
@@ -53,8 +64,10 @@ def evaluate(compiled: Evaluator, params: Params, batches: Iterable[Batch]) -> E
       NoImagesError: no image counts.
     """
     totals = {"images": 0, "loss": 0.0, "top1": 0, "top5": 0}
+    pairs: list[tuple[np.ndarray, np.ndarray]] = []
     for batch in batches:
         sums = jax.device_get(compiled.evaluate(params, put_batch(batch, compiled.batch)))
+        pairs.append((sums["label"], sums["guess"]))
         for name in totals:
             totals[name] += sums[name].item()
     images = totals["images"]
@@ -65,4 +78,5 @@ def evaluate(compiled: Evaluator, params: Params, batches: Iterable[Batch]) -> E
         loss=totals["loss"] / images,
         top1=totals["top1"] / images,
         top5=totals["top5"] / images,
+        confusion=count_pairs(pairs),
     )

@@ -1,8 +1,9 @@
 """A run from its first step to its last, or from its newest checkpoint on."""
 
+import contextlib
 import dataclasses
-import math
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -14,19 +15,28 @@ from natjax.train.config import TrainConfig
 from natjax.train.config_json import to_json
 from natjax.train.data import train_batches
 from natjax.train.datasets import with_classes
-from natjax.train.errors import TrainingError
+from natjax.train.errors import Stopped, TrainingError
 from natjax.train.evaluate import Evaluation, best_of, evaluate
+from natjax.train.finite import FiniteGuard, HostScalars, all_finite
 from natjax.train.init_weights import InitialWeights, read_initial, start_from
 from natjax.train.metrics import MetricsWriter, drop_after
-from natjax.train.progress import ProgressDisplay, Throughput, format_seconds
+from natjax.train.mfu import image_flops, utilisation
+from natjax.train.position import Position, read_position
+from natjax.train.profiling import StepTrace
+from natjax.train.progress import ProgressDisplay, Shown, Throughput, format_seconds
 from natjax.train.report import write_pictures
 from natjax.train.run_folder import RunFolder, claim
+from natjax.train.run_summary import run_summary
 from natjax.train.sharding import put_batch
 from natjax.train.state import TrainState
 from natjax.train.step import Scalars
+from natjax.train.stopping import StopRequestedError, StopSignals
+from natjax.train.tensorboard import TensorBoard, require_tensorboard
 from natjax.train.trainer import Trainer, build_trainer
 
 Evaluations = dict[str, Evaluation]
+# Steps that may be under way at once: enough to keep the devices busy, few enough to stop soon.
+_UNDER_WAY = 2
 
 
 def train(config: TrainConfig, path: Path) -> Evaluations:
@@ -45,148 +55,235 @@ def train(config: TrainConfig, path: Path) -> Evaluations:
 
     Raises:
       UserError: wrong configuration, data, or folder, or a full disk.
-      TrainingError: the loss is not finite.
+      TrainingError: the loss is not finite, or data workers die.
+      Stopped: a signal asked to stop; all is saved.
     """
     began = time.monotonic()
     config = dataclasses.replace(config, data=with_classes(config.data))
+    if config.tensorboard:
+        require_tensorboard()
     trainer = build_trainer(config)
     first = jax.process_index() == 0
     initial = read_initial(trainer, RunFolder(path).checkpoints)  # before anything is written
     with claim(path, config, writes=first) as folder:
-        state = _start(trainer, folder, initial)
+        state, position = _start(trainer, folder, initial)
         if first:
-            drop_after(folder.metrics, int(state.step))
-        run = _Run(trainer, MetricsWriter(folder.metrics, first))
-        try:
-            state, evaluations = run.finish(state, folder)
-        finally:
-            run.metrics.close()
+            drop_after(folder.metrics, int(state.step), evaluated=position.evaluated)
+        with _metrics(config, folder, first) as metrics, StopSignals() as signals:
+            state, evaluations = _Run(trainer, folder, metrics, signals, position).finish(state)
         write_pictures(trainer, state, folder, best_of(evaluations))
     _tell_end(trainer, folder, evaluations, time.monotonic() - began)
     return evaluations
 
 
-def _start(trainer: Trainer, folder: RunFolder, initial: InitialWeights | None) -> TrainState:
+@contextlib.contextmanager
+def _metrics(config: TrainConfig, folder: RunFolder, writes: bool) -> Iterator[MetricsWriter]:
+    with contextlib.ExitStack() as stack:
+        board = None
+        if writes and config.tensorboard:
+            board = TensorBoard(folder.tensorboard, folder.metrics)
+            stack.callback(board.close)
+        writer = MetricsWriter(folder.metrics, writes, also=board.add if board else None)
+        stack.callback(writer.close)
+        yield writer
+
+
+def _start(
+    trainer: Trainer, folder: RunFolder, initial: InitialWeights | None
+) -> tuple[TrainState, Position]:
     target = trainer.compiled.target
     restored = restore(folder.checkpoints, state_items(target), set_aside=folder.damaged)
     if restored is not None:
         console.say(f"Resuming {folder.path} after step {restored.step}/{trainer.total_steps}")
-        return items_state(restored.items)
-    count = sum(math.prod(leaf.shape) for leaf in target.params.values())
-    model, mesh = trainer.config.model.name, trainer.config.mesh
-    devices = f"{mesh.data * mesh.fsdp} x {jax.devices()[0].platform}"
-    console.say(
-        f"{model}: {count:,} parameters, {trainer.total_steps} steps"
-        f" of {trainer.config.batch_size} images, {devices} (data {mesh.data}, fsdp {mesh.fsdp})"
-    )
+        return items_state(restored.items), read_position(restored.meta)
+    console.say(run_summary(trainer))
     state = trainer.compiled.init()
     if initial is None:
-        return state
+        return state, Position()
     console.say(f"Starting from {initial.report}")
-    return start_from(state, initial)
+    return start_from(state, initial), Position()
 
 
-@dataclasses.dataclass
 class _Run:
-    """The loop's variables beside the state.
+    """The loop's variables beside the state."""
 
-    Attributes:
-      trainer: The parts of the run.
-      metrics: Where lines go.
-      window: Scalars of the steps since the last line, still on the devices.
-    """
+    def __init__(
+        self,
+        trainer: Trainer,
+        folder: RunFolder,
+        metrics: MetricsWriter,
+        signals: StopSignals,
+        position: Position,
+    ):
+        self._trainer, self._config, self._total = trainer, trainer.config, trainer.total_steps
+        self._folder, self._metrics, self._signals = folder, metrics, signals
+        self._guard = FiniteGuard(trainer.config, position.skipped)
+        self._throughput = Throughput(trainer.config.batch_size)
+        self._flops = image_flops(trainer.config, trainer.spec)
+        self._evaluated = position.evaluated
+        self._evaluations: Evaluations = {}
+        # Scalars of the steps since the last line: still on the devices, and fetched.
+        self._flying: list[Scalars] = []
+        self._window: list[HostScalars] = list(position.window)
 
-    trainer: Trainer
-    metrics: MetricsWriter
-    window: list[Scalars] = dataclasses.field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.throughput = Throughput(self.trainer.config.batch_size)
-
-    def finish(self, state: TrainState, folder: RunFolder) -> tuple[TrainState, Evaluations]:
+    def finish(self, state: TrainState) -> tuple[TrainState, Evaluations]:
         """Take all steps that are left, then evaluate the last weights."""
-        config, total = self.trainer.config, self.trainer.total_steps
         done = int(state.step)
-        if done >= total:
-            console.say("All steps are done already; evaluating again")
-            return state, self._evaluate(state)
-        batches = train_batches(self.trainer.train_data, config.data, done)
-        evaluations: Evaluations = {}
+        self._catch_up(state, done)
+        if done >= self._total:
+            return state, self._evaluations
         with (
-            CheckpointWriter(folder.checkpoints, config.checkpoint) as checkpoints,
-            ProgressDisplay(total, done) as display,
+            CheckpointWriter(self._folder.checkpoints, self._config.checkpoint) as checkpoints,
+            contextlib.closing(
+                train_batches(self._trainer.train_data, self._config.data, done)
+            ) as batches,
+            ProgressDisplay(self._total, done) as display,
+            StepTrace(
+                self._config.profile, self._folder.profile, jax.process_index() == 0
+            ) as trace,
         ):
-            for step in range(done + 1, total + 1):
-                batch = put_batch(next(batches), self.trainer.compiled.batch)
-                state, scalars = self.trainer.compiled.train(state, batch)
-                self.window.append(scalars)
-                if self._due(step, config.log_every):
-                    self._log(step, display)
-                score = None
-                if self._due(step, config.eval_every):
-                    evaluations = self._evaluate_and_log(state, step)
-                    score = best_of(evaluations).top1
-                if self._due(step, config.checkpoint.every):
-                    self._save(checkpoints, state, score)
-        return state, evaluations
+            for step in range(done + 1, self._total + 1):
+                batch = put_batch(next(batches), self._trainer.compiled.batch)
+                trace.before_step()
+                state, scalars = self._trainer.compiled.train(state, batch)
+                trace.after_step(step, scalars)
+                self._keep(scalars)
+                if self._end_step(state, step, checkpoints, display):
+                    checkpoints.wait()
+                    raise Stopped(self._signals.number, step)
+        return state, self._evaluations
+
+    def _end_step(
+        self, state: TrainState, step: int, checkpoints: CheckpointWriter, display: ProgressDisplay
+    ) -> bool:
+        """Log, evaluate and save what is due after `step`; return whether to stop."""
+        stop = self._signals.due()
+        logs = self._due(step, self._config.log_every)
+        if stop or logs:
+            self._fetch(step, checkpoints)
+        if logs:
+            self._log(step, display)
+        score = None
+        self._evaluated = not self._due(step, self._config.eval_every)
+        if not self._evaluated and not stop:
+            with contextlib.suppress(StopRequestedError):
+                score = self._evaluate_and_log(state, step)
+            stop = not self._evaluated
+        if stop or self._due(step, self._config.checkpoint.every):
+            self._save(checkpoints, state, score)
+        return stop
 
     def _due(self, step: int, every: int) -> bool:
-        return step % every == 0 or step == self.trainer.total_steps
+        return step % every == 0 or step == self._total
+
+    def _catch_up(self, state: TrainState, done: int) -> None:
+        """Evaluate now where that was put off, or where nothing else is left to do."""
+        try:
+            if not self._evaluated:
+                self._evaluate_and_log(state, done)
+            elif done >= self._total:
+                console.say("All steps are done already; evaluating again")
+                self._evaluate(state)
+        except StopRequestedError:
+            raise Stopped(self._signals.number, done) from None
+
+    def _keep(self, scalars: Scalars) -> None:
+        self._flying.append(scalars)
+        if len(self._flying) > _UNDER_WAY:
+            jax.block_until_ready(self._flying[-1 - _UNDER_WAY])
+
+    def _fetch(self, step: int, checkpoints: CheckpointWriter) -> None:
+        """Bring the scalars of all steps up to `step` here, and look at them."""
+        scalars = jax.device_get(self._flying)
+        self._flying.clear()
+        self._guard.check(scalars, step - len(scalars) + 1, checkpoints.newest)
+        self._window += scalars
 
     def _save(self, checkpoints: CheckpointWriter, state: TrainState, score: float | None) -> None:
         began = time.monotonic()
-        checkpoints.save(state, {"config": to_json(self.trainer.config)}, score)
-        self.throughput.exclude(time.monotonic() - began)
+        if not all_finite(state):
+            raise TrainingError(
+                f"the weights after step {int(state.step)} are not finite numbers;"
+                f" {checkpoints.newest()}. Try a lower --optimizer.learning-rate in another --run"
+            )
+        position = Position(
+            window=self._window, evaluated=self._evaluated, skipped=self._guard.in_a_row
+        )
+        meta = {"config": to_json(self._config), "position": position.to_json()}
+        checkpoints.save(state, meta, score)
+        self._throughput.exclude(time.monotonic() - began)
 
     def _log(self, step: int, display: ProgressDisplay) -> None:
-        scalars = jax.device_get(self.window)
-        self.window.clear()
-        _check_finite(scalars, step - len(scalars) + 1)
-        line = {
-            name: float(np.mean([values[name] for values in scalars], dtype=np.float64))
-            for name in ("loss", "accuracy", "grad_norm")
-        }
-        rate = self.throughput.rate(step)
-        self.throughput.start(step)
-        self.metrics.write(
+        good = [values for values in self._window if not values.get("skipped")]
+        line = {name: _mean(good, name) for name in ("loss", "accuracy", "grad_norm")}
+        skipped = len(self._window) - len(good)
+        rate, learning_rate = self._throughput.rate(step), float(self._window[-1]["learning_rate"])
+        devices = self._trainer.compiled.batch.mesh.devices.flat
+        mfu = utilisation(self._flops, rate, devices[0].device_kind, len(devices))
+        self._throughput.start(step)
+        self._metrics.write(
             kind="train",
             step=step,
+            epoch=self._epoch(step),
             **line,
-            learning_rate=float(scalars[-1]["learning_rate"]),
+            learning_rate=learning_rate,
+            **({"skipped": skipped} if self._config.on_nan == "skip" else {}),
             images_per_second=round(rate, 1),
+            **({"mfu": round(mfu, 4)} if mfu is not None else {}),
         )
-        left = self.throughput.seconds_left(step, self.trainer.total_steps)
-        display.show(step, loss=line["loss"], accuracy=line["accuracy"], rate=rate, left=left)
-
-    def _evaluate_and_log(self, state: TrainState, step: int) -> Evaluations:
-        began = time.monotonic()
-        evaluations = self._evaluate(state)
-        for weights, result in evaluations.items():
-            self.metrics.write(
-                kind="eval", step=step, weights=weights, **dataclasses.asdict(result)
+        self._window = []
+        shown = Shown(
+            step=step,
+            epoch=self._epoch(step),
+            loss=line["loss"],
+            accuracy=line["accuracy"],
+            learning_rate=learning_rate,
+            rate=rate,
+            mfu=mfu,
+            left=self._throughput.seconds_left(step, self._total),
+            skipped=skipped,
+        )
+        display.show(shown)
+        if skipped:
+            console.warn(
+                f"{skipped} updates up to step {step} were left out: the loss or its gradient was"
+                " not finite"
             )
-        self.throughput.exclude(time.monotonic() - began)
-        text = f"step {step:>6}  test accuracy {evaluations['raw'].top1:.2%}"
-        if "ema" in evaluations:
-            text += f", averaged weights {evaluations['ema'].top1:.2%}"
+
+    def _epoch(self, step: int) -> float:
+        return round(step * self._config.batch_size / self._trainer.train_images, 4)
+
+    def _evaluate_and_log(self, state: TrainState, step: int) -> float:
+        """Evaluate, and return the score that decides about the best checkpoint."""
+        began = time.monotonic()
+        self._evaluate(state)
+        epoch = self._epoch(step)
+        for weights, result in self._evaluations.items():
+            self._metrics.write(
+                kind="eval", step=step, epoch=epoch, weights=weights, **result.scores()
+            )
+        self._evaluated = True
+        self._throughput.exclude(time.monotonic() - began)
+        text = f"step {step:>6}  test accuracy {self._evaluations['raw'].top1:.2%}"
+        if "ema" in self._evaluations:
+            text += f", averaged weights {self._evaluations['ema'].top1:.2%}"
         console.say(text)
-        return evaluations
+        return best_of(self._evaluations).top1
 
-    def _evaluate(self, state: TrainState) -> Evaluations:
-        compiled, batches = self.trainer.compiled, self.trainer.test_data
+    def _evaluate(self, state: TrainState) -> None:
+        compiled, batches = self._trainer.compiled, self._trainer.test_data
         weights = {"raw": state.params} | ({"ema": state.ema} if state.ema else {})
-        return {name: evaluate(compiled, params, batches) for name, params in weights.items()}
+        self._evaluations = {
+            name: evaluate(compiled, params, self._signals.watch(batches))
+            for name, params in weights.items()
+        }
 
 
-def _check_finite(scalars: list[dict[str, np.ndarray]], first_step: int) -> None:
-    for step, values in enumerate(scalars, start=first_step):
-        for name in ("loss", "grad_norm"):
-            if not np.isfinite(values[name]):
-                raise TrainingError(
-                    f"{name} is {values[name]} at step {step}; no checkpoint after step"
-                    f" {first_step - 1} is kept. Try a lower --optimizer.learning-rate in"
-                    " another --run"
-                )
+def _mean(steps: list[HostScalars], name: str) -> float | None:
+    """Mean over steps; None where every one was left out."""
+    if not steps:
+        return None
+    return float(np.mean([values[name] for values in steps], dtype=np.float64))
 
 
 def _tell_end(trainer: Trainer, folder: RunFolder, results: Evaluations, seconds: float) -> None:
@@ -196,5 +293,5 @@ def _tell_end(trainer: Trainer, folder: RunFolder, results: Evaluations, seconds
             f"{name}: top-1 {result.top1:.2%}, top-5 {result.top5:.2%}, {result.images} images"
         )
     console.say(f"{trainer.total_steps} steps, {format_seconds(seconds)} in this process")
-    for name in ("curves", "predictions", "metrics", "checkpoints"):
+    for name in ("curves", "predictions", "confusion", "metrics", "checkpoints"):
         console.say(f"{name + ':':<13}{getattr(folder, name)}")

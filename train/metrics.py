@@ -1,13 +1,13 @@
 """Metrics of a run: a JSON object a line, and always what an uninterrupted run would have written.
 
-Kinds of lines: ``{"kind": "train", "step", "loss", ...}``, means over the steps since the line
-before, and ``{"kind": "eval", "step", "weights": "raw" | "ema", "loss", "top1", "top5"}``. Steps
-are counted from 1: step n is the state after n updates. ``images_per_second`` alone depends on the
-clock.
+Kinds of lines: ``{"kind": "train", "step", "epoch", "loss", ...}``, means over the steps since the
+line before, and ``{"kind": "eval", "step", "epoch", "weights": "raw" | "ema", "images", "loss",
+"top1", "top5"}``. Steps are counted from 1: step n is the state after n updates, and ``epoch`` the
+passes over the training images in them. Only ``images_per_second`` and ``mfu`` depend on the clock.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,25 +30,33 @@ def read_metrics(path: Path) -> Iterator[Line]:
         yield line
 
 
-def drop_after(path: Path, step: int) -> None:
+def drop_after(path: Path, step: int, evaluated: bool = True) -> None:
     """Drop lines past `step`, as they will be written again; the file is replaced at once.
 
     Args:
       path: The file; it need not exist.
       step: Step of the checkpoint from which the run goes on; 0 empties the file.
+      evaluated: Whether the evaluation after that step, if any, was before the checkpoint; if not,
+        its lines go too.
     """
-    kept = [json.dumps(line) + "\n" for line in read_metrics(path) if line["step"] <= step]
+
+    def stays(line: Line) -> bool:
+        return line["step"] < step + (evaluated or line.get("kind") != "eval")
+
+    kept = [json.dumps(line) + "\n" for line in read_metrics(path) if stays(line)]
     write_whole(path, "".join(kept))
 
 
 class MetricsWriter:
     """Appends lines, each of them flushed before the next checkpoint can refer to it.
 
-    Args of the constructor: the file, and whether this process writes.
+    Args of the constructor: the file, whether this process writes, and what else is to be done with
+    every line.
     """
 
-    def __init__(self, path: Path, writes: bool = True):
+    def __init__(self, path: Path, writes: bool = True, also: Callable[[Line], None] | None = None):
         self._file = path.open("a") if writes else None
+        self._also = also
 
     def write(self, **line: Any) -> None:
         """Append one line.
@@ -59,6 +67,8 @@ class MetricsWriter:
         if self._file is not None:
             self._file.write(json.dumps(line) + "\n")
             self._file.flush()
+            if self._also is not None:
+                self._also(line)
 
     def close(self) -> None:
         """Close the file; more calls do nothing."""

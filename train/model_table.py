@@ -27,12 +27,13 @@ def model_table(pattern: str = "*") -> Table:
         table.add_column(heading, justify="right")
     for name in names:
         summary = natjax.model_summary(name)
-        flops = _with_unit(summary.flops)
+        flops = with_unit(summary.flops)
         side = "x".join(map(str, summary.image_size))
-        table.add_row(name, _with_unit(summary.parameters), flops, side)
+        table.add_row(name, with_unit(summary.parameters), flops, side)
     return table
 
 
-def _with_unit(count: int) -> str:
+def with_unit(count: int) -> str:
+    """Return a count in millions or, from 1e9 on, in units of 1e9."""
     unit, size = ("G", 1e9) if count >= 1e9 else ("M", 1e6)
     return f"{count / size:.2f} {unit}"

@@ -13,9 +13,9 @@ from matplotlib.ticker import PercentFormatter
 
 from natjax.train.metrics import Line
 
-_INK, _FAINT = "#24292f", "#c9d1d9"
+INK, FAINT = "#24292f", "#c9d1d9"
 _TRAIN, _RAW, _EMA = "#8da0b6", "#2f6fb7", "#d9622b"
-_RIGHT, _WRONG = "#2e7d4f", "#c22f3d"
+_RIGHT, WRONG = "#2e7d4f", "#c22f3d"
 _PIXELS_PER_INCH = 140
 
 
@@ -29,11 +29,11 @@ def plot_curves(lines: Sequence[Line], path: Path, title: str) -> None:
     """
     train = [line for line in lines if line["kind"] == "train"]
     figure = Figure(figsize=(11, 4.2), layout="constrained")
-    figure.suptitle(title, color=_INK, fontsize=13, fontweight="bold")
+    figure.suptitle(title, color=INK, fontsize=13, fontweight="bold")
     loss, accuracy, rate = figure.subplots(1, 3, width_ratios=(5, 5, 3))
     _curve(loss, train, "loss", _TRAIN, "training (smoothed targets)")
     _curve(accuracy, train, "accuracy", _TRAIN, "training (augmented)")
-    _curve(rate, train, "learning_rate", _INK, None)
+    _curve(rate, train, "learning_rate", INK, None)
     for weights, color, name in (("raw", _RAW, "test"), ("ema", _EMA, "test, averaged weights")):
         tests = [line for line in lines if line["kind"] == "eval" and line["weights"] == weights]
         _curve(loss, tests, "loss", color, name, marker="o")
@@ -43,25 +43,26 @@ def plot_curves(lines: Sequence[Line], path: Path, title: str) -> None:
     _style(rate, "learning rate")
     accuracy.yaxis.set_major_formatter(PercentFormatter(1.0))
     rate.yaxis.set_major_formatter("{x:g}")
-    _save(figure, path)
+    save(figure, path)
 
 
 def _curve(
     axes: Axes, lines: Sequence[Line], key: str, color: str, label: str | None, **style: Any
 ) -> None:
-    if lines:
-        steps, values = [line["step"] for line in lines], [line[key] for line in lines]
+    points = [(line["step"], line[key]) for line in lines if line[key] is not None]
+    if points:
+        steps, values = zip(*points, strict=True)
         axes.plot(steps, values, color=color, label=label, linewidth=1.6, markersize=3.5, **style)
 
 
 def _style(axes: Axes, title: str) -> None:
-    axes.set_title(title, color=_INK, fontsize=10, loc="left")
-    axes.set_xlabel("step", color=_INK)
-    axes.grid(color=_FAINT, linewidth=0.6)
+    axes.set_title(title, color=INK, fontsize=10, loc="left")
+    axes.set_xlabel("step", color=INK)
+    axes.grid(color=FAINT, linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(_FAINT)
-    axes.tick_params(colors=_INK, labelsize=8)
+    axes.spines[["left", "bottom"]].set_color(FAINT)
+    axes.tick_params(colors=INK, labelsize=8)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False, fontsize=8)
 
@@ -89,12 +90,12 @@ def plot_predictions(
     """
     rows = -(-len(images) // columns)
     figure = Figure(figsize=(1.35 * columns, 1.62 * rows + 0.5), layout="constrained")
-    figure.suptitle(title, color=_INK, fontsize=13, fontweight="bold")
+    figure.suptitle(title, color=INK, fontsize=13, fontweight="bold")
     for axes in (grid := figure.subplots(rows, columns, squeeze=False).ravel()):
         axes.axis("off")
     for axes, pixels, label, row in zip(grid, images, labels, probabilities, strict=False):
         _tile(axes, pixels, int(label), row, class_names)
-    _save(figure, path)
+    save(figure, path)
 
 
 def _tile(
@@ -107,9 +108,10 @@ def _tile(
     text = f"{class_names[guess]} {row[guess]:.0%}"
     if guess != label:
         text += f"\nis {class_names[label]}"
-    axes.set_title(text, fontsize=8, color=_RIGHT if guess == label else _WRONG, pad=3)
+    axes.set_title(text, fontsize=8, color=_RIGHT if guess == label else WRONG, pad=3)
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as a PNG file."""
     FigureCanvasAgg(figure)
     figure.savefig(path, dpi=_PIXELS_PER_INCH, facecolor="white")

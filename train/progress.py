@@ -1,10 +1,12 @@
 """What is seen while a run goes on: a bar on a terminal, plain lines elsewhere."""
 
+import dataclasses
 import time
 from collections.abc import Callable
 from types import TracebackType
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Column
 
 from natjax.train import console
 
@@ -52,8 +54,46 @@ def format_seconds(seconds: float | None) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Shown:
+    """What a line of progress says.
+
+    Attributes:
+      step: Steps done.
+      epoch: Passes over the training images done.
+      loss: Mean loss since the last line, nats; None where every update was left out.
+      accuracy: Mean top-1 accuracy on training batches, in [0, 1]; None like `loss`.
+      learning_rate: Of the last step.
+      rate: Images a second.
+      mfu: Share of the devices' peak, or None where it is not known.
+      left: Seconds left, or None.
+      skipped: Updates left out since the last line.
+    """
+
+    step: int
+    epoch: float
+    loss: float | None
+    accuracy: float | None
+    learning_rate: float
+    rate: float
+    mfu: float | None = None
+    left: float | None = None
+    skipped: int = 0
+
+    def __str__(self) -> str:
+        words = [f"epoch {self.epoch:.2f}"]
+        if self.loss is not None and self.accuracy is not None:
+            words += [f"loss {self.loss:.4f}", f"top-1 {self.accuracy:6.2%}"]
+        words += [f"lr {self.learning_rate:.2e}", f"{self.rate:,.0f} images/s"]
+        if self.mfu is not None:
+            words.append(f"MFU {self.mfu:.1%}")
+        if self.skipped:
+            words.append(f"{self.skipped} skipped")
+        return "  ".join(words)
+
+
 class ProgressDisplay:
-    """Shows step, loss, accuracy, images a second and time left. A context manager.
+    """Shows where a run is: a bar on a terminal, plain lines elsewhere. A context manager.
 
     Args of the constructor: steps in all, steps done before, and seconds between plain lines.
     """
@@ -63,35 +103,24 @@ class ProgressDisplay:
         self._bar: Progress | None = None
         if console.is_terminal():
             self._bar = Progress(
-                TextColumn("[bold]train[/]"),
-                BarColumn(),
+                BarColumn(12),
                 MofNCompleteColumn(),
-                TextColumn("{task.description}"),
                 TextColumn("left {task.fields[left]}"),
+                # Cut off where the terminal is narrow.
+                TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True)),
                 console=console.console(),
+                expand=True,
             )
             self._task = self._bar.add_task("compiling", total=total, completed=done, left="--:--")
 
-    def show(
-        self, step: int, *, loss: float, accuracy: float, rate: float, left: float | None
-    ) -> None:
-        """Show the state after `step`.
-
-        Args:
-          step: Steps done.
-          loss: Mean loss since the last call, nats.
-          accuracy: Mean accuracy on training batches, in [0, 1].
-          rate: Images a second.
-          left: Seconds left, or None.
-        """
-        text = f"loss {loss:.4f}  acc {accuracy:6.2%}  {rate:,.0f} images/s"
+    def show(self, shown: Shown) -> None:
+        """Show the state after a step."""
+        left = format_seconds(shown.left)
         if self._bar is not None:
-            self._bar.update(
-                self._task, completed=step, description=text, left=format_seconds(left)
-            )
-        elif step == self._total or time.monotonic() - self._last >= self._every:
+            self._bar.update(self._task, completed=shown.step, description=str(shown), left=left)
+        elif shown.step == self._total or time.monotonic() - self._last >= self._every:
             self._last = time.monotonic()
-            console.say(f"step {step:>6}/{self._total}  {text}  left {format_seconds(left)}")
+            console.say(f"step {shown.step:>6}/{self._total}  {shown}  left {left}")
 
     def __enter__(self) -> "ProgressDisplay":
         if self._bar is not None:

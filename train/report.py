@@ -3,6 +3,8 @@
 import jax
 import numpy as np
 
+from natjax.train.confusion import write_counts
+from natjax.train.confusion_plot import plot_confusion
 from natjax.train.evaluate import Evaluation
 from natjax.train.metrics import read_metrics
 from natjax.train.plots import plot_curves, plot_predictions
@@ -17,7 +19,7 @@ _SHOWN = 40
 def write_pictures(
     trainer: Trainer, state: TrainState, folder: RunFolder, result: Evaluation
 ) -> None:
-    """Write learning curves and a grid of the first test images with predictions.
+    """Write learning curves, a grid of the first test images with predictions, and the confusion.
 
     Every process of a job must call it; the first one writes.
 
@@ -32,8 +34,8 @@ def write_pictures(
     rows = np.asarray(jax.device_get(trainer.compiled.probabilities(state.averaged, images)))
     if jax.process_index() != 0:
         return
-    name = f"{trainer.config.model.name} on {trainer.spec.name}"
-    title = f"{name}: {result.top1:.2%} of {result.images} test images"
+    title = _title(trainer, result)
+    write_confusion(trainer, folder, result)
     plot_curves(list(read_metrics(folder.metrics)), folder.curves, title)
     # The first process has the first rows of the global batch.
     shown = np.flatnonzero(batch["mask"])[:_SHOWN]
@@ -45,3 +47,23 @@ def write_pictures(
         folder.predictions,
         title=title,
     )
+
+
+def write_confusion(trainer: Trainer, folder: RunFolder, result: Evaluation) -> None:
+    """Write what is taken for what, as a picture and as counts; only the first process does.
+
+    Args:
+      trainer: Parts of the run.
+      folder: Where to write.
+      result: Of all test images.
+    """
+    if jax.process_index() != 0:
+        return
+    names = trainer.spec.class_names
+    plot_confusion(result.confusion, names, folder.confusion, _title(trainer, result))
+    write_counts(result.confusion, names, folder.confusion_counts)
+
+
+def _title(trainer: Trainer, result: Evaluation) -> str:
+    name = f"{trainer.config.model.name} on {trainer.spec.name}"
+    return f"{name}: {result.top1:.2%} of {result.images} test images"

@@ -44,6 +44,26 @@ class RunFolder:
         return self.path / "damaged"
 
     @property
+    def tensorboard(self) -> Path:
+        """The metrics for TensorBoard."""
+        return self.path / "tensorboard"
+
+    @property
+    def profile(self) -> Path:
+        """Traces."""
+        return self.path / "profile"
+
+    @property
+    def confusion(self) -> Path:
+        """Picture of what is taken for what."""
+        return self.path / "confusion.png"
+
+    @property
+    def confusion_counts(self) -> Path:
+        """The counts behind `confusion`."""
+        return self.path / "confusion.csv"
+
+    @property
     def curves(self) -> Path:
         """Picture of the learning curves."""
         return self.path / "curves.png"

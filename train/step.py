@@ -270,16 +270,22 @@ def eval_step(network: Network, params: Params, batch: Batch) -> Scalars:
 
     Returns:
       ``loss`` (sum, nats, float32) and the counts ``images``, ``top1``, ``top5`` (int32). With
-      fewer than five classes ``top5`` counts every image. Ties count for the smaller label.
+      fewer than five classes ``top5`` counts every image. Ties count for the smaller label. And of
+      each image, int32[B], ``label``, -1 where masked, and ``guess``, equal to it where ``top1``
+      counts the image; -1 where logits that are not numbers hide the guess.
     """
     logits = network.logits(params, batch["image"])
     losses = cross_entropy(logits, batch["label"], 0.0)
     rank = rank_of_label(logits, batch["label"])
-    mask = batch["mask"]
+    mask, hit = batch["mask"], rank < 1
+    guess = logits.argmax(axis=-1).astype(jnp.int32)
+    wrong = jnp.where(guess == batch["label"], -1, guess)
     return {
+        "label": jnp.where(mask, batch["label"], -1),
+        "guess": jnp.where(hit, batch["label"], wrong),
         "images": mask.sum(dtype=jnp.int32),
         "loss": jnp.where(mask, losses, 0.0).sum(),
-        "top1": (mask & (rank < 1)).sum(dtype=jnp.int32),
+        "top1": (mask & hit).sum(dtype=jnp.int32),
         "top5": (mask & (rank < 5)).sum(dtype=jnp.int32),
     }
 

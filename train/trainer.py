@@ -11,6 +11,7 @@ from natjax.train.compiled import Compiled, compile_task
 from natjax.train.config import TrainConfig
 from natjax.train.data import Host, test_dataset, train_dataset
 from natjax.train.datasets import DatasetSpec, get_spec, open_dataset, open_split
+from natjax.train.finite import choose_step
 from natjax.train.functional import build_model
 from natjax.train.optimizer import make_optimizer, schedule
 from natjax.train.sharding import make_mesh, request_devices
@@ -28,6 +29,7 @@ class Trainer:
       train_data: Endless sequence of training batches, by step.
       test_data: Batches that hold every held-out image once.
       total_steps: Steps of the whole run.
+      train_images: Images of the training split.
     """
 
     config: TrainConfig
@@ -36,6 +38,7 @@ class Trainer:
     train_data: grain.MapDataset
     test_data: grain.MapDataset
     total_steps: int
+    train_images: int
 
 
 def count_steps(config: TrainConfig, images: int) -> int:
@@ -82,10 +85,11 @@ def build_trainer(config: TrainConfig) -> Trainer:
     return Trainer(
         config=config,
         spec=spec,
-        compiled=compile_task(task, mesh),
+        compiled=compile_task(task, mesh, choose_step(config)),
         train_data=train_dataset(
             train_split, spec, config.data, config.augment, seed=config.seed, **rows
         ),
         test_data=test_dataset(open_split(builder, spec.test_split), spec, config.data, **rows),
         total_steps=total,
+        train_images=len(train_split),
     )

@@ -1,6 +1,11 @@
-"""A NAT that compiles in seconds, as model ``nat_pico``; run as a module it is `natjax` with it."""
+"""A NAT that compiles in seconds, as model ``nat_pico``; run as a module it is `natjax` with it.
 
+As a module it waits before every step for as many seconds as the variable PICO_PAUSE says.
+"""
+
+import os
 import sys
+import time
 from typing import Any, cast
 
 from natjax import variants
@@ -45,11 +50,26 @@ def flags(run: object, **settings: object) -> list[str]:
 
 
 def _flag(name: str, value: object) -> list[str]:
-    return [f"--{name.replace('_', '-')}", str(value)]
+    flag = f"--{name.replace('_', '-')}"
+    return [flag] if value is True else [flag, str(value)]
+
+
+def _pause(seconds: float) -> None:
+    from natjax.train import loop
+
+    put_batch = loop.put_batch
+
+    def slow(*args: Any) -> Any:
+        time.sleep(seconds)
+        return put_batch(*args)
+
+    loop.put_batch = slow
 
 
 if __name__ == "__main__":
     from natjax.cli import main
 
     register()
+    if "PICO_PAUSE" in os.environ:
+        _pause(float(os.environ["PICO_PAUSE"]))
     sys.exit(main())

@@ -8,12 +8,14 @@ from natjax.train.checkpoint import restore, state_items
 from natjax.train.run_folder import RunFolder
 from natjax.train.trainer import Trainer, build_trainer
 
+_CLOCK = {"images_per_second", "mfu"}
+
 
 def metrics(run: Path, clock: bool = False) -> list[dict[str, Any]]:
     """Return the lines of metrics, without what depends on the clock."""
     lines = [json.loads(text) for text in (run / "metrics.jsonl").read_text().splitlines()]
     return [
-        {name: value for name, value in line.items() if clock or name != "images_per_second"}
+        {name: value for name, value in line.items() if clock or name not in _CLOCK}
         for line in lines
     ]
 

@@ -1,12 +1,22 @@
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 
+import jax
 import pico
 import pytest
+from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 from natjax.train import presets
 from natjax.train.config import CheckpointConfig, DataConfig, ModelConfig, OptimizerConfig
 from natjax.train.datasets import get_spec, open_dataset, open_split
+
+# Everything is kept, however small; None: the folder.
+CACHE = {
+    "jax_compilation_cache_dir": None,
+    "jax_persistent_cache_min_compile_time_secs": 0,
+    "jax_persistent_cache_min_entry_size_bytes": -1,
+}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -15,6 +25,20 @@ def _pico():
     pico.register()
     yield
     pico.unregister()
+
+
+@pytest.fixture(scope="package", autouse=True)
+def compilation_cache(tmp_path_factory) -> Iterator[Path]:
+    """Programs that one test has compiled serve the next, and its processes."""
+    before = {name: getattr(jax.config, name) for name in CACHE}
+    folder = tmp_path_factory.mktemp("compiled")
+    for name, value in CACHE.items():
+        jax.config.update(name, str(folder) if value is None else value)
+    reset_cache()  # JAX decides once whether there is a cache
+    yield folder
+    for name, value in before.items():
+        jax.config.update(name, value)
+    reset_cache()
 
 
 @pytest.fixture(scope="session")

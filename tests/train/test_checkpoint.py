@@ -1,6 +1,11 @@
+import contextlib
 import dataclasses
 import errno
+import gc
+import itertools
+import os
 import shutil
+import time
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +27,7 @@ from natjax.train.fingerprint import fingerprint
 from natjax.train.sharding import make_mesh, state_sharding
 from natjax.train.state import TrainState
 
+META = {"config": {"seed": 0, "run": None, "model": {"name": "nat_tiny"}}}
 CONFIG = CheckpointConfig(every=1, keep_latest=2, keep_best=1)
 
 
@@ -42,7 +48,7 @@ def save(folder, steps, scores=None, config=CONFIG):
     with CheckpointWriter(folder, config) as writer:
         for index, step in enumerate(steps):
             score = scores[index] if scores else None
-            writer.save(make_state(step), {"config": {"seed": 0, "run": None}}, score)
+            writer.save(make_state(step), META, score)
 
 
 def assert_same(left, right):
@@ -55,11 +61,19 @@ def saved(tmp_path):
     return tmp_path
 
 
+@pytest.fixture(scope="module")
+def one_saved(tmp_path_factory):
+    """A checkpoint that is not to be changed."""
+    folder = tmp_path_factory.mktemp("saved")
+    save(folder, [1])
+    return folder
+
+
 @pytest.mark.oldest
 def test_what_is_saved_comes_back(saved):
     restored = restore(saved, target(make_state(0)))
     assert restored.step == 2
-    assert restored.meta["config"] == {"seed": 0, "run": None}
+    assert restored.meta["config"] == META["config"]
     assert_same(items_state(restored.items), make_state(2))
 
 
@@ -114,6 +128,56 @@ def damage(path, kind):
         path.write_bytes(data[: len(data) // 2])
 
 
+def files_of(folder):
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path.stat().st_size)
+
+
+@pytest.mark.parametrize("kind", ["missing", "flipped", "cut"])
+def test_damage_in_any_file_is_noticed_and_named(one_saved, tmp_path, capsys, kind):
+    folder = shutil.copytree(one_saved, tmp_path / "copy")
+    for path in files_of(folder / "1"):
+        whole = path.read_bytes()
+        damage(path, kind)
+        with pytest.raises(UserError, match="no sound checkpoint"):
+            restore(folder, target(make_state(0)))
+        assert f"is damaged ({path.relative_to(folder / '1')} is" in capsys.readouterr().err
+        path.write_bytes(whole)
+    assert restore(folder, target(make_state(0))).step == 1
+
+
+# One file of each kind.
+KINDS = (
+    "_CHECKPOINT_METADATA",
+    "meta/_METADATA",
+    "meta/_strings.json",
+    "params/_METADATA",
+    "params/_sharding",
+    "params/array_metadatas/process_0",
+    "params/manifest.ocdbt",
+    "params/d/*",
+    "params/ocdbt.process_0/d/*",
+    "step/d/*",
+)
+
+
+@pytest.mark.parametrize("pattern", KINDS)
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # Orbax drops coroutines when reading fails
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_without_checksums_damage_is_noticed_or_does_no_harm(one_saved, tmp_path, capsys, pattern):
+    """A run killed right after a checkpoint was whole leaves it without checksums of files."""
+    folder = shutil.copytree(one_saved, tmp_path / "copy")
+    shutil.rmtree(folder / "sums")
+    (path,) = (folder / "1").glob(pattern)
+    damage(path, "flipped")
+    try:
+        restored = restore(folder, target(make_state(0)))
+    except UserError:
+        assert "is damaged" in capsys.readouterr().err
+    else:
+        assert_same(items_state(restored.items), make_state(1))
+    gc.collect()  # what Orbax dropped
+
+
 @pytest.mark.parametrize("kind", ["missing", "flipped", "cut"])
 def test_a_damaged_checkpoint_is_named_set_aside_and_its_predecessor_used(saved, capsys, kind):
     biggest = max((saved / "2" / "params").rglob("*"), key=lambda p: p.stat().st_size)
@@ -141,6 +205,47 @@ def test_values_that_changed_are_noticed_without_file_checksums(saved, capsys):
     shutil.copytree(other / "7" / "params", saved / "2" / "params")
     assert restore(saved, target(make_state(0))).step == 1
     assert "values of 'params' differ from what was saved" in capsys.readouterr().err
+
+
+def test_the_clock_does_not_matter(tmp_path, monkeypatch):
+    ticks, now = itertools.count(), time.time_ns()
+    # Every look at the clock is a day before the last.
+    monkeypatch.setattr(time, "time_ns", lambda: now - next(ticks) * 86_400 * 10**9)
+    monkeypatch.setattr(time, "time", lambda: now / 1e9 - next(ticks) * 86_400)
+    save(tmp_path, [1, 2, 3], [0.1, 0.9, 0.2], CheckpointConfig(every=1, keep_latest=1))
+    save(tmp_path, [4], [0.3], CheckpointConfig(every=1, keep_latest=2))
+    assert next(ticks) > 10
+    assert list_steps(tmp_path) == [2, 3, 4]
+    for age, step in enumerate([4, 3, 2]):
+        os.utime(tmp_path / str(step), (age * 1e6, age * 1e6))
+    assert restore(tmp_path, target(make_state(0))).step == 4
+
+
+def test_a_folder_that_may_only_be_read_is_told_at_once(saved):
+    with (
+        unprivileged(saved),
+        pytest.raises(UserError, match=r"folder cannot be written; .* step 2"),
+    ):
+        CheckpointWriter(saved, CONFIG)
+
+
+@contextlib.contextmanager
+def unprivileged(folder):
+    """Make a folder read-only, and be somebody whom that stops."""
+    root = os.geteuid() == 0
+    before = [(path, path.stat().st_mode) for path in [folder, *folder.parents[:-2]]]
+    for path, mode in before[1:]:
+        path.chmod(mode | 0o055)
+    folder.chmod(0o555)
+    if root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if root:
+            os.seteuid(0)
+        for path, mode in before:
+            path.chmod(mode)
 
 
 def test_no_sound_checkpoint_at_all(saved, capsys):

@@ -60,7 +60,6 @@ def test_an_epoch_holds_every_record_once_and_the_next_is_in_another_order(digit
     assert not np.array_equal(first, second)
 
 
-@pytest.mark.once
 @pytest.mark.parametrize("options", [{"threads": 4}, {"workers": 1}])
 def test_threads_and_workers_change_nothing_of_what_is_random(digits, config, options):
     """All that is drawn for an image comes from its own stream."""
@@ -72,7 +71,6 @@ def test_threads_and_workers_change_nothing_of_what_is_random(digits, config, op
         assert equal(next(found), expected[step])
 
 
-@pytest.mark.once
 def test_hosts_share_what_is_random_too(digits):
     full = presets.emoji().augment
     whole = batches(digits, augment=full)[2]

@@ -11,8 +11,6 @@ from natjax.train.datasets import get_spec, open_dataset, open_split
 from natjax.train.emoji import group, read_entries, split_entries
 from natjax.train.errors import UserError
 
-pytestmark = pytest.mark.once
-
 
 def entry(name, code, category="Objects", subcategory="tool", **more):
     return {

@@ -1,7 +1,8 @@
-"""Runs in processes of their own: killed, interrupted, out of disk, on virtual devices."""
+"""What can only be shown with processes of their own: kills, full disks, virtual devices."""
 
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -10,107 +11,161 @@ import time
 import jax
 import numpy as np
 import pico
+import pytest
 from runs import final_state, metrics
+
+from natjax.cli import main
+from natjax.train.checkpoint import list_steps
+from natjax.train.config import DataConfig
+from natjax.train.data import Host, train_batches, train_dataset
 
 SUPPORT = os.path.dirname(pico.__file__)
 
 
-def command(run, data_dir, **settings) -> tuple[list[str], dict[str, str]]:
+@pytest.fixture
+def environment(data_dir, compilation_cache) -> dict[str, str]:
+    """Variables of processes that find what this one has, and compile as it does, to the bit."""
+    return os.environ | {
+        "PYTHONPATH": os.pathsep.join([SUPPORT, *sys.path]),
+        "NATJAX_DATA": str(data_dir),
+        "JAX_COMPILATION_CACHE_DIR": str(compilation_cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "PICO_PAUSE": "0.04",
+        "JAX_NUM_CPU_DEVICES": "8",
+        "JAX_NUMPY_DTYPE_PROMOTION": "strict",
+        "JAX_NUMPY_RANK_PROMOTION": "raise",
+    }
+
+
+def start(run, environment, **settings) -> subprocess.Popen:
     words = [sys.executable, "-m", "pico", "train", "digits", *pico.flags(run, **settings)]
-    path = os.pathsep.join([SUPPORT, *sys.path])
-    return words, os.environ | {"PYTHONPATH": path, "NATJAX_DATA": str(data_dir)}
-
-
-def start(run, data_dir, **settings) -> subprocess.Popen:
-    words, env = command(run, data_dir, **settings)
-    # Tests in the background may ignore Ctrl-C, and their children would inherit that.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        return subprocess.Popen(
-            words, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-    finally:
-        signal.signal(signal.SIGINT, before)
+    return subprocess.Popen(
+        words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def newest(run) -> int:
     """Step of the newest checkpoint, 0 without any."""
-    names = [path.name for path in (run / "checkpoints").glob("*")]
-    return max((int(name) for name in names if name.isdigit()), default=0)
+    return max(list_steps(run / "checkpoints"), default=0)
 
 
-def wait_for_checkpoint(process, run) -> None:
-    """Wait until there is a newer checkpoint, or the process has ended."""
+def kill_at_random(run, environment, rng: random.Random, **settings) -> bool:
+    """Go on with a run and kill it at some moment after its next checkpoint, unless it ends."""
     before = newest(run)
+    process = start(run, environment, **settings)
     while newest(run) == before and process.poll() is None:
-        time.sleep(0.05)
+        time.sleep(0.02)
+    try:
+        process.wait(rng.uniform(0, 0.2))
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGKILL)
+    _, error = process.communicate()
+    assert process.returncode in {0, -signal.SIGKILL}, error
+    return process.returncode != 0
 
 
-def finish(run, data_dir, **settings) -> subprocess.CompletedProcess:
-    words, env = command(run, data_dir, **settings)
-    return subprocess.run(words, env=env, capture_output=True, text=True, check=False, timeout=300)
-
-
-# Files may not grow beyond 8 KiB, which is where a disk would be full.
-SMALL_DISK = (
-    "import resource, runpy; resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192));"
-    "runpy.run_module('pico', run_name='__main__', alter_sys=True)"
-)
-
-LONG = {"steps": 400, "checkpoint__every": 8, "eval_every": 80}
-
-
-def test_killed_at_random_moments_it_ends_as_if_it_had_not_been(tmp_path, data_dir):
-    whole = finish(tmp_path / "whole", data_dir, **LONG)
-    assert whole.returncode == 0, whole.stderr
-    rng, run, kills = random.Random(0), tmp_path / "killed", 0
-    while kills < 4:
-        process = start(run, data_dir, **LONG)
-        if kills:  # the first one comes during start-up
-            wait_for_checkpoint(process, run)
-        try:
-            process.wait(rng.uniform(0, 1))
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            kills += 1
-        process.communicate()
-        if process.returncode == 0:
-            break
-    last = finish(run, data_dir, **LONG)
-    assert last.returncode == 0, last.stderr
-    assert kills >= 3
-    assert metrics(run) == metrics(tmp_path / "whole")
-    left, right = final_state(run), final_state(tmp_path / "whole")
+def check_kills(tmp_path, environment, kills: int, **settings) -> None:
+    """Compare a run that is killed and then ended here with one that is made here."""
+    whole, run, rng = tmp_path / "whole", tmp_path / "killed", random.Random(0)
+    assert main(["train", "digits", *pico.flags(whole, **settings)]) == 0
+    for _ in range(kills):
+        assert kill_at_random(run, environment, rng, **settings), "it ended before it was killed"
+    assert main(["train", "digits", *pico.flags(run, **settings)]) == 0
+    assert metrics(run) == metrics(whole)
+    left, right = final_state(run), final_state(whole)
     jax.tree.map(np.testing.assert_array_equal, left, right)
 
 
-def test_ctrl_c_says_how_to_continue(tmp_path, data_dir):
-    process = start(tmp_path / "run", data_dir, steps=100000)
-    while not (tmp_path / "run" / "checkpoints" / "8").exists():
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.2)
-    process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert error.count("\n") == 1
-    assert "interrupted; the same command continues" in error
+def test_killed_twice_it_ends_as_if_it_had_not_been(tmp_path, environment):
+    # Of as many steps as other tests, whose compiled programs it then finds.
+    check_kills(tmp_path, environment, 2, checkpoint__every=4, eval_every=24)
 
 
-def test_a_full_disk_ends_with_a_clear_error_and_no_half_checkpoint(tmp_path, data_dir):
+@pytest.mark.slow
+def test_killed_ten_times_it_ends_as_if_it_had_not_been(tmp_path, environment):
+    check_kills(tmp_path, environment, 10, steps=400, checkpoint__every=4, eval_every=80)
+
+
+def test_a_full_disk_ends_with_a_clear_error_and_no_half_checkpoint(tmp_path, capsys, monkeypatch):
     run = tmp_path / "run"
-    words, env = command(run, data_dir, steps=16, eval_every=8)
-    words[1:3] = ["-c", SMALL_DISK]
-    done = subprocess.run(words, env=env, capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 2, done.stderr
-    assert "cannot write a checkpoint" in done.stderr
-    assert "full" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert not any(path.name.isdecimal() for path in (run / "checkpoints").iterdir())
-    assert finish(run, data_dir, steps=16, eval_every=8).returncode == 0
+    settings = pico.flags(run)
+    # Files may not grow beyond 8 KiB, which is where the disk would be full.
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1e9)  # only read
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, before[1]))
+    try:
+        assert main(["train", "digits", *settings]) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    error = capsys.readouterr().err
+    assert "cannot write a checkpoint" in error
+    assert "full" in error
+    assert not list_steps(run / "checkpoints")
+    assert main(["train", "digits", *settings]) == 0
 
 
-def test_a_mesh_of_virtual_devices_is_made_on_request(tmp_path, data_dir):
-    done = finish(tmp_path / "run", data_dir, mesh__data=4, mesh__fsdp=2, steps=8, eval_every=8)
-    assert done.returncode == 0, done.stderr
-    assert "8 x cpu (data 4, fsdp 2)" in done.stdout
+def test_virtual_devices_are_made_on_request(environment):
+    code = (
+        "from natjax.train.config import MeshConfig\n"
+        "from natjax.train.sharding import make_mesh, request_devices\n"
+        "mesh = MeshConfig(data=4, fsdp=2)\n"
+        "request_devices(mesh)\n"
+        "print(dict(make_mesh(mesh).shape))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "{'data': 4, 'fsdp': 2}\n"
     assert done.stderr == ""
+
+
+def test_a_killed_data_worker_is_replaced_and_no_batch_is_lost(digits, capsys):
+    spec, records, _ = digits
+    made = train_dataset(records, spec, 32, seed=0, batch_size=8, host=Host())
+    batches = train_batches(made, DataConfig(name="digits", threads=1, workers=1), 3)
+    try:
+        for step in range(3, 12):
+            batch = next(batches)
+            np.testing.assert_array_equal(batch["image"], made[step]["image"])
+            if step == 4:
+                (worker,) = children()
+                os.kill(worker, signal.SIGKILL)
+    finally:
+        batches.close()
+    assert "a data worker process was killed (with exit code -9)" in capsys.readouterr().err
+
+
+def children() -> list[int]:
+    """Process numbers of the workers of this process."""
+    import multiprocessing
+
+    return [process.pid for process in multiprocessing.active_children() if process.pid]
+
+
+PARENT = """
+import multiprocessing, os, sys, time
+from natjax.train.workers import start_worker
+
+def work():
+    start_worker(0, 1)
+    print("ready", flush=True)
+    time.sleep(600)
+
+if __name__ == "__main__":
+    multiprocessing.get_context("spawn").Process(target=work).start()
+    time.sleep(600)
+"""
+
+
+def test_data_workers_end_with_a_run_that_is_killed(tmp_path, environment):
+    (tmp_path / "parent.py").write_text(PARENT)
+    words = [sys.executable, str(tmp_path / "parent.py")]
+    process = subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.kill()
+    # The pipe ends when the last process that holds it does.
+    assert process.communicate(timeout=30)[0] == ""

@@ -15,6 +15,7 @@ def test_curves(tmp_path):
         {"kind": "train", "step": s, "loss": 1 / s, "accuracy": 0.5, "learning_rate": 0.1}
         for s in range(1, 9)
     ]
+    lines[3] |= {"loss": None, "accuracy": None}  # every update was left out
     lines += [
         {"kind": "eval", "step": 8, "weights": weights, "loss": 0.5, "top1": 0.9}
         for weights in ("raw", "ema")

@@ -10,8 +10,6 @@ from natjax.train.imagenet_prepare import prepare
 from natjax.train.photos import open_photos
 from natjax.train.prepared import find_version, open_version
 
-pytestmark = pytest.mark.once
-
 
 @pytest.fixture(scope="module")
 def original(tmp_path_factory):

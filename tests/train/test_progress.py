@@ -1,7 +1,13 @@
+import dataclasses
+
 import pytest
 
 from natjax.train import console
-from natjax.train.progress import ProgressDisplay, Throughput, format_seconds
+from natjax.train.progress import ProgressDisplay, Shown, Throughput, format_seconds
+
+LINE = Shown(
+    step=20, epoch=1.5, loss=1.5, accuracy=0.25, learning_rate=1e-3, rate=1234.0, left=65.0
+)
 
 
 @pytest.mark.parametrize(
@@ -28,16 +34,34 @@ def test_throughput_leaves_out_compilation_and_evaluation():
 def test_plain_lines_where_nobody_watches(capsys):
     with ProgressDisplay(20, 0, every=1e9) as display:
         for step in (5, 10, 20):
-            display.show(step, loss=1.5, accuracy=0.25, rate=1234.0, left=65.0)
+            display.show(dataclasses.replace(LINE, step=step))
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 3  # of compiling, the first and the last
-    assert lines[2] == "step     20/20  loss 1.5000  acc 25.00%  1,234 images/s  left 1:05"
+    assert lines[2] == (
+        "step     20/20  epoch 1.50  loss 1.5000  top-1 25.00%  lr 1.00e-03  1,234 images/s"
+        "  left 1:05"
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "end"),
+    [
+        ({"mfu": 0.4123}, "lr 1.00e-03  1,234 images/s  MFU 41.2%"),
+        ({"skipped": 3}, "lr 1.00e-03  1,234 images/s  3 skipped"),
+        (
+            {"skipped": 4, "loss": None, "accuracy": None},
+            "epoch 1.50  lr 1.00e-03  1,234 images/s  4 skipped",
+        ),
+    ],
+)
+def test_what_a_line_says(fields, end):
+    assert str(dataclasses.replace(LINE, **fields)).endswith(end)
 
 
 def test_a_bar_on_a_terminal(capsys, monkeypatch):
     monkeypatch.setattr(console, "is_terminal", lambda: True)
     with ProgressDisplay(20, 0) as display:
-        display.show(20, loss=1.5, accuracy=0.25, rate=1234.0, left=0.0)
+        display.show(LINE)
     out = capsys.readouterr().out
     assert "20/20" in out
     assert "loss 1.5000" in out

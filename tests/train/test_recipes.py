@@ -15,8 +15,6 @@ from natjax.train.overrides import parse_train
 from natjax.train.recipes import RECIPES
 from natjax.variants import VARIANTS
 
-pytestmark = pytest.mark.once
-
 # Model: warm-up epochs, EMA, top-1.
 TRAINED = {
     "dinat_base": (20, False, 84.4),

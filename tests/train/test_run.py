@@ -1,9 +1,14 @@
 """Whole runs through the command line, in this process, with a very small model."""
 
+import csv
+import dataclasses
 import re
 import shutil
+import signal
+from signal import SIGINT, SIGTERM
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pico
 import pytest
@@ -11,9 +16,12 @@ from PIL import Image
 from runs import final_state, metrics, trainer_of
 
 from natjax.cli import main
-from natjax.train import loop
+from natjax.train import finite, loop
 from natjax.train.checkpoint import list_steps, restore, state_items
+from natjax.train.config import MeshConfig
 from natjax.train.config_json import from_json
+from natjax.train.run_summary import memory_per_device, run_summary
+from natjax.train.trainer import build_trainer
 
 
 def train(run, **settings) -> int:
@@ -39,7 +47,8 @@ def copy(finished, tmp_path):
 @pytest.mark.oldest
 def test_a_run_leaves_everything_in_its_folder(finished):
     names = {path.name for path in finished.iterdir()} - {".lock"}
-    assert names == {"checkpoints", "config.json", "curves.png", "metrics.jsonl", "predictions.png"}
+    pictures = {"confusion.png", "curves.png", "predictions.png"}
+    assert names == pictures | {"checkpoints", "config.json", "confusion.csv", "metrics.jsonl"}
     assert list_steps(finished / "checkpoints") == [16, 24]
     lines = metrics(finished, clock=True)
     train_steps = [line["step"] for line in lines if line["kind"] == "train"]
@@ -47,8 +56,16 @@ def test_a_run_leaves_everything_in_its_folder(finished):
     tests = [(line["step"], line["weights"]) for line in lines if line["kind"] == "eval"]
     assert tests == [(16, "raw"), (16, "ema"), (24, "raw"), (24, "ema")]
     assert all(line["images"] == 360 for line in lines if line["kind"] == "eval")
-    assert set(lines[0]) >= {"loss", "accuracy", "grad_norm", "learning_rate", "images_per_second"}
-    for name in ("curves.png", "predictions.png"):
+    assert lines[-1]["epoch"] == round(24 * 16 / 1437, 4)
+    assert set(lines[0]) >= {
+        "epoch",
+        "loss",
+        "accuracy",
+        "grad_norm",
+        "learning_rate",
+        "images_per_second",
+    }
+    for name in pictures:
         with Image.open(finished / name) as picture:
             assert picture.width > 500
 
@@ -57,6 +74,22 @@ def test_the_checkpoint_holds_the_configuration(finished):
     trainer = trainer_of(finished)
     meta = restore(finished / "checkpoints", state_items(trainer.compiled.target)).meta
     assert from_json(meta["config"]) == trainer.config
+
+
+def test_the_start_says_what_is_trained(finished):
+    trainer = trainer_of(finished)
+    summary = run_summary(trainer)
+    for text in (
+        "nat_pico: 3,756 parameters, float32",
+        "0.26 M FLOPs (multiply-adds) an image",
+        "digits: 1,437 images of 32x32 to train on, 10 classes",
+        "24 steps of 16 images, 0.2672 epochs",
+        "1 x cpu (data 1, fsdp 1), 16 images each, 1 process",
+        "60.1 kB a device: parameters 15 kB, optimizer 30.1 kB, averages 15 kB",
+    ):
+        assert text in summary
+    split = build_trainer(dataclasses.replace(trainer.config, mesh=MeshConfig(fsdp=4)))
+    assert memory_per_device(split.compiled.target) < memory_per_device(trainer.compiled.target)
 
 
 def test_running_again_says_that_all_is_done(copy, capsys):
@@ -68,33 +101,52 @@ def test_running_again_says_that_all_is_done(copy, capsys):
     assert metrics(copy) == before
 
 
-def test_an_interrupted_run_continues_to_the_same_end(finished, tmp_path, monkeypatch, capsys):
-    run, batches = tmp_path / "run", []
+def send(patch, name: str, calls: int, *signals: int) -> None:
+    """Let a function of the loop send signals to this process before its `calls`-th call."""
+    original, seen = getattr(loop, name), []
 
-    def interrupted(*args):
-        batches.append(args)
-        if len(batches) == 15:
-            raise KeyboardInterrupt
+    def wrapper(*args):
+        seen.append(name)
+        if len(seen) == calls:
+            for number in signals:
+                signal.raise_signal(number)
         return original(*args)
 
-    original = loop.put_batch
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "put_batch", interrupted)
-        assert train(run) == 130
-    assert "the same command continues" in capsys.readouterr().err
+    patch.setattr(loop, name, wrapper)
+
+
+def test_a_run_that_is_stopped_again_and_again_ends_as_if_it_had_not_been(
+    finished, tmp_path, monkeypatch, capfd
+):
+    run = tmp_path / "run"
+    stops = [
+        # Between two lines of metrics; during an evaluation; at once.
+        ("put_batch", 15, [SIGTERM], 143, "stopped by SIGTERM after step 15, all saved", [8, 15]),
+        ("evaluate", 2, [SIGINT], 130, "stopped by SIGINT after step 16, all saved", [15, 16]),
+        ("put_batch", 2, [SIGINT, SIGINT], 130, "interrupted; the same command", [15, 16]),
+    ]
+    for name, calls, signals, code, message, kept in stops:
+        with monkeypatch.context() as patch:
+            send(patch, name, calls, *signals)
+            assert train(run) == code
+        assert message in capfd.readouterr().err
+        assert list_steps(run / "checkpoints") == kept
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"kind": "train", "st')
     assert train(run) == 0
-    assert "after step 8/24" in capsys.readouterr().out
+    assert "after step 16/24" in capfd.readouterr().out
     assert metrics(run) == metrics(finished)
     jax.tree.map(np.testing.assert_array_equal, final_state(run), final_state(finished))
+    assert signal.getsignal(SIGINT) is signal.default_int_handler
 
 
 def test_a_damaged_checkpoint_costs_only_the_steps_since_the_one_before(copy, finished, capsys):
     data = max((copy / "checkpoints" / "24").rglob("*"), key=lambda p: p.stat().st_size)
     data.write_bytes(data.read_bytes()[:-7])
-    assert train(copy) == 0
+    assert train(copy, tensorboard=True, profile__start=2, profile__steps=1) == 0
     captured = capsys.readouterr()
+    assert (copy / "tensorboard").is_dir()
+    assert "traced steps 19 to 19 into" in captured.out
     assert re.search(r"checkpoints/24 is damaged .* moved to .*damaged/24", captured.err)
     assert "after step 16/24" in captured.out
     assert metrics(copy) == metrics(finished)
@@ -143,12 +195,51 @@ def test_a_loss_that_is_not_finite_stops_with_its_step(tmp_path, capsys):
     assert train(run, **settings) == 1
     error = capsys.readouterr().err
     step = int(re.search(r"(?:loss|grad_norm) is \S+ at step (\d+);", error)[1])
-    assert all(kept < step for kept in list_steps(run / "checkpoints"))
+    assert step <= 8
+    assert "no checkpoint was saved before it. The same command with --on-nan skip" in error
+    assert train(run, on_nan="skip", max_skipped=2, **settings) == 1
+    error = capsys.readouterr().err
+    assert f"at step {step + 2}, and 2 updates in a row were left out before it" in error
+    assert not list_steps(run / "checkpoints")
 
 
 @pytest.mark.oldest
-def test_eval_shows_raw_and_averaged(finished, capsys):
-    assert main(["eval", str(finished), "--devices", "4"]) == 0
+def test_updates_that_are_not_finite_can_be_left_out(tmp_path, monkeypatch, capsys):
+    def sometimes_bad(task, state, batch):
+        new, scalars = original(task, state, batch)
+        bad = (state.step == 5) | (state.step == 6)
+        ruined = jax.tree.map(lambda leaf: jnp.where(bad, jnp.nan, leaf), new.params)
+        loss = jnp.where(bad, jnp.inf, scalars["loss"])
+        return dataclasses.replace(new, params=ruined), scalars | {"loss": loss}
+
+    original = finite.train_step
+    monkeypatch.setattr(finite, "train_step", sometimes_bad)
+    settings = {"steps": 12, "eval_every": 24, "on_nan": "skip", "max_skipped": 2}
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert train(whole, **settings) == 0
+    assert "2 updates up to step 8 were left out" in capsys.readouterr().err
+    with monkeypatch.context() as patch:
+        send(patch, "put_batch", 6, SIGTERM)  # after the first of the bad ones
+        assert train(parts, **settings) == 143
+    assert train(parts, **settings) == 0
+    lines = [line for line in metrics(whole) if line["kind"] == "train"]
+    assert [line["skipped"] for line in lines] == [0, 2, 0]
+    assert all(np.isfinite(line["loss"]) for line in lines)
+    assert metrics(parts) == metrics(whole)
+    jax.tree.map(np.testing.assert_array_equal, final_state(parts), final_state(whole))
+
+
+def test_eval_shows_raw_and_averaged_and_writes_the_confusion(copy, finished, capsys):
+    for name in ("confusion.csv", "confusion.png"):
+        (copy / name).unlink()
+    assert main(["eval", str(copy), "--devices", "4"]) == 0
+    assert (copy / "confusion.csv").read_text() == (finished / "confusion.csv").read_text()
+    assert (copy / "confusion.png").exists()
+    with (copy / "confusion.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert sum(int(row["images"]) for row in rows) == 360
+    hits = sum(int(row["images"]) for row in rows if row["label"] == row["prediction"])
+    assert hits == round(360 * metrics(finished)[-1]["top1"])
     out = capsys.readouterr().out
     for line in metrics(finished)[-2:]:
         assert f"{line['top1']:.2%}" in out

@@ -60,8 +60,18 @@ def test_masked_images_do_not_count():
         "top1": 2,
         "top5": 2,
     }
+    np.testing.assert_array_equal(whole["label"], [0, 1, 5, -1])
+    np.testing.assert_array_equal(whole["guess"], [0, 1, 0, 0])
     alone = eval_step(NETWORK, {}, batch(rows[:3], [0, 1, 5]))
     assert float(whole["loss"]) == pytest.approx(float(alone["loss"]))
+
+
+def test_a_guess_is_the_label_where_the_label_wins_and_nowhere_else():
+    logits = jnp.array([[2.0, 2.0, 0.0], [2.0, 2.0, 0.0], [jnp.nan, 1.0, 0.0], [1.0, jnp.nan, 0.0]])
+    model = FunctionalModel(dict, lambda *_, rngs=None: logits)
+    counts = eval_step(Network(model, (0.0,), (1.0,)), {}, batch([[0]] * 4, [0, 1, 0, 0]))
+    np.testing.assert_array_equal(counts["guess"], [0, 0, -1, 0])
+    assert int(counts["top1"]) == 2
 
 
 def test_probabilities_sum_to_one():

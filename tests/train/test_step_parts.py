@@ -27,7 +27,6 @@ from natjax.train.step import (
     update_ema,
 )
 
-pytestmark = pytest.mark.once
 SHAPE, CLASSES = (16, 8, 8, 3), 5
 RNG = np.random.default_rng(0)
 BATCH = {

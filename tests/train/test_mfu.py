@@ -1,0 +1,43 @@
+import pytest
+
+import natjax
+from natjax.train.config import DataConfig, ModelConfig, TrainConfig
+from natjax.train.datasets import get_spec
+from natjax.train.mfu import image_flops, peak_flops, utilisation
+
+
+@pytest.mark.parametrize(
+    ("kind", "peak"),
+    [
+        ("NVIDIA A100-SXM4-40GB", 312e12),
+        ("NVIDIA A10G", 70e12),
+        ("NVIDIA A10", 125e12),
+        ("NVIDIA H100 80GB HBM3", 989.4e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None),
+        ("NVIDIA L40S", 362e12),
+        ("TPU v4", 275e12),
+        ("TPU v5 lite", 197e12),
+        ("TPU v5", 459e12),
+        ("cpu", None),
+        ("NVIDIA A1000", None),
+    ],
+)
+def test_peaks_of_devices(kind, peak):
+    assert peak_flops(kind) == (None if peak is None else pytest.approx(peak))
+
+
+def test_utilisation_counts_three_passes_and_two_operations():
+    assert utilisation(10**9, 1000.0, "TPU v4", 2) == pytest.approx(6e12 / 550e12)
+    assert utilisation(10**9, 0.0, "TPU v4", 2) is None
+    assert utilisation(10**9, 1000.0, "cpu", 2) is None
+
+
+def test_flops_are_those_of_the_model_with_its_own_classes():
+    config = TrainConfig(
+        model=ModelConfig(name="nat_tiny"), data=DataConfig(name="digits", image_size=224)
+    )
+    published = natjax.model_summary("nat_tiny").flops
+    # Ten classes instead of 1000, and one channel instead of three in the first convolution.
+    saved = 990 * 512 + 2 * 9 * 32 * 112 * 112
+    assert image_flops(config, get_spec("digits")) == published - saved

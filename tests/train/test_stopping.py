@@ -1,0 +1,87 @@
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from natjax.train.stopping import StopRequestedError, StopSignals
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_asks_to_stop(number, capfd):
+    before = signal.getsignal(number)
+    with StopSignals() as signals:
+        assert not signals.due()
+        signal.raise_signal(number)
+        assert signals.due()
+        assert signals.number == number
+        with pytest.raises(StopRequestedError):
+            list(signals.watch([1, 2]))
+    assert signal.getsignal(number) is before
+    said = "natjax: stopping after this step; Ctrl-C again stops at once\n"
+    assert capfd.readouterr().err == (said if number == signal.SIGINT else "")
+
+
+def test_ctrl_c_twice_stops_at_once():
+    with StopSignals():
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_ctrl_c_after_a_preemption_still_waits_for_the_step(capfd):
+    with StopSignals() as signals:
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)
+        assert signals.due()
+
+
+def test_signals_are_left_alone_outside_of_the_main_thread():
+    def enter():
+        with StopSignals() as signals:
+            seen.append(signals.due())
+
+    seen: list[bool] = []
+    thread = threading.Thread(target=enter)
+    thread.start()
+    thread.join()
+    assert seen == [False]
+
+
+JOB = """
+import sys, time, signal, jax
+index, port, number = map(int, sys.argv[1:])
+jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=index)
+from natjax.train.stopping import StopSignals
+with StopSignals() as signals:
+    for step in range(1, 1000):
+        time.sleep(0.01 + 0.01 * index)
+        if index == 0 and step == 5:
+            signal.raise_signal(number)
+        if signals.due():
+            print(step, signal.Signals(signals.number).name)
+            break
+"""
+
+
+def test_all_processes_of_a_job_stop_after_the_same_step():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    jobs = [
+        subprocess.Popen(
+            [sys.executable, "-c", JOB, str(index), str(port), str(int(signal.SIGINT))],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index in (0, 1)
+    ]
+    (first, err), (second, other) = (job.communicate(timeout=120) for job in jobs)
+    assert first.split()[0] == second.split()[0], err + other
+    assert [first.split()[1], second.split()[1]] == ["SIGINT", "SIGTERM"]
