@@ -81,12 +81,33 @@ class MeshConfig:
     """Devices; the batch is split over all of them, parameters over `fsdp`.
 
     Attributes:
-      data: Groups of devices that hold a copy of the parameters each.
+      data: Groups of devices that hold a copy of the parameters each; by default as many as there
+        are devices for, of all hosts. A CPU is one device unless a number is given.
       fsdp: Devices in a group, among which parameters and optimizer state are split.
     """
 
-    data: int = 1
+    data: int | None = None
     fsdp: int = 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DistributedConfig:
+    """Processes that train together, mostly one a host, each started with the same command.
+
+    SLURM, Open MPI and Cloud TPUs tell by themselves; elsewhere give all three, or the environment
+    variables JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+
+    Attributes:
+      coordinator: HOST:PORT of process 0, as the others reach it.
+      processes: How many processes there are.
+      process: Which of them this is, counted from 0.
+      timeout: Seconds to wait for the others at the start.
+    """
+
+    coordinator: str | None = None
+    processes: int | None = None
+    process: int | None = None
+    timeout: int = 300
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -113,6 +134,7 @@ class TrainConfig:
       data: The data set.
       optimizer: The optimizer and its schedule.
       mesh: The devices.
+      distributed: The processes.
       checkpoint: The checkpoints.
       batch_size: Images a step, over all devices and hosts.
       epochs: Passes over the training images.
@@ -132,6 +154,7 @@ class TrainConfig:
     model: ModelConfig = ModelConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     mesh: MeshConfig = MeshConfig()
+    distributed: DistributedConfig = DistributedConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     batch_size: int = 64
     epochs: float = 10.0
@@ -164,14 +187,15 @@ class TrainConfig:
             _require(name, value, value >= 1, "at least 1")
         _require_multiple("checkpoint.every", self.checkpoint.every, "log_every", self.log_every)
         _require_multiple("eval_every", self.eval_every, "checkpoint.every", self.checkpoint.every)
-        devices = self.mesh.data * self.mesh.fsdp
+        devices = (self.mesh.data or 1) * self.mesh.fsdp
         _require_multiple("batch_size", self.batch_size, "mesh.data * mesh.fsdp", devices)
 
 
 def _integers_from_one(config: TrainConfig) -> tuple[tuple[str, int], ...]:
     return (
-        ("mesh.data", config.mesh.data),
+        ("mesh.data", 1 if config.mesh.data is None else config.mesh.data),
         ("mesh.fsdp", config.mesh.fsdp),
+        ("distributed.timeout", config.distributed.timeout),
         ("checkpoint.every", config.checkpoint.every),
         ("checkpoint.keep_latest", config.checkpoint.keep_latest),
         ("data.image_size", config.data.image_size),

@@ -53,6 +53,10 @@ _FREE = frozenset(
         "run",
         "mesh.data",
         "mesh.fsdp",
+        "distributed.coordinator",
+        "distributed.processes",
+        "distributed.process",
+        "distributed.timeout",
         "data.dir",
         "data.prepared_dir",
         "data.threads",
@@ -66,7 +70,8 @@ _FREE = frozenset(
 def differences(old: TrainConfig, new: TrainConfig) -> list[str]:
     """List settings that forbid continuing `old` as `new`, as ``"name: old -> new"``.
 
-    Folders, the mesh, threads, and what checkpoints are kept may change between two parts of a run.
+    Folders, the mesh, processes, threads, and what checkpoints are kept may change between two
+    parts of a run.
     """
     before, after = _flat(to_json(old)), _flat(to_json(new))
     return [

@@ -19,7 +19,11 @@ Batch = dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Host:
-    """Which rows of every global batch this process makes: ``index, index + count, ...``."""
+    """Which part of every global batch this process makes, of `count` equal ones.
+
+    The parts are consecutive rows, as `natjax.train.sharding.make_mesh` lays devices out: so the
+    global batch has the same rows in the same order for any number of processes.
+    """
 
     index: int = 0
     count: int = 1
@@ -61,7 +65,7 @@ def train_dataset(
     """
     records = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
     examples = records.random_map(_TrainExample(spec.name, image_size))
-    return examples[host.index :: host.count].batch(batch_size // host.count, drop_remainder=True)
+    return examples.batch(batch_size // host.count, drop_remainder=True)[host.index :: host.count]
 
 
 def train_batches(dataset: grain.MapDataset, config: DataConfig, start: int) -> Iterator[Batch]:
@@ -110,4 +114,4 @@ def test_dataset(
         return _example(pixels, record) | {"mask": np.bool_(index < count)}
 
     rows = grain.MapDataset.range(padded).map(example)
-    return rows[host.index :: host.count].batch(batch_size // host.count)
+    return rows.batch(batch_size // host.count)[host.index :: host.count]

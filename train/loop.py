@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from natjax.train import console
+from natjax.train import console, processes
 from natjax.train.checkpoint import CheckpointWriter, items_state, restore, state_items
 from natjax.train.config import TrainConfig
 from natjax.train.config_json import to_json
@@ -20,7 +20,7 @@ from natjax.train.metrics import MetricsWriter, drop_after
 from natjax.train.progress import ProgressDisplay, Throughput, format_seconds
 from natjax.train.report import write_pictures
 from natjax.train.run_folder import RunFolder, claim
-from natjax.train.sharding import put_batch
+from natjax.train.sharding import describe, put_batch
 from natjax.train.state import TrainState
 from natjax.train.step import Scalars
 from natjax.train.trainer import Trainer, build_trainer
@@ -46,10 +46,11 @@ def train(config: TrainConfig, path: Path) -> Evaluations:
       TrainingError: the loss is not finite.
     """
     began = time.monotonic()
+    processes.start(config.distributed)
     trainer = build_trainer(config)
-    first = jax.process_index() == 0
+    first = processes.index() == 0
     initial = read_initial(trainer, RunFolder(path).checkpoints)  # before anything is written
-    with claim(path, config, writes=first) as folder:
+    with claim(path, config) as folder:
         state = _start(trainer, folder, initial)
         if first:
             drop_after(folder.metrics, int(state.step))
@@ -59,6 +60,7 @@ def train(config: TrainConfig, path: Path) -> Evaluations:
         finally:
             run.metrics.close()
         write_pictures(trainer, state, folder, evaluations["ema"])
+        processes.wait("end of the run")
     _tell_end(trainer, folder, evaluations, time.monotonic() - began)
     return evaluations
 
@@ -70,11 +72,9 @@ def _start(trainer: Trainer, folder: RunFolder, initial: InitialWeights | None) 
         console.say(f"Resuming {folder.path} after step {restored.step}/{trainer.total_steps}")
         return items_state(restored.items)
     count = sum(math.prod(leaf.shape) for leaf in target.params.values())
-    model, mesh = trainer.config.model.name, trainer.config.mesh
-    devices = f"{mesh.data * mesh.fsdp} x {jax.devices()[0].platform}"
     console.say(
-        f"{model}: {count:,} parameters, {trainer.total_steps} steps"
-        f" of {trainer.config.batch_size} images, {devices} (data {mesh.data}, fsdp {mesh.fsdp})"
+        f"{trainer.config.model.name}: {count:,} parameters, {trainer.total_steps} steps"
+        f" of {trainer.config.batch_size} images, {describe(trainer.mesh)}"
     )
     state = trainer.compiled.init()
     if initial is None:

@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 
+from natjax.train import processes
 from natjax.train.evaluate import Evaluation
 from natjax.train.metrics import read_metrics
 from natjax.train.plots import plot_curves, plot_predictions
@@ -30,7 +31,7 @@ def write_pictures(
     batch = next(iter(trainer.test_data))
     images = put_batch({"image": batch["image"]}, trainer.compiled.batch)["image"]
     rows = np.asarray(jax.device_get(trainer.compiled.probabilities(state.ema, images)))
-    if jax.process_index() != 0:
+    if processes.index() != 0:
         return
     name = f"{trainer.config.model.name} on {trainer.spec.name}"
     title = f"{name}: {result.top1:.2%} of {result.images} test images"

@@ -4,16 +4,16 @@ import dataclasses
 import math
 
 import grain
-import jax
+from jax.sharding import Mesh
 
-from natjax.train import console
+from natjax.train import console, processes
 from natjax.train.compiled import Compiled, compile_task
 from natjax.train.config import TrainConfig
 from natjax.train.data import Host, test_dataset, train_dataset
 from natjax.train.datasets import DatasetSpec, get_spec, open_dataset, open_split
 from natjax.train.functional import build_model
 from natjax.train.optimizer import make_optimizer, schedule
-from natjax.train.sharding import make_mesh, request_devices
+from natjax.train.sharding import check_batch_size, make_mesh, request_devices
 from natjax.train.step import Network, Task
 
 
@@ -24,6 +24,7 @@ class Trainer:
     Attributes:
       config: The configuration.
       spec: The data set.
+      mesh: The devices.
       compiled: The jitted functions.
       train_data: Endless sequence of training batches, by step.
       test_data: Batches that hold every held-out image once.
@@ -32,6 +33,7 @@ class Trainer:
 
     config: TrainConfig
     spec: DatasetSpec
+    mesh: Mesh
     compiled: Compiled
     train_data: grain.MapDataset
     test_data: grain.MapDataset
@@ -58,8 +60,9 @@ def build_trainer(config: TrainConfig) -> Trainer:
     """
     console.quiet_libraries()
     request_devices(config.mesh)
-    console.only_first_process(jax.process_index())
+    console.only_first_process(processes.index())
     spec, mesh = get_spec(config.data.name), make_mesh(config.mesh)
+    check_batch_size(config.batch_size, mesh)
     model = build_model(config.model, spec, config.seed)
     builder = open_dataset(spec, config.data)
     train_split = open_split(builder, spec.train_split)
@@ -72,12 +75,13 @@ def build_trainer(config: TrainConfig) -> Trainer:
         ema_decay=config.ema_decay,
         seed=config.seed,
     )
-    host = Host(jax.process_index(), jax.process_count())
+    host = Host(processes.index(), processes.count())
     rows = {"batch_size": config.batch_size, "host": host}
     side = config.data.image_size
     return Trainer(
         config=config,
         spec=spec,
+        mesh=mesh,
         compiled=compile_task(task, mesh),
         train_data=train_dataset(train_split, spec, side, seed=config.seed, **rows),
         test_data=test_dataset(open_split(builder, spec.test_split), spec, side, **rows),
