@@ -30,7 +30,6 @@ import natjax
 from natjax.kernels import problems, xla
 from natjax.kernels.problems import Problem
 
-OPS = {1: natjax.na1d, 2: natjax.na2d, 3: natjax.na3d}
 SETS = {
     "nat_tiny": problems.NAT_TINY,
     "nat_base": problems.NAT_BASE,
@@ -57,7 +56,7 @@ def gather_attention(problem: Problem, query: Array, key: Array, value: Array, r
 
 def tiled_attention(problem: Problem, **arrays: Array) -> Array:
     """The implementation "xla"."""
-    return OPS[problem.ndim](**arrays, **problem.arguments, implementation="xla")
+    return problem.op(**arrays, **problem.arguments, implementation="xla")
 
 
 @dataclasses.dataclass(frozen=True)

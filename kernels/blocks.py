@@ -205,7 +205,7 @@ class Blocks:
 
     def tile_at(self, index: Ints) -> Tile:
         """The tile with a number."""
-        return Tile(self, _unravel(index, [axis.num_tiles for axis in self.axes]))
+        return Tile(self, index, _unravel(index, [axis.num_tiles for axis in self.axes]))
 
     @property
     def pattern(self) -> Pattern:
@@ -219,10 +219,12 @@ class Tile:
 
     Attributes:
       blocks: what it is a tile of.
+      number: its number among all tiles.
       index: its number along each axis.
     """
 
     blocks: Blocks
+    number: Ints
     index: tuple[Ints, ...]
 
     @functools.cached_property

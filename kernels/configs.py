@@ -108,10 +108,15 @@ class KernelConfig:
 
 
 def kernels_of(op: Op, has_bias: bool) -> tuple[Kernel, ...]:
-    """The kernels that an op and its gradients run."""
+    """The kernels that an op and its gradients run; the gradients of either half are the other."""
     if op != "attention":
         return "qk", "av", "av_transposed"
     return "forward", "dquery", "dkeyvalue", *(("dbias",) if has_bias else ())
+
+
+def padded_head_dim(size: int) -> int:
+    """Head size inside a kernel: tensor cores take 16 and powers of two."""
+    return max(16, 1 << (size - 1).bit_length())
 
 
 def rows_of(kernel: Kernel) -> Literal["queries", "keys"]:
@@ -401,14 +406,14 @@ def _costs(
     halos = np.array([[x.halo for x in axis] for axis in axes]).T[:, None]
     num_chunks = np.prod(-(-halos // np.array(chunks)[None]), axis=-1)
     rows, columns = np.prod(tiles, axis=-1)[:, None], np.prod(chunks, axis=-1) * num_chunks
-    overhead = _REDUCE + _RESCALE * _padded(shape)
+    overhead = _REDUCE + _RESCALE * _width(shape)
     entries = rows * (columns + overhead * num_chunks)
     return num_tiles * (entries + _LOAD * (rows + columns)) / shape.hood.num_tokens
 
 
-def _padded(shape: Shape) -> int:
+def _width(shape: Shape) -> int:
     """The wider head size, as kernels see it."""
-    return max(16, 1 << (max(shape.head_dim, shape.value_dim) - 1).bit_length())
+    return padded_head_dim(max(shape.head_dim, shape.value_dim))
 
 
 def candidates(
@@ -446,7 +451,7 @@ def budget(kernel: Kernel, shape: Shape) -> tuple[int, int]:
     of results. What each choice takes of an A100, H100 and B200, where none spills, is in
     benchmarks/results/aot.md.
     """
-    width = _padded(shape) * (2 if shape.dtype == "float32" else 1)
+    width = _width(shape) * (2 if shape.dtype == "float32" else 1)
     if width > 256:
         return 16, 16
     if width > 128:
@@ -459,7 +464,7 @@ def budget(kernel: Kernel, shape: Shape) -> tuple[int, int]:
 def warps(kernel: Kernel, rows: int, columns: int, shape: Shape) -> int:
     """Warps that share a block: accumulators and a block of logits fit their registers."""
     accumulators = 2 if kernel == "dkeyvalue" else 1
-    entries = rows * (columns + 2 * accumulators * _padded(shape))
+    entries = rows * (columns + 2 * accumulators * _width(shape))
     if entries * (2 if shape.dtype == "float32" else 1) >= _EIGHT_WARPS:
         return 8
     return 4 if entries >= _FOUR_WARPS else 2 if rows >= 32 else 1
@@ -471,7 +476,7 @@ def stages(kernel: Kernel, shape: Shape) -> int:
     That is for gradients of keys, whose chunks bring most along. With two, ptxas spills 8 bytes on
     a B200, with no more than 80 registers in use.
     """
-    narrow = _padded(shape) <= 32 and shape.dtype != "float32"
+    narrow = _width(shape) <= 32 and shape.dtype != "float32"
     return 3 if kernel == "dkeyvalue" and narrow else 2
 
 

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from natjax.kernels import api, configs, device, dispatch
-from natjax.kernels.configs import Op, Resolved, kernels_of
+from natjax.kernels.configs import Op, Resolved
 
 _SUFFIX = {"attention": "", "qk": "_qk", "av": "_av"}
 _ARRAYS = (jax.Array, np.ndarray, jax.ShapeDtypeStruct)
@@ -145,5 +145,4 @@ class _Call:
 
         with configs.watching() as seen:
             jax.eval_shape(run, *(leaves[place] for place in places))
-        used = {x.kernel: x for x in seen if x.kernel in kernels_of(self.op, x.shape.has_bias)}
-        return tuple(used.values())
+        return tuple({x.kernel: x for x in seen}.values())

@@ -2,19 +2,21 @@
 
 `EDGES` aims at what breaks: windows as large as the layout, sizes that no tile divides, ragged
 dilation groups, odd head sizes. `NAT_TINY` and its kin are the attention layers of the published
-models at 224 x 224.
+models at 224 x 224, `LARGE` those of images and videos at full size.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from natjax.kernels import checks
+from natjax.kernels import api, checks
 from natjax.kernels.window import Neighborhood
 
 
@@ -56,6 +58,11 @@ class Problem:
     def ndim(self) -> int:
         """Token axes."""
         return len(self.shape)
+
+    @property
+    def op(self) -> Callable[..., Any]:
+        """`na1d`, `na2d` or `na3d`, without any arguments."""
+        return getattr(api, f"na{self.ndim}d")
 
     @property
     def neighborhood(self) -> Neighborhood:
@@ -119,6 +126,21 @@ def _stages(
 NAT_TINY = _stages("nat_tiny", 64, (1, 1, 1, 1))
 NAT_BASE = _stages("nat_base", 128, (1, 1, 1, 1))
 DINAT_TINY = _stages("dinat_tiny", 64, (8, 4, 2, 1))
+
+# Windows so large that unfused weights would not fit in memory: for fused kernels only.
+LARGE = (
+    Problem(
+        name="image-256", shape=(256, 256), kernel_size=(80, 80), heads=8, head_dim=128, rpb=False
+    ),
+    Problem(
+        name="video-30x48x80",
+        shape=(30, 48, 80),
+        kernel_size=(18, 24, 24),
+        heads=8,
+        head_dim=128,
+        rpb=False,
+    ),
+)
 
 EDGES = (
     Problem(name="1d", shape=(17,), kernel_size=(5,), batch=2, heads=2),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from natjax.kernels.configs import Kernel, KernelConfig, Shape
+from natjax.kernels.configs import Kernel, KernelConfig, Shape, padded_head_dim
 
 # KiB of shared memory that a block may have, by compute capability.
 _SHARED_KIB = {"8.0": 163, "8.7": 163, "9.0": 227, "10.0": 227, "10.3": 227}
@@ -99,9 +99,7 @@ def _threads(config: KernelConfig) -> int:
 
 
 def _width(units: tuple[int, int], shape: Shape) -> int:
-    sizes = (shape.head_dim, shape.value_dim)
-    # Inside a kernel head sizes are powers of two.
-    padded = (max(16, 1 << (size - 1).bit_length()) for size in sizes)
+    padded = map(padded_head_dim, (shape.head_dim, shape.value_dim))
     return sum(unit * size for unit, size in zip(units, padded, strict=True))
 
 

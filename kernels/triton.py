@@ -37,7 +37,7 @@ from jaxtyping import Array, Float
 
 from natjax.kernels import configs, device
 from natjax.kernels.blocks import Blocks, Tile
-from natjax.kernels.configs import Kernel, KernelConfig, Shape
+from natjax.kernels.configs import Kernel, KernelConfig, Op, Shape, padded_head_dim
 from natjax.kernels.merge import merge_attentions
 from natjax.kernels.spmd import align_varying, split_over_batch_and_heads
 from natjax.kernels.window import Neighborhood
@@ -49,6 +49,8 @@ _DTYPES = ("bfloat16", "float16", "float32")
 _LARGEST_HEAD = 256
 # Entries of a table of blocks, 256 MiB of float32, and of one axis of it while it is planned.
 _LARGEST_TABLE = 2**26
+# Up to which a mask is laid out in a table too, rather than computed.
+_SMALL_TABLE = 2**20
 _LARGEST_AXIS = 2**24
 # Rows of arrays are numbered by 32-bit integers.
 _INDEXABLE = 2**31
@@ -72,10 +74,8 @@ def attention(
     Raises:
       NotImplementedError: no GPU, or a dtype or size that the kernels do not take.
     """
-    call = _Call.of(query, key, value, hood, rpb, scale)
+    call = _Call.of("attention", query, value, hood, rpb, scale)
     _require_indexable(math.prod(query.shape[:-1]))
-    if rpb is not None:
-        call.require_tables(rpb.shape[0], "forward", "dquery", "dkeyvalue", "dbias")
     extra = () if additional_keys is None else (additional_keys, additional_values)
     with _reverse_mode_only():
         return _run_attention(call, (query, key, value), rpb, extra)
@@ -107,10 +107,8 @@ def qk(
     Raises:
       NotImplementedError: no GPU, or a dtype or size that the kernels do not take.
     """
-    call = _Call.of(query, key, key, hood, rpb, scale)
+    call = _Call.of("qk", query, key, hood, rpb, scale)
     _require_indexable(math.prod(query.shape[:-1]) * hood.num_neighbors)
-    if rpb is not None:
-        call.require_tables(rpb.shape[0], "qk")
     with _reverse_mode_only():
         logits = _run_qk(call, _flat(query), _flat(key), *_flat_bias(rpb))
     return logits.reshape(*query.shape[:-1], hood.num_neighbors)
@@ -126,7 +124,7 @@ def av(
     Raises:
       NotImplementedError: no GPU, or a dtype or size that the kernels do not take.
     """
-    call = _Call.of(value, value, value, hood, None, 1.0)
+    call = _Call.of("av", value, value, hood, None, 1.0)
     _require_indexable(weights.size)
     with _reverse_mode_only():
         out = _run_av(call, _flat(weights), _flat(value))
@@ -173,8 +171,8 @@ class _Call:
     @classmethod
     def of(
         cls,
+        op: Op,
         query: Array,
-        key: Array,
         value: Array,
         hood: Neighborhood,
         rpb: Array | None,
@@ -184,13 +182,16 @@ class _Call:
         _require_arrays(query, value)
         shape = Shape(hood, query.shape[-1], value.shape[-1], query.dtype.name, rpb is not None)
         kind = device.kind()
-        settings = {k: configs.resolve(k, shape, kind)[0] for k in configs.KERNELS}
-        small = _LARGEST_TABLE // 64
-        with_table = (
-            kernel
+        kernels = configs.kernels_of(op, shape.has_bias)
+        settings = {kernel: configs.resolve(kernel, shape, kind)[0] for kernel in kernels}
+        tables = {
+            kernel: _table_entries(config.blocks(kernel, hood))
             for kernel, config in settings.items()
-            if shape.has_bias or _table_entries(config.blocks(kernel, hood)) <= small
-        )
+            if _takes_table(kernel, shape)
+        }
+        if rpb is not None:
+            _require_tables(rpb.shape[0], max(tables.values()), hood)
+        with_table = (k for k, size in tables.items() if shape.has_bias or size <= _SMALL_TABLE)
         return cls(
             shape=shape,
             scale=scale,
@@ -206,15 +207,20 @@ class _Call:
     def blocks(self, kernel: Kernel) -> Blocks:
         return self.config(kernel).blocks(kernel, self.shape.hood)
 
-    def require_tables(self, heads: int, *kernels: Kernel) -> None:
-        entries = heads * max(_table_entries(self.blocks(kernel)) for kernel in kernels)
-        if entries > _LARGEST_TABLE:
-            raise NotImplementedError(
-                'implementation "triton" takes a relative position bias where a table of what '
-                f"blocks look like, for all heads, has at most {_LARGEST_TABLE} entries; got "
-                f"kernel_size={self.shape.hood.kernel_size} and {heads} heads; use "
-                'implementation="xla"'
-            )
+
+def _takes_table(kernel: Kernel, shape: Shape) -> bool:
+    """Logits that are hidden are not stored by "qk", so without a bias there is nothing to add."""
+    return kernel not in ("av", "av_transposed") and (kernel != "qk" or shape.has_bias)
+
+
+def _require_tables(heads: int, largest: int, hood: Neighborhood) -> None:
+    if heads * largest > _LARGEST_TABLE:
+        raise NotImplementedError(
+            'implementation "triton" takes a relative position bias where a table of what '
+            f"blocks look like, for all heads, has at most {_LARGEST_TABLE} entries; got "
+            f"kernel_size={hood.kernel_size} and {heads} heads; use "
+            'implementation="xla"'
+        )
 
 
 def _require_device() -> None:
@@ -286,10 +292,6 @@ class _Program:
     batch: Any
     head: Any
 
-    @property
-    def num_columns(self) -> int:
-        return self.tile.blocks.num_columns
-
     def rows(self) -> _Tokens:
         return self._tokens(self.tile.rows())
 
@@ -339,16 +341,11 @@ class _Tokens:
 
     def _pointer(self, ref: Any, head: Any, heads: int, outside: int = 0) -> tuple[Any, Array]:
         width = ref.shape[1]
-        lane = jnp.arange(_padded(width), dtype=jnp.int32)[None, :]
+        lane = jnp.arange(padded_head_dim(width), dtype=jnp.int32)[None, :]
         mask = self.exists[:, None] & (lane < width)
         # The interpreter must not see a lane that is masked off point at a live address.
         row = jnp.where(self.exists, self.index * heads + head, outside)
         return ref.at[row[:, None], lane], mask
-
-
-def _padded(size: int) -> int:
-    """Head size inside a kernel: tensor cores take 16 and powers of two."""
-    return max(16, 1 << (size - 1).bit_length())
 
 
 def _program(call: _Call, kernel: Kernel, heads: int) -> _Program:
@@ -366,29 +363,21 @@ class _Penalty:
         self._program = program
         self._table = None
         if refs:
-            table, kinds = refs
-            blocks = program.tile.blocks
-            number = 0
-            for axis, index in zip(blocks.axes, program.tile.index, strict=True):
-                number = number * axis.num_tiles + index
-            head = head if table.shape[0] > 1 else 0
-            self._table = functools.partial(_load_block, table, head, kinds[number])
+            self._table, kinds = refs
+            self._kind = kinds[program.tile.number]
+            self._head = head if self._table.shape[0] > 1 else 0
 
     def add(self, logits: Array, rows: _Tokens, columns: _Tokens, chunk: Any) -> Array:
         if self._table is not None:
-            return logits + self._table(chunk)
+            return logits + self._table[self._head, self._kind, chunk]
         return jnp.where(self._program.seen(rows, columns), logits, _HIDDEN)
 
 
-def _load_block(table: Any, head: Any, kind: Any, chunk: Any) -> Array:
-    return table[head, kind, chunk]
-
-
-def _over_chunks(blocks: Blocks, body: Callable[[Any, Any], Any], start: Any) -> Any:
-    """Fold over the chunks of a slab."""
-    if blocks.num_chunks == 1:
+def _fold(count: int, body: Callable[[Any, Any], Any], start: Any) -> Any:
+    """``body(count - 1, ... body(0, start))``, without a loop where there is nothing to repeat."""
+    if count == 1:
         return body(jnp.int32(0), start)
-    return jax.lax.fori_loop(jnp.int32(0), jnp.int32(blocks.num_chunks), body, start)
+    return jax.lax.fori_loop(jnp.int32(0), jnp.int32(count), body, start)
 
 
 def _zeros(*shape: int) -> Array:
@@ -420,8 +409,12 @@ def _forward_kernel(q_ref, k_ref, v_ref, *refs, call: _Call, heads: int, kv_head
         return new_top, total * shrink + shares.sum(axis=1), acc
 
     n = rows.index.shape[0]
-    start = (jnp.full((n,), _HIDDEN, jnp.float32), _zeros(n), _zeros(n, _padded(v_ref.shape[1])))
-    top, total, acc = _over_chunks(program.tile.blocks, body, start)
+    start = (
+        jnp.full((n,), _HIDDEN, jnp.float32),
+        _zeros(n),
+        _zeros(n, padded_head_dim(v_ref.shape[1])),
+    )
+    top, total, acc = _fold(program.tile.blocks.num_chunks, body, start)
     rows.store(out_ref, program.head, heads, acc / total[:, None])
     rows.store_scalars(lse_ref, program.head, heads, (top + jnp.log2(total)) / _LOG2_E)
 
@@ -446,8 +439,8 @@ def _dquery_kernel(
         dlogits = shares * (program.dot(do, v, transpose=True) - delta[:, None])
         return dq + program.dot(dlogits.astype(k.dtype), k)
 
-    start = _zeros(rows.index.shape[0], _padded(q_ref.shape[1]))
-    dq = _over_chunks(program.tile.blocks, body, start)
+    start = _zeros(rows.index.shape[0], padded_head_dim(q_ref.shape[1]))
+    dq = _fold(program.tile.blocks.num_chunks, body, start)
     rows.store(dq_ref, program.head, heads, dq * call.scale)
 
 
@@ -476,16 +469,11 @@ def _dkeyvalue_kernel(
             dlogits = shares * (program.dot(v, do, transpose=True) - delta[None, :])
             return dk + program.dot(dlogits.astype(q.dtype), q), dv
 
-        return _over_chunks(program.tile.blocks, body, sums)
+        return _fold(program.tile.blocks.num_chunks, body, sums)
 
-    sums = (_zeros(n, _padded(k_ref.shape[1])), _zeros(n, _padded(v_ref.shape[1])))
-    if groups == 1:
-        sums = of_head(program.head, sums)
-    else:
-        first = program.head * groups
-        sums = jax.lax.fori_loop(
-            jnp.int32(0), jnp.int32(groups), lambda i, sums: of_head(first + i, sums), sums
-        )
+    sums = (_zeros(n, padded_head_dim(k_ref.shape[1])), _zeros(n, padded_head_dim(v_ref.shape[1])))
+    first = program.head * groups
+    sums = _fold(groups, lambda i, sums: of_head(first + i, sums), sums)
     rows.store(dk_ref, program.head, kv_heads, sums[0] * call.scale)
     rows.store(dv_ref, program.head, kv_heads, sums[1])
 
@@ -551,7 +539,6 @@ def _slots(program: _Program, rows: _Tokens, columns: _Tokens, heads: int, head:
 def _qk_kernel(q_ref, k_ref, *refs, call: _Call, heads: int, kv_heads: int):
     *table, logits_ref = refs
     program = _program(call, "qk", heads)
-    # Hidden logits are not stored, so without a bias there is nothing to add.
     penalty = _Penalty(program, tuple(table), program.head) if table else None
     kv_head = program.head // (heads // kv_heads)
     rows = program.rows()
@@ -569,7 +556,7 @@ def _qk_kernel(q_ref, k_ref, *refs, call: _Call, heads: int, kv_heads: int):
         plgpu.store(logits_ref.at[index], logits.astype(logits_ref.dtype), mask=seen)
         return carry
 
-    _over_chunks(program.tile.blocks, body, jnp.int32(0))
+    _fold(program.tile.blocks.num_chunks, body, jnp.int32(0))
 
 
 def _av_kernel(w_ref, v_ref, out_ref, *, call: _Call, heads: int, kv_heads: int):
@@ -584,8 +571,8 @@ def _av_kernel(w_ref, v_ref, out_ref, *, call: _Call, heads: int, kv_heads: int)
         w = plgpu.load(w_ref.at[jnp.where(seen, index, 0)], mask=seen, other=0.0)
         return acc + program.dot(w, columns.load(v_ref, kv_head, kv_heads))
 
-    start = _zeros(rows.index.shape[0], _padded(v_ref.shape[1]))
-    acc = _over_chunks(program.tile.blocks, body, start)
+    start = _zeros(rows.index.shape[0], padded_head_dim(v_ref.shape[1]))
+    acc = _fold(program.tile.blocks.num_chunks, body, start)
     rows.store(out_ref, program.head, heads, acc * call.scale)
 
 
@@ -603,16 +590,11 @@ def _av_transposed_kernel(w_ref, x_ref, out_ref, *, call: _Call, heads: int, kv_
             w = plgpu.load(w_ref.at[jnp.where(seen, index, 0)], mask=seen, other=0.0)
             return acc + program.dot(w, columns.load(x_ref, head, heads))
 
-        return _over_chunks(program.tile.blocks, body, acc)
+        return _fold(program.tile.blocks.num_chunks, body, acc)
 
-    acc = _zeros(rows.index.shape[0], _padded(x_ref.shape[1]))
+    acc = _zeros(rows.index.shape[0], padded_head_dim(x_ref.shape[1]))
     first = program.head * groups
-    if groups == 1:
-        acc = of_head(first, acc)
-    else:
-        acc = jax.lax.fori_loop(
-            jnp.int32(0), jnp.int32(groups), lambda i, acc: of_head(first + i, acc), acc
-        )
+    acc = _fold(groups, lambda i, acc: of_head(first + i, acc), acc)
     rows.store(out_ref, program.head, kv_heads, acc * call.scale)
 
 
@@ -856,7 +838,7 @@ _attention.defvjp(_attention_forward, _attention_backward)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _qk(call: _Call, q: Array, k: Array, *rpb: Array) -> Array:
-    table = _table(call, "qk", rpb, 1.0) if rpb else ()
+    table = _table(call, "qk", rpb, 1.0)
     labels = f"btnd,btmd{_table_labels(rpb) if table else ''}->btnw"
     (logits,) = _op(_logits, call, labels, _groups(q, k))(q, k, *table)
     return _fill_hidden(call, logits, -jnp.inf)
@@ -963,8 +945,7 @@ def _fill_hidden(call: _Call, weights: Array, value: float) -> Array:
 def _qk_dbias(call: _Call, dlogits: Float[Array, "B T N K"]) -> Float[Array, "N *R"]:
     """Sum over images, then over tokens and slots by bias, one axis at a time."""
     hood = call.shape.hood
-    visible = _visible_slots(hood)
-    sums = jnp.where(visible[None], dlogits, 0).astype(jnp.float32).sum(axis=0)
+    sums = _fill_hidden(call, dlogits, 0.0).astype(jnp.float32).sum(axis=0)
     x = sums.transpose(1, 0, 2).reshape(sums.shape[1], *hood.shape, *hood.kernel_size)
     for i, axis in enumerate(hood.axes):
         # Tokens and slots of one axis go, its biases come last.

@@ -17,7 +17,6 @@ from natjax.kernels.problems import Problem
 
 FUSED: tuple[Kernel, ...] = ("forward", "dquery", "dkeyvalue", "dbias")
 UNFUSED: tuple[Kernel, ...] = ("qk", "av", "av_transposed")
-_OPS = {1: natjax.na1d, 2: natjax.na2d, 3: natjax.na3d}
 _QK = {1: natjax.na1d_qk, 2: natjax.na2d_qk, 3: natjax.na3d_qk}
 _AV = {1: natjax.na1d_av, 2: natjax.na2d_av, 3: natjax.na3d_av}
 
@@ -65,24 +64,10 @@ _OTHER_LAYOUTS = [
     Problem(name="video", shape=(8, 28, 28), kernel_size=(3, 7, 7), batch=8, heads=8, head_dim=64),
     Problem(name="window-31", shape=(64, 64), kernel_size=(31, 31), batch=4, heads=4, head_dim=128),
 ]
-# Windows so large that the unfused weights would not fit in memory: fused kernels only.
-LARGE = (
-    Problem(
-        name="image-256", shape=(256, 256), kernel_size=(80, 80), heads=8, head_dim=128, rpb=False
-    ),
-    Problem(
-        name="video-30x48x80",
-        shape=(30, 48, 80),
-        kernel_size=(18, 24, 24),
-        heads=8,
-        head_dim=128,
-        rpb=False,
-    ),
-)
 
 PROBLEMS: list[tuple[Problem, str]] = [
     *_published(),
-    *((p, "bfloat16") for p in (*_WIDE, *_OTHER_LAYOUTS, *LARGE)),
+    *((p, "bfloat16") for p in (*_WIDE, *_OTHER_LAYOUTS, *problems.LARGE)),
     *_OTHER_DTYPE,
 ]
 
@@ -100,7 +85,7 @@ def all_cases() -> list[Case]:
 def kernels_of(problem: Problem) -> Iterator[Kernel]:
     """Kernels that a problem needs."""
     for kernel in configs.KERNELS:
-        if kernel in UNFUSED and problem in LARGE:
+        if kernel in UNFUSED and problem in problems.LARGE:
             continue
         if kernel == "dbias" and not problem.rpb:
             continue
@@ -124,7 +109,7 @@ def function_of(case: Case) -> Callable[[dict[str, Any]], Any]:
     """A function of the problem's arrays that runs the case's kernel."""
     problem, axes = case.problem, case.problem.ndim
     if case.kernel in FUSED:
-        op = functools.partial(_OPS[axes], **problem.arguments, implementation="triton")
+        op = functools.partial(problem.op, **problem.arguments, implementation="triton")
         if case.kernel == "forward":
             return lambda arrays: op(**arrays)
         return lambda arrays: jax.vjp(lambda a: op(**a), arrays)[1](arrays["query"])

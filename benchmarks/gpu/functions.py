@@ -9,14 +9,11 @@ from typing import Any
 import jax
 from jaxtyping import Array
 
-import natjax
 from benchmarks.gpu.plan import Mode, Variant
 from natjax.kernels.problems import Problem
 
 type Arrays = dict[str, Array]
 type Step = Callable[[Arrays], Arrays]
-
-_OPS = {1: natjax.na1d, 2: natjax.na2d, 3: natjax.na3d}
 
 
 def structs_of(problem: Problem, variant: Variant, dtype: str) -> dict[str, Any]:
@@ -71,7 +68,7 @@ def _attention(problem: Problem, variant: Variant) -> Callable[[Arrays], Array]:
     if variant == "blocked":
         arguments["stride"] = problem.kernel_size
     implementation = "xla" if variant == "xla" else "triton"
-    op: Any = functools.partial(_OPS[problem.ndim], **arguments, implementation=implementation)
+    op: Any = functools.partial(problem.op, **arguments, implementation=implementation)
     return lambda arrays: op(**arrays)
 
 

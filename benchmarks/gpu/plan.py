@@ -16,27 +16,13 @@ MODES: tuple[Mode, ...] = ("forward", "forward+backward")
 # The first is what the others are compared with; the last runs in PyTorch.
 VARIANTS: tuple[Variant, ...] = ("natjax", "xla", "cudnn", "blocked", "flex")
 
-_LARGE = (
-    Problem(
-        name="image-256", shape=(256, 256), kernel_size=(80, 80), heads=8, head_dim=128, rpb=False
-    ),
-    Problem(
-        name="video-30x48x80",
-        shape=(30, 48, 80),
-        kernel_size=(18, 24, 24),
-        heads=8,
-        head_dim=128,
-        rpb=False,
-    ),
-)
-
 
 def full() -> list[Problem]:
     """All problems, those that matter most first, should time run out."""
     first = [*problems.NAT_TINY, *problems.DINAT_TINY[:3]]
     return [
         *_batched(first, 128),
-        *_LARGE,
+        *problems.LARGE,
         *_batched(problems.NAT_BASE, 128),
         *_batched(problems.NAT_TINY, 64),
         *_batched(problems.NAT_BASE, 64),
@@ -47,7 +33,7 @@ def tiny() -> list[Problem]:
     """One problem with a bias and dilation and one without, so small that an interpreter does."""
     return [
         _shrunk(problems.DINAT_TINY[2], (6, 6), (3, 3)),
-        _shrunk(_LARGE[1], (3, 4, 5), (2, 2, 3)),
+        _shrunk(problems.LARGE[1], (3, 4, 5), (2, 2, 3)),
     ]
 
 

@@ -14,8 +14,6 @@ from natjax.kernels import blocks as blocks_module
 from natjax.kernels.blocks import Blocks
 from natjax.kernels.window import AxisWindow, Neighborhood
 
-pytestmark = pytest.mark.once
-
 HIDDEN = -1e30
 ROLES = pytest.mark.parametrize("rows", ["queries", "keys"])
 

@@ -8,8 +8,6 @@ import pytest
 from natjax.kernels import checks, configs
 from natjax.kernels.configs import KERNELS, KernelConfig, Shape
 
-pytestmark = pytest.mark.once
-
 KIND = "NVIDIA H100 80GB HBM3"
 SHAPE = Shape(checks.neighborhood((14, 14), 7), 32, 32, "bfloat16", True)
 ONE, TWO, THREE = (KernelConfig((4, 4), (4, side)) for side in (4, 8, 16))

@@ -43,8 +43,8 @@ def case(record, dtype, implementation, is_committed):
     name = record["name"]
     quick = name in INTERPRETED if implementation == "triton" else dtype == "float64"
     marks = [] if quick else [pytest.mark.slow]
-    if not is_committed:
-        marks.append(pytest.mark.once)
+    if is_committed and implementation != "reference":
+        marks.append(pytest.mark.oldest)
     return pytest.param(
         record, dtype, implementation, id=f"{name}-{dtype}-{implementation}", marks=marks
     )

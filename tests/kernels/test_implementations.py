@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tolerances
+from calls import assert_close, fused, unfused, value_and_gradients
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.test_util import check_grads
@@ -16,54 +17,7 @@ import natjax
 from natjax.kernels import dispatch, problems
 from natjax.kernels.problems import Problem
 
-OPS = {1: natjax.na1d, 2: natjax.na2d, 3: natjax.na3d}
 OTHERS = [name for name in dispatch.available() if name != "reference"]
-
-
-def fused(problem, implementation):
-    op = functools.partial(
-        OPS[problem.ndim], **problem.arguments, return_lse=True, implementation=implementation
-    )
-    return lambda arrays: op(**arrays)
-
-
-def unfused(problem, implementation):
-    """Softmax of the unfused halves; only for stride 1 and without additional keys."""
-    qk = getattr(natjax, f"na{problem.ndim}d_qk")
-    av = getattr(natjax, f"na{problem.ndim}d_av")
-    kwargs = {k: v for k, v in problem.arguments.items() if k != "stride"}
-    kwargs["implementation"] = implementation
-
-    def run(arrays):
-        rpb = arrays.get("rpb")
-        weights = jax.nn.softmax(qk(arrays["query"], arrays["key"], rpb=rpb, **kwargs))
-        return av(weights, arrays["value"], **kwargs), weights
-
-    return run
-
-
-def value_and_gradients(function, arrays, seed=1):
-    """Outputs and the gradient of a random linear function of them, for each argument."""
-
-    @jax.jit
-    def run(arrays):
-        outputs, pull = jax.vjp(function, arrays)
-        rng = np.random.default_rng(seed)
-        cotangents = [jnp.asarray(rng.standard_normal(x.shape), x.dtype) for x in outputs]
-        return outputs, pull(tuple(cotangents))[0]
-
-    return run(arrays)
-
-
-def assert_close(actual, expected, dtype):
-    for name, x, y in zip(("out", "lse"), actual[0], expected[0], strict=True):
-        assert goldens.error(x, y) <= tolerances.VALUE[dtype], name
-    # The bias gradient vanishes identically where there is one neighbor.
-    for name, y in expected[1].items():
-        scale = max(1, np.abs(y).max())
-        error = np.abs(actual[1][name] - y).max() / scale
-        assert error <= tolerances.GRADIENT[dtype], f"d{name}: {error}"
-
 
 # What interpreted kernels, which take seconds each, run in quick tests: each feature once.
 INTERPRETED = (
@@ -120,7 +74,6 @@ def test_unfused_agrees_with_the_reference_and_with_fused(problem, name, interpr
     assert goldens.error(expected[0][0], out) <= tolerances.VALUE["float32"]
 
 
-@pytest.mark.once
 @pytest.mark.parametrize(
     "problem",
     [
@@ -235,6 +188,7 @@ def test_forward_mode_is_the_transpose_of_reverse_mode(function, exact_implement
     np.testing.assert_allclose(dot(cotangents, pushed), dot(pulled, tangents), rtol=1e-12)
 
 
+@pytest.mark.oldest
 @pytest.mark.parametrize("function", [fused, unfused])
 def test_nested_vmap(function, implementation):
     problem = SMALL_UNFUSED
@@ -276,6 +230,7 @@ def test_two_runs_are_bitwise_equal(function, implementation):
     jax.tree.map(np.testing.assert_array_equal, first, second)
 
 
+@pytest.mark.oldest
 def test_export_and_reload(implementation):
     problem = problems.Problem(name="2d", shape=(12, 10), kernel_size=(5, 3))
     arrays = problem.arrays()
@@ -291,6 +246,7 @@ def test_empty_batch_gives_empty_results(implementation):
     assert out.shape[0] == lse.shape[0] == 0
 
 
+@pytest.mark.oldest
 @pytest.mark.optimised
 @pytest.mark.parametrize("function", [fused, unfused])
 def test_sharded_over_batch_and_heads_without_moving_tokens(function, implementation):
@@ -321,6 +277,7 @@ def test_sharded_over_batch_and_heads_without_moving_tokens(function, implementa
     assert gradients["rpb"].shape == arrays["rpb"].shape
 
 
+@pytest.mark.oldest
 def test_inside_shard_map(implementation):
     mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
     problem = problems.Problem(name="1d", shape=(30,), kernel_size=(7,), batch=4, heads=2)

@@ -5,8 +5,6 @@ import pytest
 from natjax.kernels import checks, resources
 from natjax.kernels.configs import KernelConfig, Shape
 
-pytestmark = pytest.mark.once
-
 
 def shape_of(head_dim, has_bias, dtype="bfloat16"):
     return Shape(checks.neighborhood((56, 56), 7), head_dim, head_dim, dtype, has_bias)

@@ -10,8 +10,6 @@ from hypothesis import strategies as st
 from natjax.kernels import checks, tiles
 from natjax.kernels.window import AxisWindow
 
-pytestmark = pytest.mark.once
-
 
 @st.composite
 def cut_axes(draw):

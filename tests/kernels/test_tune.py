@@ -11,7 +11,6 @@ from natjax.kernels.configs import KernelConfig
 from natjax.kernels.problems import Problem
 
 pytestmark = [
-    pytest.mark.once,
     pytest.mark.skipif(
         "triton" not in dispatch.available(), reason="the kernels that are tuned are not there"
     ),

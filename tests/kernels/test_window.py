@@ -11,8 +11,6 @@ from hypothesis import strategies as st
 from natjax.kernels import checks
 from natjax.kernels.window import AxisWindow, Neighborhood
 
-pytestmark = pytest.mark.once
-
 
 @st.composite
 def windows(draw, max_length=40, causal=None, stride=None):

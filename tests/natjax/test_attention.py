@@ -37,6 +37,7 @@ def _by_hand(ndim, x, params, heads, kv_heads, kernel_size, **kwargs):
     return out @ params["proj.kernel"] + bias
 
 
+@pytest.mark.oldest
 @pytest.mark.parametrize(
     ("ndim", "kernel_size", "kwargs"),
     [
@@ -94,6 +95,7 @@ def test_padding_of_a_causal_axis_is_unseen():
     assert goldens.error(run(x[:, :3]), run(x)[:, :3]) < 1e-6
 
 
+@pytest.mark.oldest
 def test_dropouts_are_a_function_of_rngs():
     module = _module(2, 8, 2, 3, proj_drop=0.3, attn_drop=0.3, rel_pos_bias=True)
     plain = _module(2, 8, 2, 3, rel_pos_bias=True)
@@ -115,6 +117,7 @@ def test_unfused_path_equals_the_fused_one():
     assert goldens.error(*run(x, jax.random.key(0))) < 1e-5
 
 
+@pytest.mark.oldest
 def test_low_precision_computation_with_float32_parameters():
     exact = _module(2, 8, 2, 3, rel_pos_bias=True)
     module = _module(2, 8, 2, 3, rel_pos_bias=True, dtype=jnp.bfloat16)

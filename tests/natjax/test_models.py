@@ -48,6 +48,7 @@ def test_gradients_reach_every_parameter(build):
         assert jnp.any(value != 0), name
 
 
+@pytest.mark.oldest
 def test_modules_hold_parameters_only():
     model = _nat(DROPS | {"layer_scale": 1e-5, "output_norms": True})
     variables = jax.tree.leaves(nnx.state(model), is_leaf=lambda x: isinstance(x, nnx.Variable))
@@ -160,6 +161,7 @@ def test_remat_changes_nothing_but_memory():
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.oldest
 def test_low_precision_computation():
     x = _images()
     model = _nat(dtype=jnp.bfloat16)

@@ -15,7 +15,6 @@ from natjax.cli import main
 from natjax.kernels import configs, dispatch, tune
 
 pytestmark = [
-    pytest.mark.once,
     pytest.mark.skipif(
         "triton" not in dispatch.available(), reason="the kernels that are tuned are not there"
     ),

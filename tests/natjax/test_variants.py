@@ -93,10 +93,7 @@ STRUCTURES = {
 
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, marks=() if name in STRUCTURES else pytest.mark.once)
-        for name in natjax.list_models()
-    ],
+    natjax.list_models(),
 )
 def test_logits_shape(name):
     model, config = _abstract(name), VARIANTS[name]

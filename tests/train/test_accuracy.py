@@ -8,7 +8,6 @@ from natjax.cli import main
 
 
 @pytest.mark.optimised
-@pytest.mark.once
 def test_digits_reach_97_percent(tmp_path):
     assert main(["train", "digits", "--run", str(tmp_path / "run")]) == 0
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()

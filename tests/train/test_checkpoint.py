@@ -55,6 +55,7 @@ def saved(tmp_path):
     return tmp_path
 
 
+@pytest.mark.oldest
 def test_what_is_saved_comes_back(saved):
     restored = restore(saved, target(make_state(0)))
     assert restored.step == 2
@@ -78,6 +79,7 @@ def test_newest_and_best_are_kept(tmp_path):
     assert sorted(p.stem for p in (tmp_path / "sums").iterdir()) == ["2", "4", "5"]
 
 
+@pytest.mark.oldest
 def test_a_checkpoint_of_one_mesh_restores_on_another(saved):
     mesh = make_mesh(MeshConfig(data=2, fsdp=4))
     state = make_state(2, mesh)

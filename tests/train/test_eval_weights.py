@@ -22,8 +22,6 @@ from natjax.train.errors import UserError
 from natjax.train.eval_weights import evaluate_weights
 from natjax.train.photos import open_photos, prepare_photo, read_photo
 
-pytestmark = pytest.mark.once
-
 NAME = "nat_photo"
 SYNSETS = ("n01440764", "n02099601", "n03445777")
 

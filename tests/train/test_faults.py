@@ -10,7 +10,6 @@ import time
 import jax
 import numpy as np
 import pico
-import pytest
 from runs import final_state, metrics
 
 SUPPORT = os.path.dirname(pico.__file__)
@@ -61,7 +60,6 @@ SMALL_DISK = (
 LONG = {"steps": 400, "checkpoint__every": 8, "eval_every": 80}
 
 
-@pytest.mark.once
 def test_killed_at_random_moments_it_ends_as_if_it_had_not_been(tmp_path, data_dir):
     whole = finish(tmp_path / "whole", data_dir, **LONG)
     assert whole.returncode == 0, whole.stderr
@@ -86,7 +84,6 @@ def test_killed_at_random_moments_it_ends_as_if_it_had_not_been(tmp_path, data_d
     jax.tree.map(np.testing.assert_array_equal, left, right)
 
 
-@pytest.mark.once
 def test_ctrl_c_says_how_to_continue(tmp_path, data_dir):
     process = start(tmp_path / "run", data_dir, steps=100000)
     while not (tmp_path / "run" / "checkpoints" / "8").exists():
@@ -99,7 +96,6 @@ def test_ctrl_c_says_how_to_continue(tmp_path, data_dir):
     assert "interrupted; the same command continues" in error
 
 
-@pytest.mark.once
 def test_a_full_disk_ends_with_a_clear_error_and_no_half_checkpoint(tmp_path, data_dir):
     run = tmp_path / "run"
     words, env = command(run, data_dir, steps=16, eval_every=8)
@@ -113,7 +109,6 @@ def test_a_full_disk_ends_with_a_clear_error_and_no_half_checkpoint(tmp_path, da
     assert finish(run, data_dir, steps=16, eval_every=8).returncode == 0
 
 
-@pytest.mark.once
 def test_a_mesh_of_virtual_devices_is_made_on_request(tmp_path, data_dir):
     done = finish(tmp_path / "run", data_dir, mesh__data=4, mesh__fsdp=2, steps=8, eval_every=8)
     assert done.returncode == 0, done.stderr

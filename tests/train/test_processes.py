@@ -57,7 +57,6 @@ def pair(tmp_path_factory, data_dir):
     return run, said
 
 
-@pytest.mark.once
 def test_two_processes_equal_one(pair, tmp_path, data_dir):
     run, _ = pair
     flags = pico.flags(tmp_path / "one", **two_processes.SETTINGS)
@@ -78,7 +77,6 @@ def test_two_processes_equal_one(pair, tmp_path, data_dir):
     )
 
 
-@pytest.mark.once
 def test_two_processes_go_on_from_the_same_sound_checkpoint(pair):
     run, ((out, error), _) = pair
     assert "checkpoints/12 is damaged (process 0: " in error
@@ -90,7 +88,6 @@ def test_two_processes_go_on_from_the_same_sound_checkpoint(pair):
     assert not list(run.glob(".job-*"))
 
 
-@pytest.mark.once
 def test_only_the_first_process_speaks_and_both_end_alike(pair):
     _, ((out, error), (other_out, other_error)) = pair
     assert "4 x cpu of 2 processes (data 2, fsdp 2)" in out

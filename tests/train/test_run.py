@@ -36,6 +36,7 @@ def copy(finished, tmp_path):
     return shutil.copytree(finished, tmp_path / "copy")
 
 
+@pytest.mark.oldest
 def test_a_run_leaves_everything_in_its_folder(finished):
     names = {path.name for path in finished.iterdir()} - {".lock"}
     assert names == {"checkpoints", "config.json", "curves.png", "metrics.jsonl", "predictions.png"}
@@ -145,6 +146,7 @@ def test_a_loss_that_is_not_finite_stops_with_its_step(tmp_path, capsys):
     assert all(kept < step for kept in list_steps(run / "checkpoints"))
 
 
+@pytest.mark.oldest
 def test_eval_shows_raw_and_averaged(finished, capsys):
     assert main(["eval", str(finished), "--devices", "4"]) == 0
     out = capsys.readouterr().out

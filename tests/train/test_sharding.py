@@ -107,6 +107,7 @@ def on_mesh(config, mesh: MeshConfig, **model):
     return build_trainer(dataclasses.replace(config, mesh=mesh, model=changed, optimizer=warm))
 
 
+@pytest.mark.oldest
 def test_eight_devices_equal_one_and_go_on_from_each_others_checkpoints(config, tmp_path):
     one = on_mesh(config, MeshConfig())
     _, expected = steps(one, one.compiled.init(), 0, 6)
@@ -136,6 +137,7 @@ def check_parts(trainer, state):
     assert batch["image"].sharding.shard_shape(batch["image"].shape)[0] == 2
 
 
+@pytest.mark.oldest
 def test_no_device_holds_the_whole_initial_state():
     wide = NATConfig(dim=128, depths=(1, 1), num_heads=(4, 8), kernel_size=3, num_classes=10)
     model = functional(lambda: NAT(wide, rngs=nnx.Rngs(0)))

@@ -24,8 +24,6 @@ from natjax.weights.errors import WeightsError
 from natjax.weights.progress import ProgressBar, describe_progress
 from natjax.weights.transport import _Redirects, check_url
 
-pytestmark = pytest.mark.once
-
 CONTENT = bytes(range(256)) * 400  # 102,400 bytes
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 

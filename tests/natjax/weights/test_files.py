@@ -18,8 +18,6 @@ from natjax.weights.errors import WeightsError
 from natjax.weights.files import read_file
 from natjax.weights.torch_tensors import Skipped
 
-pytestmark = pytest.mark.once
-
 safetensors_numpy = pytest.importorskip("safetensors.numpy", reason="needs natjax[convert]")
 
 ARRAYS = {

@@ -73,6 +73,7 @@ def test_every_naming_in_every_format(naming, arrays, suffix, tmp_path):
     assert sum(len(mapped.theirs) for mapped in report.mapped) == len(arrays)
 
 
+@pytest.mark.oldest
 @pytest.mark.parametrize("name", ["bare", "legacy", "strided", "half", "bf16"])
 def test_files_that_torch_wrote(name):
     path = _torch_file(f"nat_b_{name}.pth")
@@ -290,6 +291,7 @@ def test_values_take_the_dtype_of_the_model(dtype, tmp_path):
     assert_equal(found, {k: v.astype(dtype).astype(np.float32) for k, v in OFFICIAL.items()})
 
 
+@pytest.mark.oldest
 def test_values_take_the_sharding_of_the_model(tmp_path):
     target = model()
     mesh = jax.make_mesh((2,), ("x",), devices=jax.devices()[:2])

@@ -19,8 +19,6 @@ from natjax.weights.load import named_params
 from natjax.weights.published import find_published
 from natjax.weights.resolve import is_published_name
 
-pytestmark = pytest.mark.once
-
 DINAT_SIZES = ["mini", "tiny", "small", "base", "large", "s_tiny", "s_small", "s_base", "s_large"]
 # Every file of the official project, as its documents list them.
 FILES = {

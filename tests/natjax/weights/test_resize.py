@@ -5,8 +5,6 @@ import pytest
 
 from natjax.weights.resize import resize_rpb
 
-pytestmark = pytest.mark.once
-
 
 def table(*shape, dtype=np.float64):
     return np.random.default_rng(0).normal(size=shape).astype(dtype)

@@ -43,8 +43,6 @@ from natjax.weights.errors import WeightsError
 from natjax.weights.torch_file import read_torch
 from natjax.weights.torch_tensors import Skipped
 
-pytestmark = pytest.mark.once
-
 MIB = 2**20
 
 

@@ -1,0 +1,57 @@
+"""Calls of the ops on problems, with all gradients, and how far results may differ."""
+
+import functools
+
+import goldens
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tolerances
+
+import natjax
+
+
+def fused(problem, implementation):
+    """Output and log-sum-exp as a function of the problem's arrays."""
+    op = functools.partial(
+        problem.op, **problem.arguments, return_lse=True, implementation=implementation
+    )
+    return lambda arrays: op(**arrays)
+
+
+def unfused(problem, implementation):
+    """Softmax of the unfused halves; only for stride 1 and without additional keys."""
+    qk = getattr(natjax, f"na{problem.ndim}d_qk")
+    av = getattr(natjax, f"na{problem.ndim}d_av")
+    kwargs = {k: v for k, v in problem.arguments.items() if k != "stride"}
+    kwargs["implementation"] = implementation
+
+    def run(arrays):
+        rpb = arrays.get("rpb")
+        weights = jax.nn.softmax(qk(arrays["query"], arrays["key"], rpb=rpb, **kwargs))
+        return av(weights, arrays["value"], **kwargs), weights
+
+    return run
+
+
+def value_and_gradients(function, arrays, seed=1):
+    """Outputs and the gradient of a random linear function of them, for each argument."""
+
+    @jax.jit
+    def run(arrays):
+        outputs, pull = jax.vjp(function, arrays)
+        rng = np.random.default_rng(seed)
+        cotangents = [jnp.asarray(rng.standard_normal(x.shape), x.dtype) for x in outputs]
+        return outputs, pull(tuple(cotangents))[0]
+
+    return run(arrays)
+
+
+def assert_close(actual, expected, dtype="float32"):
+    for name, x, y in zip(("out", "lse"), actual[0], expected[0], strict=True):
+        assert goldens.error(x, y) <= tolerances.VALUE[dtype], name
+    # The bias gradient vanishes identically where there is one neighbor.
+    for name, y in expected[1].items():
+        scale = max(1, np.abs(y).max())
+        error = np.abs(actual[1][name] - y).max() / scale
+        assert error <= tolerances.GRADIENT[dtype], f"d{name}: {error}"
