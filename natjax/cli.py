@@ -87,13 +87,15 @@ def _parser() -> argparse.ArgumentParser:
 def _add_train(commands: argparse._SubParsersAction) -> None:
     from natjax.train.presets import summaries
 
+    texts = summaries()
+    width = max(map(len, texts))
     parser = commands.add_parser(
         "train",
         help="train a model; run it again to continue",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Train a model by a preset. The same command again continues where it stopped.",
         epilog="presets:\n"
-        + "\n".join(f"  {name:<15}{text}" for name, text in summaries().items())
+        + "\n".join(f"  {name:<{width}}  {text}" for name, text in texts.items())
         + "\n\n`natjax train PRESET --help` lists every setting.",
     )
     parser.add_argument("preset", metavar="PRESET", help="name of a preset")

@@ -1,9 +1,9 @@
 """Saving and restoring runs: all of Orbax is behind this module.
 
-A checkpoint is a folder named by its step with the items ``params``, ``opt``, ``ema``, ``step``
-and ``meta``. It is written under another name in the background and renamed when whole. Checksums
-of its files follow in ``sums/``, and ``meta`` holds a fingerprint of the values of every item:
-damage is noticed, not trained on.
+A checkpoint is a folder named by its step with the items ``params``, ``opt``, ``ema`` (where an
+average is kept), ``step`` and ``meta``. It is written under another name in the background and
+renamed when whole. Checksums of its files follow in ``sums/``, and ``meta`` holds a fingerprint of
+the values of every item: damage is noticed, not trained on.
 """
 
 import dataclasses
@@ -42,18 +42,17 @@ class Restored:
 
 def state_items(state: TrainState) -> dict[str, Any]:
     """Return the items of a checkpoint by name; of a tree of shapes, what to restore into."""
-    return {
-        "params": state.params,
-        "opt": state.opt,
-        "ema": state.ema,
-        "step": {"step": state.step},
-    }
+    items = {"params": state.params, "opt": state.opt, "step": {"step": state.step}}
+    return items | ({"ema": state.ema} if state.ema else {})
 
 
 def items_state(items: dict[str, Any]) -> TrainState:
     """Undo `state_items`."""
     return TrainState(
-        step=items["step"]["step"], params=items["params"], opt=items["opt"], ema=items["ema"]
+        step=items["step"]["step"],
+        params=items["params"],
+        opt=items["opt"],
+        ema=items.get("ema", {}),
     )
 
 

@@ -54,7 +54,9 @@ def compile_evaluator(network: Network, mesh: Mesh) -> Evaluator:
 
 def compile_task(task: Task, mesh: Mesh) -> Compiled:
     """Return the functions of `task` on `mesh`; shapes are worked out, nothing is computed."""
-    init = functools.partial(init_state, task.network.model, task.optimizer)
+    init = functools.partial(
+        init_state, task.network.model, task.optimizer, ema=task.ema_decay is not None
+    )
     abstract = jax.eval_shape(init)
     shardings, batch, whole = state_sharding(abstract, mesh), batch_sharding(mesh), replicated(mesh)
     return Compiled(

@@ -4,9 +4,11 @@ Nothing heavy is imported here, so that help texts and presets come without wait
 """
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Literal
 
+from natjax.train.augment.policy import parse_policy
 from natjax.train.errors import UserError
 
 
@@ -39,6 +41,8 @@ class DataConfig:
       dir: Folder with the original files, for data sets that need any.
       prepared_dir: Where prepared sets are kept; by default $NATJAX_DATA or ~/.cache/natjax/data.
       image_size: Side of the square images given to the network, in pixels.
+      crop_pct: Evaluation: side of the central crop, in units of the resized short side.
+      eval_interpolation: Evaluation: how images are resized.
       threads: Threads that decode and augment.
       workers: Processes that decode and augment; 0 does it in this one.
     """
@@ -47,32 +51,125 @@ class DataConfig:
     dir: Path | None = None
     prepared_dir: Path | None = None
     image_size: int = 32
+    crop_pct: float = 1.0
+    eval_interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     threads: int = 2
     workers: int = 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class MixConfig:
+    """Mixup and CutMix: blends each image, and its target, with that of another.
+
+    One draw a batch, for all devices and hosts; the partner is the batch in reverse order.
+
+    Attributes:
+      mixup_alpha: Of Beta(alpha, alpha), from which the share of the own image is drawn; 0: never.
+      cutmix_alpha: The same for CutMix, which pastes a box of the partner; 0: never.
+      prob: Chance that a batch is mixed at all.
+      switch_prob: Chance of CutMix where both are on.
+    """
+
+    mixup_alpha: float = 0.0
+    cutmix_alpha: float = 0.0
+    prob: float = 1.0
+    switch_prob: float = 0.5
+
+    @property
+    def enabled(self) -> bool:
+        """Whether any batch is mixed."""
+        return self.prob > 0 and (self.mixup_alpha > 0 or self.cutmix_alpha > 0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EraseConfig:
+    """Random erasing: boxes filled after normalisation, in the mixed images.
+
+    Attributes:
+      prob: Chance that an image is erased.
+      mode: Standard normal noise for each pixel, one such colour a box, or zero (the mean colour).
+      count: Boxes an image, which share the area.
+      area: Smallest and largest part of the image.
+      aspect: Smallest and largest height over width, drawn evenly in the logarithm.
+    """
+
+    prob: float = 0.0
+    mode: Literal["pixel", "colour", "zero"] = "pixel"
+    count: int = 1
+    area: tuple[float, float] = (0.02, 1 / 3)
+    aspect: tuple[float, float] = (0.3, 1 / 0.3)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """Random changes of the training images, in the order of the attributes.
+
+    The last two are done on the devices, all others where images are decoded.
+
+    Attributes:
+      crop: A random part resized to the whole ("resized"), a move by a few pixels ("shift") or
+        the view of evaluation ("none").
+      scale: Smallest and largest area of a resized crop, as a part of the image.
+      ratio: Its smallest and largest width over height, drawn evenly in the logarithm.
+      interpolation: How it is resized; "random" draws bilinear or bicubic for each image. Turned
+        images (RandAugment) are sampled likewise.
+      shift: Largest move of "shift" along each axis, in pixels; black comes in.
+      hflip: Chance of a mirror image.
+      rand_augment: RandAugment, such as rand-m9-mstd0.5-inc1: magnitude 9 of 10 with standard
+        deviation 0.5, and operations that get stronger with it.
+      color_jitter: Brightness, contrast and saturation change by factors up to 1 +- this. Only
+        where `rand_augment` is None, as in timm.
+      mix: Mixup and CutMix.
+      erase: Random erasing.
+    """
+
+    crop: Literal["resized", "shift", "none"] = "none"
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    interpolation: Literal["random", "bilinear", "bicubic"] = "random"
+    shift: int = 0
+    hflip: float = 0.0
+    rand_augment: str | None = None
+    color_jitter: float = 0.0
+    mix: MixConfig = MixConfig()
+    erase: EraseConfig = EraseConfig()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW with linear warm-up and a cosine to the end.
+    """AdamW with linear warm-up, then a cosine to the end or a constant rate.
 
     Attributes:
       learning_rate: The peak, reached when the warm-up ends.
-      final_learning_rate: Where the cosine ends.
-      warmup_steps: Steps from 0 to the peak; 0 starts at the peak.
+      schedule: What follows the warm-up.
+      final_learning_rate: Where the cosine ends, and what the cooldown has.
+      warmup_learning_rate: Where the warm-up starts.
+      warmup_steps: Steps of the warm-up; 0 starts at the peak.
+      warmup_epochs: The same in epochs; replaces `warmup_steps` where given.
+      cosine_from_start: Count the cosine from step 0, as timm does: it goes on from where it would
+        be without a warm-up, a little below the peak. Else it starts when the warm-up ends.
+      cooldown_epochs: Last epochs of the run, at the final rate.
       weight_decay: Decoupled decay of matrices and kernels; vectors are never decayed.
       decay_bias_tables: Whether the relative position biases are decayed too.
       beta1: Decay of the first moment.
       beta2: Decay of the second moment.
+      eps: Added to the root of the second moment.
       clip_norm: Largest global norm of the gradient; None leaves it alone.
     """
 
     learning_rate: float = 1e-3
+    schedule: Literal["cosine", "constant"] = "cosine"
     final_learning_rate: float = 1e-5
+    warmup_learning_rate: float = 0.0
     warmup_steps: int = 50
+    warmup_epochs: float | None = None
+    cosine_from_start: bool = False
+    cooldown_epochs: float = 0.0
     weight_decay: float = 0.05
     decay_bias_tables: bool = False
     beta1: float = 0.9
     beta2: float = 0.999
+    eps: float = 1e-8
     clip_norm: float | None = 5.0
 
 
@@ -132,17 +229,21 @@ class TrainConfig:
     Attributes:
       model: The network.
       data: The data set.
+      augment: Random changes of the training images.
       optimizer: The optimizer and its schedule.
       mesh: The devices.
       distributed: The processes.
       checkpoint: The checkpoints.
       batch_size: Images a step, over all devices and hosts.
-      epochs: Passes over the training images.
+      accumulate: Parts of a batch that are computed one after the other, to save memory; the
+        gradient is their mean.
+      epochs: Passes over the training images, cooldown included.
       steps: Steps in all; replaces `epochs` where given.
       log_every: Steps between two lines of metrics.
       eval_every: Steps between two evaluations; a multiple of `checkpoint.every`.
       label_smoothing: Share of the target that is spread over all classes, in [0, 1).
-      ema_decay: Decay a step of the averaged weights, in [0, 1).
+      ema_decay: Decay a step of the averaged weights, in [0, 1); None keeps no average.
+      ema_warmup: Let the decay grow from 0.1, so that the average forgets the initial weights.
       seed: Seed of initialisation, data order, augmentation and stochastic depth.
       init: Weights to start from: a file that `natjax convert` reads, a URL, or the name of
         published weights of the model, such as imagenet1k. The classifier is drawn anew where the
@@ -152,17 +253,20 @@ class TrainConfig:
 
     data: DataConfig
     model: ModelConfig = ModelConfig()
+    augment: AugmentConfig = AugmentConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     mesh: MeshConfig = MeshConfig()
     distributed: DistributedConfig = DistributedConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     batch_size: int = 64
+    accumulate: int = 1
     epochs: float = 10.0
     steps: int | None = None
     log_every: int = 20
     eval_every: int = 100
     label_smoothing: float = 0.1
-    ema_decay: float = 0.99
+    ema_decay: float | None = 0.99
+    ema_warmup: bool = True
     seed: int = 0
     init: str | None = None
     run: Path | None = None
@@ -179,7 +283,7 @@ class TrainConfig:
         _require("seed", self.seed, 0 <= self.seed < 2**32, "in [0, 2**32)")
         for name, value in (
             ("label_smoothing", self.label_smoothing),
-            ("ema_decay", self.ema_decay),
+            ("ema_decay", self.ema_decay or 0.0),
             ("model.drop_path", self.model.drop_path),
         ):
             _require(name, value, 0 <= value < 1, "in [0, 1)")
@@ -189,6 +293,38 @@ class TrainConfig:
         _require_multiple("eval_every", self.eval_every, "checkpoint.every", self.checkpoint.every)
         devices = (self.mesh.data or 1) * self.mesh.fsdp
         _require_multiple("batch_size", self.batch_size, "mesh.data * mesh.fsdp", devices)
+        if self.accumulate > 1:
+            of = "mesh.data * mesh.fsdp * accumulate"
+            _require_multiple("batch_size", self.batch_size, of, devices * self.accumulate)
+        _check_augment(self.augment)
+        _require("data.crop_pct", self.data.crop_pct, 0 < self.data.crop_pct <= 1, "in (0, 1]")
+
+
+def _check_augment(augment: AugmentConfig) -> None:
+    for name, chance in (
+        ("hflip", augment.hflip),
+        ("mix.prob", augment.mix.prob),
+        ("mix.switch_prob", augment.mix.switch_prob),
+        ("erase.prob", augment.erase.prob),
+    ):
+        _require(f"augment.{name}", chance, 0 <= chance <= 1, "in [0, 1]")
+    for name, number in (
+        ("shift", augment.shift),
+        ("color_jitter", augment.color_jitter),
+        ("mix.mixup_alpha", augment.mix.mixup_alpha),
+        ("mix.cutmix_alpha", augment.mix.cutmix_alpha),
+    ):
+        _require(f"augment.{name}", number, number >= 0, "at least 0")
+    for name, (low, high), most in (
+        ("scale", augment.scale, 1.0),
+        ("ratio", augment.ratio, math.inf),
+        ("erase.area", augment.erase.area, 1.0),
+        ("erase.aspect", augment.erase.aspect, math.inf),
+    ):
+        rule = f"two numbers, 0 < low <= high{' <= 1' if most == 1 else ''}"
+        _require(f"augment.{name}", (low, high), 0 < low <= high <= most, rule)
+    if augment.rand_augment is not None:
+        parse_policy(augment.rand_augment)
 
 
 def _integers_from_one(config: TrainConfig) -> tuple[tuple[str, int], ...]:
@@ -200,6 +336,8 @@ def _integers_from_one(config: TrainConfig) -> tuple[tuple[str, int], ...]:
         ("checkpoint.keep_latest", config.checkpoint.keep_latest),
         ("data.image_size", config.data.image_size),
         ("data.threads", config.data.threads),
+        ("accumulate", config.accumulate),
+        ("augment.erase.count", config.augment.erase.count),
     )
 
 

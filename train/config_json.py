@@ -43,6 +43,8 @@ def _build(kind: Any, values: dict[str, Any], prefix: str) -> Any:
 def _convert(hint: Any, value: Any, name: str) -> Any:
     if dataclasses.is_dataclass(hint):
         return _build(hint, value, f"{name}.")
+    if typing.get_origin(hint) is tuple:
+        return tuple(value)  # JSON knows lists only
     wants_path = isinstance(hint, types.UnionType) and Path in typing.get_args(hint)
     return Path(value) if wants_path and value is not None else value
 

@@ -10,19 +10,20 @@ from typing import Any
 import grain
 import numpy as np
 
-from natjax.train.config import DataConfig
+from natjax.train.augment.pipeline import TrainTransform
+from natjax.train.config import AugmentConfig, DataConfig
 from natjax.train.datasets import DatasetSpec, Source
-from natjax.train.transforms import decode
+from natjax.train.transforms import add_border, center_view, decode, to_pixels
 
 Batch = dict[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
 class Host:
-    """Which part of every global batch this process makes, of `count` equal ones.
+    """Which rows of every global batch this process makes: the `index`-th of `count` equal parts.
 
-    The parts are consecutive rows, as `natjax.train.sharding.make_mesh` lays devices out: so the
-    global batch has the same rows in the same order for any number of processes.
+    Parts in one piece, so that the global array has the same rows in the same order for any number
+    of hosts: what a step draws for a row, and which row is mixed with which, stays the same.
     """
 
     index: int = 0
@@ -33,15 +34,13 @@ class Host:
 class _TrainExample:
     """Decodes and augments one record; a class, since worker processes receive it pickled."""
 
-    spec_name: str
-    image_size: int
+    channels: int
+    border: float
+    transform: TrainTransform
 
     def __call__(self, record: dict[str, Any], rng: np.random.Generator) -> Batch:
-        from natjax.train.datasets import get_spec
-
-        spec = get_spec(self.spec_name)
-        image = decode(record["image"], spec.channels)
-        return _example(spec.train_transform(image, self.image_size, rng), record)
+        image = add_border(decode(record["image"], self.channels), self.border)
+        return _example(self.transform(image, rng), record)
 
 
 def _example(pixels: np.ndarray, record: dict[str, Any]) -> Batch:
@@ -49,7 +48,14 @@ def _example(pixels: np.ndarray, record: dict[str, Any]) -> Batch:
 
 
 def train_dataset(
-    source: Source, spec: DatasetSpec, image_size: int, *, seed: int, batch_size: int, host: Host
+    source: Source,
+    spec: DatasetSpec,
+    data: DataConfig,
+    augment: AugmentConfig,
+    *,
+    seed: int,
+    batch_size: int,
+    host: Host,
 ) -> grain.MapDataset:
     """Return the endless sequence of training batches; element `step` depends on (seed, step) only.
 
@@ -57,14 +63,17 @@ def train_dataset(
 
     Args:
       source: The records.
-      spec: How to decode and augment.
-      image_size: Side of the images in pixels.
+      spec: How to decode.
+      data: Size of the images.
+      augment: Random changes; those of whole batches are left to the step.
       seed: Seed of the permutations and the augmentation.
       batch_size: Images a step, over all hosts.
       host: Which rows this process makes; augmentation comes before the split over hosts.
     """
     records = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
-    examples = records.random_map(_TrainExample(spec.name, image_size))
+    transform = TrainTransform(augment=augment, data=data, mean=spec.mean)
+    examples = records.random_map(_TrainExample(spec.channels, spec.border, transform))
+    # In batches of one host's size, of which each host takes every so manieth.
     return examples.batch(batch_size // host.count, drop_remainder=True)[host.index :: host.count]
 
 
@@ -90,7 +99,7 @@ def _allow_workers() -> None:
 
 
 def test_dataset(
-    source: Source, spec: DatasetSpec, image_size: int, *, batch_size: int, host: Host
+    source: Source, spec: DatasetSpec, data: DataConfig, *, batch_size: int, host: Host
 ) -> grain.MapDataset:
     """Return batches that hold every record once, in order, and a mask.
 
@@ -100,7 +109,7 @@ def test_dataset(
     Args:
       source: The records.
       spec: How to decode.
-      image_size: Side of the images in pixels.
+      data: The view of evaluation.
       batch_size: Images a batch, over all hosts.
       host: Which rows this process makes.
     """
@@ -109,8 +118,8 @@ def test_dataset(
 
     def example(index: int) -> Batch:
         record = source[min(index, count - 1)]
-        image = decode(record["image"], spec.channels)
-        pixels = spec.eval_transform(image, image_size)
+        image = add_border(decode(record["image"], spec.channels), spec.border)
+        pixels = to_pixels(center_view(image, data))
         return _example(pixels, record) | {"mask": np.bool_(index < count)}
 
     rows = grain.MapDataset.range(padded).map(example)

@@ -1,8 +1,8 @@
 """The one interface between a data set and everything else, and the list of data sets.
 
-A data set is a `DatasetSpec`: how to build it with TFDS, how to turn one encoded image into pixels
-for training and for evaluation, how to normalise, and the names of its classes. The pipeline, the
-step, evaluation and prediction know nothing more.
+A data set is a `DatasetSpec`: how to build it with TFDS, how to decode one image, how to normalise,
+and the names of its classes. The pipeline, the step, evaluation and prediction know nothing more.
+What is random about training images is the run's: `natjax.train.config.AugmentConfig`.
 """
 
 import contextlib
@@ -18,7 +18,6 @@ from typing import Any
 from natjax.train import console
 from natjax.train.config import DataConfig
 from natjax.train.errors import UserError, did_you_mean
-from natjax.train.transforms import EvalTransform, TrainTransform
 
 Source = Sequence[dict[str, Any]]
 
@@ -35,8 +34,7 @@ class DatasetSpec:
       std: Standard deviation of each channel, of pixels in [0, 1].
       train_split: TFDS split to learn from.
       test_split: TFDS split that is held out.
-      train_transform: ``(image, side, rng) -> uint8[side, side, channels]``, random.
-      eval_transform: ``(image, side) -> uint8[side, side, channels]``, for an image of any size.
+      border: Black added around every image before anything else, as a part of its short side.
       builder: ``(prepared_dir, original_dir) -> TFDS builder``, writing ArrayRecord.
       check_original: Called before preparing; raises `UserError` where files are missing.
     """
@@ -48,9 +46,8 @@ class DatasetSpec:
     std: tuple[float, ...]
     train_split: str
     test_split: str
-    train_transform: TrainTransform
-    eval_transform: EvalTransform
     builder: Callable[[Path, Path | None], Any]
+    border: float = 0.0
     check_original: Callable[[Path | None], None] = lambda _: None
 
 
@@ -58,6 +55,7 @@ class DatasetSpec:
 _HOME = {
     "digits": "natjax.train.digits",
     "fashion_mnist": "natjax.train.fashion_mnist",
+    "emoji": "natjax.train.emoji",
 }
 
 

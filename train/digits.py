@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-from PIL import Image
 
 from natjax.train.datasets import DatasetSpec
-from natjax.train.transforms import Pixels, encode_png, random_shift, square, to_pixels
+from natjax.train.transforms import encode_png
 
 _TEST_SIZE = 360
 _DARKEST = 16  # the original counts, in 4x4 blocks, of inked pixels
@@ -57,14 +56,6 @@ class Digits(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             yield index, {"image": encode_png(pixels), "label": int(labels[index])}
 
 
-def _train_transform(image: Image.Image, side: int, rng: np.random.Generator) -> Pixels:
-    return random_shift(_eval_transform(image, side), side // 16, rng)
-
-
-def _eval_transform(image: Image.Image, side: int) -> Pixels:
-    return to_pixels(square(image, side))
-
-
 SPEC = DatasetSpec(
     name="digits",
     channels=1,
@@ -73,7 +64,5 @@ SPEC = DatasetSpec(
     std=(0.376,),
     train_split="train",
     test_split="test",
-    train_transform=_train_transform,
-    eval_transform=_eval_transform,
     builder=lambda prepared, _: Digits(data_dir=prepared, file_format="array_record"),
 )

@@ -28,7 +28,7 @@ def evaluate_run(
       data_dir: Folder with the original files, where the data set is not prepared here.
 
     Returns:
-      The step, and the results by ``"raw"`` and ``"ema"``.
+      The step, and the results by ``"raw"`` and, where an average is kept, ``"ema"``.
 
     Raises:
       UserError: there is no such run or checkpoint.
@@ -39,25 +39,26 @@ def evaluate_run(
     mesh = MeshConfig(data=devices)
     trainer = build_trainer(dataclasses.replace(config, data=data, mesh=mesh))
     items = state_items(trainer.compiled.target)
-    target = {item: items[item] for item in _ITEM.values()}
+    target = {item: items[item] for item in _ITEM.values() if item in items}
     restored = restore(folder.checkpoints, target, step=step)
     if restored is None:
         raise UserError(f"{path} has no checkpoint yet; train until the first one is written")
     return restored.step, {
         weights: evaluate(trainer.compiled, restored.items[item], trainer.test_data)
         for weights, item in _ITEM.items()
+        if item in target
     }
 
 
 def evaluation_table(step: int, results: dict[str, Evaluation]) -> Table:
     """Return the results as a table; `step` names the checkpoint."""
-    images = results["ema"].images
+    images = results["raw"].images
     table = Table(title=f"step {step}, {images:,} held-out images", title_justify="left")
     table.add_column("weights")
     for name in ("top-1", "top-5", "loss (nats)"):
         table.add_column(name, justify="right")
-    for weights, name in (("raw", "last"), ("ema", "averaged")):
-        result = results[weights]
+    for weights, result in results.items():
+        name = {"raw": "last", "ema": "averaged"}[weights]
         table.add_row(name, f"{result.top1:.2%}", f"{result.top5:.2%}", f"{result.loss:.4f}")
     return table
 

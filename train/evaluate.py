@@ -28,6 +28,15 @@ class Evaluation:
     top5: float
 
 
+def best_of(results: dict[str, Evaluation]) -> Evaluation:
+    """Return the result that decides: of the averaged weights (``"ema"``) where there are any.
+
+    Args:
+      results: By ``"raw"`` and ``"ema"``.
+    """
+    return results.get("ema", results["raw"])
+
+
 class NoImagesError(ValueError):
     """There is nothing to evaluate on."""
 

@@ -12,10 +12,9 @@ from natjax.train.datasets import get_spec
 from natjax.train.errors import UserError
 from natjax.train.functional import model_builder
 from natjax.train.run_folder import RunFolder
+from natjax.train.state import weights_item
 from natjax.weights.load import named_params
 from natjax.weights.save import check_target, default_naming, write_weights
-
-_ITEM = {"ema": "ema", "raw": "params"}
 
 
 def export_run(
@@ -51,7 +50,7 @@ def export_run(
         name: jax.ShapeDtypeStruct(param.shape, param.dtype, sharding=one)
         for name, param in named_params(model).items()
     }
-    item = _ITEM[weights]
+    item = weights_item(config, weights)
     restored = restore(folder.checkpoints, {item: shapes}, step=step)
     if restored is None:
         raise UserError(f"{path} has no checkpoint yet; train until the first one is written")

@@ -10,19 +10,11 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-from PIL import Image
 
 from natjax.train.datasets import DatasetSpec
 from natjax.train.errors import UserError
 from natjax.train.idx import read_idx
-from natjax.train.transforms import (
-    Pixels,
-    encode_png,
-    pad_to,
-    random_shift,
-    square,
-    to_pixels,
-)
+from natjax.train.transforms import encode_png
 
 _SIDE = 28
 _PREFIX = {"train": "train", "test": "t10k"}
@@ -111,15 +103,6 @@ def _check_original(original: Path | None) -> None:
         _files(_folder(original), split)
 
 
-def _train_transform(image: Image.Image, side: int, rng: np.random.Generator) -> Pixels:
-    # Every shoe points left: mirrored ones only make the task harder.
-    return random_shift(_eval_transform(image, side), 1, rng)
-
-
-def _eval_transform(image: Image.Image, side: int) -> Pixels:
-    return pad_to(to_pixels(square(image, side * _SIDE // 32)), side)
-
-
 SPEC = DatasetSpec(
     name="fashion_mnist",
     channels=1,
@@ -139,8 +122,7 @@ SPEC = DatasetSpec(
     std=(0.353,),
     train_split="train",
     test_split="test",
-    train_transform=_train_transform,
-    eval_transform=_eval_transform,
+    border=2 / _SIDE,  # to 32 pixels, which halve evenly
     builder=lambda prepared, original: FashionMnist(
         data_dir=prepared, file_format="array_record", original=original
     ),

@@ -21,12 +21,14 @@ Params = dict[str, jax.Array]
 
 
 @runtime_checkable
-class Images(Protocol):
-    """What a network needs to know of a data set; `natjax.train.datasets.DatasetSpec` has it.
+class ImageSet(Protocol):
+    """What a step needs to know of a data set; `natjax.train.datasets.DatasetSpec` is one.
 
     Attributes:
       channels: Channels of the images.
       class_names: Name of each label.
+      mean: Mean of each channel, of pixels in [0, 1].
+      std: Standard deviation of each channel.
     """
 
     @property
@@ -34,6 +36,12 @@ class Images(Protocol):
 
     @property
     def class_names(self) -> tuple[str, ...]: ...  # noqa: D102
+
+    @property
+    def mean(self) -> tuple[float, ...]: ...  # noqa: D102
+
+    @property
+    def std(self) -> tuple[float, ...]: ...  # noqa: D102
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +87,7 @@ def _join(path: tuple[Any, ...]) -> str:
 
 
 def model_builder(
-    config: ModelConfig, spec: Images, seed: int
+    config: ModelConfig, spec: ImageSet, seed: int
 ) -> Callable[[], natjax.NAT | natjax.Isotropic]:
     """Return what makes the configured network, with the data set's channels and classes.
 
@@ -105,7 +113,7 @@ def model_builder(
     return build
 
 
-def build_model(config: ModelConfig, spec: Images, seed: int) -> FunctionalModel:
+def build_model(config: ModelConfig, spec: ImageSet, seed: int) -> FunctionalModel:
     """Return the configured network as pure functions.
 
     Raises:

@@ -59,9 +59,8 @@ def start_from(state: TrainState, initial: InitialWeights) -> TrainState:
       initial: What to take.
     """
     arrays = initial.arrays
-    return dataclasses.replace(
-        state, params=_replaced(state.params, arrays), ema=_replaced(state.ema, arrays)
-    )
+    ema = _replaced(state.ema, arrays) if state.ema else {}
+    return dataclasses.replace(state, params=_replaced(state.params, arrays), ema=ema)
 
 
 def _replaced(params: Params, arrays: dict[str, np.ndarray]) -> Params:

@@ -14,7 +14,7 @@ from natjax.train.config import TrainConfig
 from natjax.train.config_json import to_json
 from natjax.train.data import train_batches
 from natjax.train.errors import TrainingError
-from natjax.train.evaluate import Evaluation, evaluate
+from natjax.train.evaluate import Evaluation, best_of, evaluate
 from natjax.train.init_weights import InitialWeights, read_initial, start_from
 from natjax.train.metrics import MetricsWriter, drop_after
 from natjax.train.progress import ProgressDisplay, Throughput, format_seconds
@@ -39,7 +39,8 @@ def train(config: TrainConfig, path: Path) -> Evaluations:
       path: The run folder.
 
     Returns:
-      Accuracy of the last weights, by ``"raw"`` and ``"ema"``, over all held-out images.
+      Accuracy of the last weights, by ``"raw"`` and, where an average is kept, ``"ema"``, over all
+      held-out images.
 
     Raises:
       UserError: wrong configuration, data, or folder, or a full disk.
@@ -59,7 +60,7 @@ def train(config: TrainConfig, path: Path) -> Evaluations:
             state, evaluations = run.finish(state, folder)
         finally:
             run.metrics.close()
-        write_pictures(trainer, state, folder, evaluations["ema"])
+        write_pictures(trainer, state, folder, best_of(evaluations))
         processes.wait("end of the run")
     _tell_end(trainer, folder, evaluations, time.monotonic() - began)
     return evaluations
@@ -122,7 +123,7 @@ class _Run:
                 score = None
                 if self._due(step, config.eval_every):
                     evaluations = self._evaluate_and_log(state, step)
-                    score = evaluations["ema"].top1
+                    score = best_of(evaluations).top1
                 if self._due(step, config.checkpoint.every):
                     self._save(checkpoints, state, score)
         return state, evaluations
@@ -163,16 +164,16 @@ class _Run:
                 kind="eval", step=step, weights=weights, **dataclasses.asdict(result)
             )
         self.throughput.exclude(time.monotonic() - began)
-        raw, ema = evaluations["raw"].top1, evaluations["ema"].top1
-        console.say(f"step {step:>6}  test accuracy {raw:.2%}, averaged weights {ema:.2%}")
+        text = f"step {step:>6}  test accuracy {evaluations['raw'].top1:.2%}"
+        if "ema" in evaluations:
+            text += f", averaged weights {evaluations['ema'].top1:.2%}"
+        console.say(text)
         return evaluations
 
     def _evaluate(self, state: TrainState) -> Evaluations:
         compiled, batches = self.trainer.compiled, self.trainer.test_data
-        return {
-            "raw": evaluate(compiled, state.params, batches),
-            "ema": evaluate(compiled, state.ema, batches),
-        }
+        weights = {"raw": state.params} | ({"ema": state.ema} if state.ema else {})
+        return {name: evaluate(compiled, params, batches) for name, params in weights.items()}
 
 
 def _check_finite(scalars: list[dict[str, np.ndarray]], first_step: int) -> None:
@@ -187,8 +188,8 @@ def _check_finite(scalars: list[dict[str, np.ndarray]], first_step: int) -> None
 
 
 def _tell_end(trainer: Trainer, folder: RunFolder, results: Evaluations, seconds: float) -> None:
-    for weights, name in (("raw", "last weights"), ("ema", "averaged weights")):
-        result = results[weights]
+    for weights, result in results.items():
+        name = {"raw": "last weights", "ema": "averaged weights"}[weights]
         console.say(
             f"{name}: top-1 {result.top1:.2%}, top-5 {result.top5:.2%}, {result.images} images"
         )

@@ -11,29 +11,67 @@ from natjax.train.config import OptimizerConfig
 from natjax.train.errors import UserError
 
 
-def schedule(config: OptimizerConfig, total_steps: int) -> Callable[..., jax.Array]:
+def schedule(
+    config: OptimizerConfig, total_steps: int, steps_per_epoch: float | None = None
+) -> Callable[..., jax.Array]:
     """Return the learning rate as a function of the step, counted from 0.
 
-    Linear from 0 to the peak in `warmup_steps`, then half a cosine down to `final_learning_rate` at
-    `total_steps`, and constant from there.
+    Linear to the peak in the warm-up, then half a cosine down to `final_learning_rate` where the
+    cooldown begins, and constant from there; or the peak throughout.
+
+    Args:
+      config: The optimizer's settings.
+      total_steps: Steps of the run.
+      steps_per_epoch: For settings in epochs; None where there are none.
 
     Raises:
-      UserError: the warm-up is not shorter than the run.
+      UserError: warm-up and cooldown leave nothing of the run.
     """
-    if not 0 <= config.warmup_steps < total_steps:
-        raise UserError(
-            f"optimizer.warmup_steps must be in [0, {total_steps}), the steps of this run,"
-            f" got {config.warmup_steps}"
-        )
-    peak, final, warmup = config.learning_rate, config.final_learning_rate, config.warmup_steps
+    warmup, end = _phases(config, total_steps, steps_per_epoch)
+    start, peak, final = (
+        config.warmup_learning_rate,
+        config.learning_rate,
+        config.final_learning_rate,
+    )
+    begin = 0 if config.cosine_from_start else warmup
 
     def rate(step: jax.Array | int) -> jax.Array:
         count = jnp.asarray(step, jnp.float32)
-        done = jnp.clip((count - warmup) / (total_steps - warmup), 0, 1)
-        cosine = final + (peak - final) * (1 + jnp.cos(jnp.pi * done)) / 2
-        return jnp.where(count < warmup, peak * count / max(warmup, 1), cosine)
+        after = jnp.float32(peak)
+        if config.schedule == "cosine":
+            done = jnp.clip((count - begin) / (end - begin), 0, 1)
+            after = final + (peak - final) * (1 + jnp.cos(jnp.pi * done)) / 2
+        return jnp.where(count < warmup, start + (peak - start) * count / max(warmup, 1), after)
 
     return rate
+
+
+def _phases(
+    config: OptimizerConfig, total_steps: int, steps_per_epoch: float | None
+) -> tuple[int, int]:
+    """Where the warm-up and the cosine end, in steps."""
+
+    def steps(epochs: float) -> int:
+        if epochs and steps_per_epoch is None:
+            raise ValueError("settings in epochs need steps_per_epoch")
+        return round(epochs * (steps_per_epoch or 0))
+
+    name, warmup = "warmup_steps", config.warmup_steps
+    if config.warmup_epochs is not None:
+        name, warmup = "warmup_epochs", steps(config.warmup_epochs)
+    if not 0 <= warmup < total_steps:
+        value = getattr(config, name)
+        raise UserError(
+            f"optimizer.{name} must be in [0, {total_steps}), the steps of this run, got {value}"
+            + (f" ({warmup} steps)" if value != warmup else "")
+        )
+    end = total_steps - steps(config.cooldown_epochs)
+    if not warmup < end <= total_steps:
+        raise UserError(
+            f"optimizer.cooldown_epochs must leave some of the {total_steps} steps after the"
+            f" {warmup} of the warm-up, got {config.cooldown_epochs}"
+        )
+    return warmup, end
 
 
 def decay_mask(params: dict[str, jax.Array], decay_bias_tables: bool = False) -> dict[str, bool]:
@@ -49,16 +87,24 @@ def decay_mask(params: dict[str, jax.Array], decay_bias_tables: bool = False) ->
     }
 
 
-def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientTransformation:
+def make_optimizer(
+    config: OptimizerConfig, total_steps: int, steps_per_epoch: float | None = None
+) -> optax.GradientTransformation:
     """Return AdamW (Loshchilov and Hutter, 2019), behind clipping where configured.
+
+    Args:
+      config: The optimizer's settings.
+      total_steps: Steps of the run.
+      steps_per_epoch: As for `schedule`.
 
     Raises:
       UserError: the schedule does not fit the run.
     """
     adamw = optax.adamw(
-        schedule(config, total_steps),
+        schedule(config, total_steps, steps_per_epoch),
         b1=config.beta1,
         b2=config.beta2,
+        eps=config.eps,
         weight_decay=config.weight_decay,
         mask=lambda params: decay_mask(params, config.decay_bias_tables),
     )

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import tyro
 
 from natjax.train.config import TrainConfig
-from natjax.train.presets import PRESETS, get_preset
+from natjax.train.presets import PRESETS, check_start, get_preset
 
 
 def parse_train(preset: str, args: Sequence[str]) -> TrainConfig:
@@ -16,14 +16,16 @@ def parse_train(preset: str, args: Sequence[str]) -> TrainConfig:
       args: Flags, as in ``["--epochs", "5", "--mesh.data", "4"]``.
 
     Raises:
-      UserError: there is no such preset.
+      UserError: there is no such preset, or it needs weights to start from.
       SystemExit: after ``--help`` (0) or a wrong flag (2), which has been explained.
     """
     config = get_preset(preset)
-    return tyro.cli(
+    config = tyro.cli(
         TrainConfig,
         default=config,
         args=list(args),
         prog=f"natjax train {preset}",
         description=PRESETS[preset].__doc__,
     )
+    check_start(preset, config)
+    return config

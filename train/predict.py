@@ -14,12 +14,14 @@ from rich.table import Table
 
 from natjax.train import console
 from natjax.train.checkpoint import restore
+from natjax.train.config import DataConfig
 from natjax.train.datasets import DatasetSpec, get_spec
 from natjax.train.errors import UserError
 from natjax.train.functional import build_model
 from natjax.train.run_folder import RunFolder
+from natjax.train.state import weights_item
 from natjax.train.step import Network, probabilities
-from natjax.train.transforms import Pixels, with_channels
+from natjax.train.transforms import Pixels, add_border, center_view, to_pixels, with_channels
 
 # Pillow hands Encapsulated PostScript to an interpreter of programs; a picture should not be one.
 _REFUSED_FORMATS = {"EPS"}
@@ -32,12 +34,12 @@ class Predictor:
 
     Attributes:
       spec: The data set.
-      image_size: Side of the images in pixels.
+      data: The view of evaluation.
       probabilities: ``(uint8[B, H, W, C]) -> float32[B, L]``.
     """
 
     spec: DatasetSpec
-    image_size: int
+    data: DataConfig
     probabilities: Callable[[np.ndarray], Float[np.ndarray, "B L"]]
 
     def top(self, row: Float[np.ndarray, " L"], count: int) -> list[tuple[str, float]]:
@@ -62,7 +64,7 @@ def load_predictor(path: Path, *, step: int | None = None, weights: str = "ema")
     config = folder.read_config()
     spec = get_spec(config.data.name)
     model = build_model(config.model, spec, config.seed)
-    item = {"ema": "ema", "raw": "params"}[weights]
+    item = weights_item(config, weights)
     one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     target = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=one),
@@ -73,10 +75,10 @@ def load_predictor(path: Path, *, step: int | None = None, weights: str = "ema")
         raise UserError(f"{path} has no checkpoint yet; train until the first one is written")
     network = Network(model, spec.mean, spec.std)
     jitted = jax.jit(functools.partial(probabilities, network, restored.items[item]))
-    return Predictor(spec, config.data.image_size, lambda images: np.asarray(jitted(images)))
+    return Predictor(spec, config.data, lambda images: np.asarray(jitted(images)))
 
 
-def read_image(path: Path, spec: DatasetSpec, side: int) -> Pixels:
+def read_image(path: Path, spec: DatasetSpec, data: DataConfig) -> Pixels:
     """Read an image file of any size as the data set would give it to the network.
 
     Upright by its EXIF orientation; of an animation the first frame.
@@ -92,7 +94,8 @@ def read_image(path: Path, spec: DatasetSpec, side: int) -> Pixels:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path, formats=formats) as image:
                 upright = ImageOps.exif_transpose(image)
-                return spec.eval_transform(with_channels(upright, spec.channels), side)
+                decoded = add_border(with_channels(upright, spec.channels), spec.border)
+                return to_pixels(center_view(decoded, data))
     except Exception as error:  # decoders of hostile files raise nearly anything
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise UserError(f"cannot read image {path}: {reason}") from error
@@ -114,7 +117,7 @@ def predict_files(
     pixels, failures = {}, []
     for path in paths:
         try:
-            pixels[path] = read_image(path, predictor.spec, predictor.image_size)
+            pixels[path] = read_image(path, predictor.spec, predictor.data)
         except UserError as error:
             failures.append(error)
     rows = _in_batches(predictor, list(pixels.values()))

@@ -30,7 +30,7 @@ def write_pictures(
     """
     batch = next(iter(trainer.test_data))
     images = put_batch({"image": batch["image"]}, trainer.compiled.batch)["image"]
-    rows = np.asarray(jax.device_get(trainer.compiled.probabilities(state.ema, images)))
+    rows = np.asarray(jax.device_get(trainer.compiled.probabilities(state.averaged, images)))
     if processes.index() != 0:
         return
     name = f"{trainer.config.model.name} on {trainer.spec.name}"

@@ -108,16 +108,17 @@ def describe(mesh: Mesh) -> str:
     return f"{mesh.size} x {mesh.devices.flat[0].platform}{hosts} ({sizes})"
 
 
-def check_batch_size(batch_size: int, mesh: Mesh) -> None:
-    """Check that a batch can be split over the devices.
+def check_batch_size(batch_size: int, mesh: Mesh, accumulate: int = 1) -> None:
+    """Check that every part of a batch can be split over the devices.
 
     Raises:
       UserError: it cannot.
     """
-    if batch_size % mesh.size:
+    if batch_size % (mesh.size * accumulate):
+        parts = f" times accumulate={accumulate}" if accumulate > 1 else ""
         raise UserError(
             f"batch_size must be a multiple of the {mesh.size} devices"
-            f" (mesh.data * mesh.fsdp), got {batch_size}"
+            f" (mesh.data * mesh.fsdp){parts}, got {batch_size}"
         )
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,9 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8
 
+from natjax.train.augment.erase import erase
+from natjax.train.augment.mix import draw_mix, mix_images
+from natjax.train.config import EraseConfig, MixConfig
 from natjax.train.functional import FunctionalModel, Params
 from natjax.train.state import TrainState
 
@@ -30,11 +34,9 @@ class Network:
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
-    def logits(
-        self, params: Params, images: UInt8[Array, "B H W C"], rngs: nnx.Rngs | None = None
-    ) -> Float[Array, "B L"]:
-        """Return logits of pixels; without `rngs` as in evaluation."""
-        return self.model.apply(params, normalize(images, self.mean, self.std), rngs=rngs)
+    def logits(self, params: Params, images: UInt8[Array, "B H W C"]) -> Float[Array, "B L"]:
+        """Return logits of pixels, as in evaluation."""
+        return self.model.apply(params, normalize(images, self.mean, self.std))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,20 +48,30 @@ class Task:
       optimizer: Turns gradients into updates.
       schedule: Learning rate of a step, for the metrics.
       label_smoothing: Share of the target spread over all classes.
-      ema_decay: Decay a step of the averaged parameters.
-      seed: Seed of stochastic depth.
+      ema_decay: Decay a step of the averaged parameters; None where none are kept.
+      seed: Seed of stochastic depth and of what is random about batches.
+      ema_warmup: Whether early steps have a smaller decay.
+      mix: Mixup and CutMix.
+      erase: Random erasing.
+      accumulate: Parts of a batch that are computed one after the other.
     """
 
     network: Network
     optimizer: optax.GradientTransformation
     schedule: Callable[[Array], Array]
     label_smoothing: float
-    ema_decay: float
+    ema_decay: float | None
     seed: int
+    ema_warmup: bool = True
+    mix: MixConfig = dataclasses.field(default_factory=MixConfig)
+    erase: EraseConfig = dataclasses.field(default_factory=EraseConfig)
+    accumulate: int = 1
 
 
 def normalize(
-    images: UInt8[Array, "B H W C"], mean: tuple[float, ...], std: tuple[float, ...]
+    images: UInt8[Array, "B H W C"] | Float[Array, "B H W C"],
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
 ) -> Float[Array, "B H W C"]:
     """Return ``(image / 255 - mean) / std`` in float32."""
     shape = (1, 1, 1, len(mean))
@@ -85,18 +97,11 @@ def train_step(task: Task, state: TrainState, batch: Batch) -> tuple[TrainState,
       batch: ``image`` uint8 [B, H, W, C] and ``label`` int32 [B].
 
     Returns:
-      State after, and float32 scalars: ``loss`` in nats, ``accuracy`` on the augmented batch,
-      ``grad_norm`` before clipping, ``learning_rate``.
+      State after, and float32 scalars: ``loss`` in nats, ``accuracy`` on the augmented batch (of
+      mixed images: how often the label with the larger share comes first), ``grad_norm`` before
+      clipping, ``learning_rate``.
     """
-
-    def loss_of(params: Params) -> tuple[Array, Array]:
-        key = jax.random.fold_in(jax.random.key(task.seed), state.step)
-        rngs = nnx.Rngs(droppath=key, dropout=jax.random.fold_in(key, 1))
-        logits = task.network.logits(params, batch["image"], rngs)
-        hits = (logits.argmax(axis=-1) == batch["label"]).astype(jnp.float32)
-        return cross_entropy(logits, batch["label"], task.label_smoothing).mean(), hits.mean()
-
-    (loss, accuracy), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+    (loss, accuracy), grads = batch_gradient(task, state.params, state.step, batch)
     updates, opt = task.optimizer.update(grads, state.opt, state.params)
     params = optax.apply_updates(state.params, updates)
     scalars = {
@@ -105,17 +110,120 @@ def train_step(task: Task, state: TrainState, batch: Batch) -> tuple[TrainState,
         "grad_norm": optax.tree.norm(grads),
         "learning_rate": task.schedule(state.step),
     }
-    ema = update_ema(state.ema, params, state.step, task.ema_decay)
+    ema = state.ema
+    if task.ema_decay is not None:
+        ema = update_ema(ema, params, state.step, task.ema_decay, task.ema_warmup)
     return TrainState(step=state.step + 1, params=params, opt=opt, ema=ema), scalars
 
 
-def update_ema(ema: Params, params: Params, step: Int[Array, ""], decay: float) -> Params:
-    """Return ``d ema + (1 - d) params`` with ``d = min(decay, (1 + step) / (10 + step))``.
+def batch_gradient(
+    task: Task, params: Params, step: Int[Array, ""], batch: Batch
+) -> tuple[tuple[Array, Array], Params]:
+    """Return mean loss and accuracy of a batch, and the gradient of the loss.
 
-    The smaller decay of early steps lets the average forget the initial values.
+    What is drawn (mixing, erasing) is a function of the seed, the step and the row in the global
+    batch, and so the same for any mesh, number of hosts and number of parts. Stochastic depth alone
+    draws anew in each part.
+    """
+    key = jax.random.fold_in(jax.random.key(task.seed), step)
+    depth_key, mix_key, erase_key = jax.random.split(key, 3)
+    whole = _with_partners(task, batch)
+    own = None
+    if task.mix.enabled:
+        own = draw_mix(mix_key, task.mix, *batch["image"].shape[1:3])
+
+    def gradient(part: Batch, index: Array | int) -> tuple[tuple[Array, Array], Params]:
+        images = _network_input(task, part, own, erase_key)
+        rngs_key = jax.random.fold_in(depth_key, index)
+
+        def loss_of(params: Params) -> tuple[Array, Array]:
+            rngs = nnx.Rngs(droppath=rngs_key, dropout=jax.random.fold_in(rngs_key, 2**31))
+            logits = task.network.model.apply(params, images, rngs=rngs)
+            return _loss_and_accuracy(logits, part, own, task.label_smoothing)
+
+        return jax.value_and_grad(loss_of, has_aux=True)(params)
+
+    if task.accumulate == 1:
+        return gradient(whole, 0)
+    return _mean_over_parts(gradient, params, _split(whole, task.accumulate))
+
+
+def _with_partners(task: Task, batch: Batch) -> Batch:
+    """The batch with the row of each image and, where images are mixed, the other one."""
+    whole = {name: batch[name] for name in ("image", "label")}
+    if task.mix.enabled:
+        whole |= {f"other_{name}": values[::-1] for name, values in whole.items()}
+    return whole | {"row": jnp.arange(batch["label"].shape[0])}
+
+
+def _network_input(
+    task: Task, part: Batch, own: tuple[Array, Array] | None, erase_key: Array
+) -> Float[Array, "B H W C"]:
+    images = part["image"]
+    if own is not None:
+        images = mix_images(images, part["other_image"], own[0])
+    images = normalize(images, task.network.mean, task.network.std)
+    if task.erase.prob:
+        images = erase(images, part["row"], erase_key, task.erase)
+    return images
+
+
+def _loss_and_accuracy(
+    logits: Float[Array, "B L"],
+    part: Batch,
+    own: tuple[Array, Array] | None,
+    smoothing: float,
+) -> tuple[Array, Array]:
+    loss, label = cross_entropy(logits, part["label"], smoothing), part["label"]
+    if own is not None:
+        # Linear in the target: the same as with the blend of two smoothed targets.
+        share, other = own[1], part["other_label"]
+        loss = share * loss + (1 - share) * cross_entropy(logits, other, smoothing)
+        label = jnp.where(share >= 0.5, label, other)
+    hits = (logits.argmax(axis=-1) == label).astype(jnp.float32)
+    return loss.mean(), hits.mean()
+
+
+def _split(whole: Batch, parts: int) -> Batch:
+    """Make part j of rows j, parts + j, 2 parts + j, ...: an axis of parts before the batch's.
+
+    Every device holds consecutive rows, as many as `parts` divides, and so keeps all of its own:
+    consecutive rows as parts would move nearly all images.
+    """
+    return {
+        name: values.reshape(-1, parts, *values.shape[1:]).swapaxes(0, 1)
+        for name, values in whole.items()
+    }
+
+
+def _mean_over_parts(
+    gradient: Callable[[Batch, Array], Any], params: Params, parts: Batch
+) -> tuple[tuple[Array, Array], Params]:
+    count = parts["label"].shape[0]
+
+    def add(sums: Any, part: tuple[Batch, Array]) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, sums, gradient(*part)), None
+
+    zeros = ((jnp.zeros(()), jnp.zeros(())), jax.tree.map(jnp.zeros_like, params))
+    sums, _ = jax.lax.scan(add, zeros, (parts, jnp.arange(count)))
+    return jax.tree.map(lambda total: total / count, sums)
+
+
+def update_ema(
+    ema: Params, params: Params, step: Int[Array, ""], decay: float, warmup: bool = True
+) -> Params:
+    """Return ``d ema + (1 - d) params``.
+
+    Args:
+      ema: Average before.
+      params: Newest parameters.
+      step: Steps before this one.
+      decay: The d of late steps.
+      warmup: Whether ``d = min(decay, (1 + step) / (10 + step))``: the smaller decay of early steps
+        lets the average forget the initial values.
     """
     count = step.astype(jnp.float32)
-    keep = jnp.minimum(decay, (1 + count) / (10 + count))
+    keep = jnp.minimum(decay, (1 + count) / (10 + count)) if warmup else decay
     return jax.tree.map(lambda old, new: keep * old + (1 - keep) * new, ema, params)
 
 

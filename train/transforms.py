@@ -1,11 +1,12 @@
 """Image operations of the input pipeline: Pillow in, uint8 arrays out."""
 
 import io
-from collections.abc import Callable
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
+from PIL import Image, ImageOps
+
+from natjax.train.config import DataConfig
 
 Pixels = UInt8[np.ndarray, "H W C"]
 
@@ -39,35 +40,49 @@ def to_pixels(image: Image.Image) -> Pixels:
     return pixels[:, :, None] if pixels.ndim == 2 else pixels
 
 
-def square(image: Image.Image, side: int) -> Image.Image:
-    """Cut the middle square and resize it, bicubic, to `side` pixels; no-op at that size."""
-    if image.size == (side, side):
-        return image
+def center_view(image: Image.Image, data: DataConfig) -> Image.Image:
+    """Return what evaluation sees: the short side resized, and the middle square cut out.
+
+    The same pixels as `natjax.preprocessing` at the published sizes.
+
+    Args:
+      image: Of any size.
+      data: Side of the result, part of the short side that it holds, and the filter.
+    """
+    from natjax.preprocessing import Preprocessing  # here, as it brings in JAX
+
+    how = Preprocessing(size=data.image_size, crop_pct=data.crop_pct)
+    image = _without_far_ends(image)
+    size = how.resized(*image.size)
+    if size != image.size:
+        image = image.resize(size, Image.Resampling[data.eval_interpolation.upper()])
+    box = how.crop_box(*image.size)
+    return image if box == (0, 0, *image.size) else image.crop(box)
+
+
+def _without_far_ends(image: Image.Image) -> Image.Image:
+    # Resizing a strip of 1 x 100000 pixels by its short side would take all memory.
     short = min(image.size)
-    left, top = (image.width - short) / 2, (image.height - short) / 2
-    box = (left, top, left + short, top + short)
-    return image.resize((side, side), Image.Resampling.BICUBIC, box=box)
+    width, height = min(image.width, 32 * short), min(image.height, 32 * short)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    if (width, height) == image.size:
+        return image
+    return image.crop((left, top, left + width, top + height))
 
 
-def pad_to(pixels: Pixels, side: int) -> UInt8[np.ndarray, "{side} {side} C"]:
-    """Add black borders up to `side` pixels; an odd one goes below and right."""
-    height, width = side - pixels.shape[0], side - pixels.shape[1]
-    borders = ((height // 2, height - height // 2), (width // 2, width - width // 2), (0, 0))
-    return np.pad(pixels, borders)
+def add_border(image: Image.Image, share: float) -> Image.Image:
+    """Add black on every side, as much as `share` of the short side says."""
+    pixels = round(share * min(image.size))
+    return ImageOps.expand(image, pixels) if pixels else image
 
 
-def random_shift(pixels: Pixels, most: int, rng: np.random.Generator) -> Pixels:
+def random_shift(image: Image.Image, most: int, rng: np.random.Generator) -> Image.Image:
     """Move by up to `most` pixels along each axis; black comes in at the borders.
 
     Args:
-      pixels: The image.
+      image: The image.
       most: Largest move in pixels; 0 returns the image.
       rng: Source of the two moves, each uniform on [-most, most].
     """
-    down, right = rng.integers(0, 2 * most + 1, size=2)
-    padded = np.pad(pixels, ((most, most), (most, most), (0, 0)))
-    return padded[down : down + pixels.shape[0], right : right + pixels.shape[1]]
-
-
-EvalTransform = Callable[[Image.Image, int], Pixels]
-TrainTransform = Callable[[Image.Image, int, np.random.Generator], Pixels]
+    left, top = (int(move) for move in rng.integers(-most, most + 1, size=2))
+    return image.crop((left, top, left + image.width, top + image.height)) if most else image

@@ -3,12 +3,15 @@ import dataclasses
 import numpy as np
 import pytest
 
+from natjax.train import presets
 from natjax.train.data import Host, test_dataset, train_batches, train_dataset
 
 
 def batches(digits, *, seed=0, batch_size=16, host=Host()):  # noqa: B008
     spec, train, _ = digits
-    return train_dataset(train, spec, 32, seed=seed, batch_size=batch_size, host=host)
+    preset = presets.digits()
+    options = {"seed": seed, "batch_size": batch_size, "host": host}
+    return train_dataset(train, spec, preset.data, preset.augment, **options)
 
 
 def equal(left, right) -> bool:
@@ -41,7 +44,8 @@ def test_hosts_share_the_global_batch(digits):
     halves = [batches(digits, host=Host(index, 2)) for index in range(2)]
     for step in (0, 7):
         for index, half in enumerate(halves):
-            rows = {name: np.split(values, 2)[index] for name, values in whole[step].items()}
+            part = slice(8 * index, 8 * index + 8)
+            rows = {name: values[part] for name, values in whole[step].items()}
             assert equal(half[step], rows)
 
 
@@ -62,7 +66,7 @@ def test_evaluation_holds_every_record_once(digits, batch_size, count):
     hosts = [Host(index, count) for index in range(count)]
     labels = []
     for host in hosts:
-        dataset = test_dataset(test, spec, 32, batch_size=batch_size, host=host)
+        dataset = test_dataset(test, spec, presets.digits().data, batch_size=batch_size, host=host)
         parts = [dataset[step] for step in range(len(dataset))]
         assert all(len(part["label"]) == batch_size // count for part in parts)
         labels.append([part["label"][part["mask"]] for part in parts])

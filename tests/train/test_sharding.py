@@ -89,6 +89,8 @@ def test_a_batch_that_the_devices_cannot_share(config):
     check_batch_size(16, mesh)
     with pytest.raises(UserError, match=r"a multiple of the 8 devices .*, got 12"):
         check_batch_size(12, mesh)
+    with pytest.raises(UserError, match=r"the 8 devices .* times accumulate=4, got 16"):
+        check_batch_size(16, mesh, 4)
 
 
 def steps(trainer, state, first: int, last: int):

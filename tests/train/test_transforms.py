@@ -1,10 +1,9 @@
-import io
-
 import numpy as np
 import pytest
 from PIL import Image
 
-from natjax.train import transforms
+from natjax.train import presets, transforms
+from natjax.train.config import DataConfig
 from natjax.train.datasets import get_spec
 
 RNG = np.random.default_rng(0)
@@ -34,40 +33,58 @@ def test_sixteen_bits_keep_their_brightness():
     assert transforms.to_pixels(transforms.with_channels(image, 1)).max() == 128
 
 
-def test_square_takes_the_middle():
+def view(**settings):
+    return DataConfig(name="digits", **settings)
+
+
+def test_the_view_of_evaluation_is_the_middle():
     pixels = np.zeros((4, 10), np.uint8)
     pixels[:, 3:7] = 200
-    middle = np.asarray(transforms.square(Image.fromarray(pixels), 4))
-    assert middle.min() >= 190
+    middle = transforms.center_view(Image.fromarray(pixels), view(image_size=4))
+    assert np.asarray(middle).min() == 200
 
 
-def test_pad_puts_the_odd_pixel_below_and_right():
-    padded = transforms.pad_to(np.ones((1, 2, 1), np.uint8), 4)[:, :, 0]
-    np.testing.assert_array_equal(np.argwhere(padded), [[1, 1], [1, 2]])
+@pytest.mark.parametrize("size", [(500, 375), (375, 500), (224, 224), (1000, 90)])
+@pytest.mark.parametrize(("side", "crop_pct"), [(224, 0.875), (384, 1.0)])
+def test_the_view_of_evaluation_is_the_published_one(size, side, crop_pct):
+    """Resize the short side to floor(side / crop_pct), bicubic, and cut out the middle."""
+    photo = Image.fromarray(RNG.integers(0, 256, (*size[::-1], 3), np.uint8))
+    short = {224: 256, 384: 384}[side]
+    scaled = [short if n == min(size) else int(short * n / min(size)) for n in size]
+    left, top = (round((n - side) / 2) for n in scaled)
+    expected = photo.resize(scaled, Image.Resampling.BICUBIC)
+    expected = expected.crop((left, top, left + side, top + side))
+    found = transforms.center_view(photo, view(image_size=side, crop_pct=crop_pct))
+    np.testing.assert_array_equal(np.asarray(found), np.asarray(expected))
+
+
+def test_a_long_strip_does_not_unfold():
+    strip = Image.new("L", (1, 5_000_000), 7)
+    assert transforms.center_view(strip, view()).size == (32, 32)
+
+
+def test_a_border_is_a_part_of_the_short_side():
+    framed = transforms.add_border(Image.new("L", (28, 56), 9), 2 / 28)
+    assert framed.size == (32, 60)
+    assert np.asarray(framed).sum() == 9 * 28 * 56
+    assert transforms.add_border(framed, 0.0) is framed
 
 
 def test_shift_moves_by_every_amount_and_keeps_the_size():
-    pixels = np.zeros((5, 5, 1), np.uint8)
+    pixels = np.zeros((5, 5), np.uint8)
     pixels[2, 2] = 1
-    places = {
-        tuple(np.argwhere(transforms.random_shift(pixels, 1, RNG)[:, :, 0])[0]) for _ in range(200)
-    }
+    image, places = Image.fromarray(pixels), set()
+    for _ in range(200):
+        moved = np.asarray(transforms.random_shift(image, 1, RNG))
+        assert moved.shape == (5, 5)
+        places.add(tuple(np.argwhere(moved)[0].tolist()))
     assert places == {(row, column) for row in (1, 2, 3) for column in (1, 2, 3)}
-
-
-@pytest.mark.parametrize("name", ["digits", "fashion_mnist"])
-@pytest.mark.parametrize("size", [(8, 8), (28, 28), (300, 200), (1, 9)])
-def test_a_spec_takes_images_of_any_size(name, size):
-    spec = get_spec(name)
-    image = Image.new("L", size, 128)
-    assert spec.eval_transform(image, 32).shape == (32, 32, spec.channels)
-    assert spec.train_transform(image, 32, RNG).shape == (32, 32, spec.channels)
 
 
 def test_fashion_mnist_keeps_its_own_pixels():
     pixels = RNG.integers(0, 256, (28, 28), np.uint8)
-    out = get_spec("fashion_mnist").eval_transform(
-        Image.open(io.BytesIO(transforms.encode_png(pixels))), 32
-    )
-    np.testing.assert_array_equal(out[2:30, 2:30, 0], pixels)
+    image = transforms.decode(transforms.encode_png(pixels), 1)
+    framed = transforms.add_border(image, get_spec("fashion_mnist").border)
+    out = np.asarray(transforms.center_view(framed, presets.fashion_mnist().data))
+    np.testing.assert_array_equal(out[2:30, 2:30], pixels)
     assert out.sum() == pixels.sum()
