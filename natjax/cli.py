@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from natjax.train import processes
 from natjax.train.data_command import add_data
 from natjax.train.errors import Stopped, TrainingError, UserError, storage_problem
 from natjax.tune_command import add_tune
@@ -59,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    sys.stderr.write(f"natjax: {message}\n")
+    sys.stderr.write(f"natjax: {processes.label()}{message}\n")
     return code
 
 

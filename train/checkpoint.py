@@ -12,10 +12,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import jax
 from orbax.checkpoint import v1 as ocp
 
-from natjax.train import console
+from natjax.train import console, processes
 from natjax.train.config import CheckpointConfig
 from natjax.train.errors import UserError, storage_problem
 from natjax.train.filesums import find_damage, write_sums
@@ -76,7 +75,7 @@ class CheckpointWriter:
             preservation_policy=_policies.AnyPreservationPolicy(kept),
             cleanup_tmp_directories=True,
         )
-        if jax.process_index() == 0:
+        if processes.index() == 0:
             _update_sums(self._folder)
 
     def save(self, state: TrainState, meta: dict[str, Any], score: float | None) -> None:
@@ -123,7 +122,7 @@ class CheckpointWriter:
 
     def _try_to_write(self) -> None:
         # Now, and not after hours, when the first checkpoint is due.
-        if jax.process_index() != 0:
+        if processes.index() != 0:
             return
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -134,7 +133,7 @@ class CheckpointWriter:
 
     def _finish(self) -> None:
         self._checkpointer.wait()
-        if jax.process_index() == 0:
+        if processes.index() == 0:
             _update_sums(self._folder)
 
     def _explain(self, error: Exception) -> Exception:
@@ -188,7 +187,8 @@ def restore(
 ) -> Restored | None:
     """Return the newest checkpoint that is sound, or None where there is no checkpoint at all.
 
-    A damaged one is reported on standard error, and its predecessor tried.
+    A damaged one is reported on standard error, and its predecessor tried. Process 0 looks for
+    damage; all processes take the same checkpoint, which must be sound in all.
 
     Args:
       folder: Where `CheckpointWriter` wrote.
@@ -200,15 +200,17 @@ def restore(
     Raises:
       UserError: there are checkpoints and none is sound, or `step` is not among them.
     """
-    steps = list_steps(folder)
+    steps = processes.first(lambda: list_steps(folder))
     if step is not None and step not in steps:
         raise UserError(f"{folder} has no checkpoint of step {step}, but of {steps}")
     chosen = [step] if step is not None else steps[::-1]
     for candidate in chosen:
-        try:
-            return _load(folder.absolute(), candidate, target)
-        except Exception as error:
-            _report_damage(folder / str(candidate), error, set_aside)
+        restored, problem = _try_load(folder.absolute(), candidate, target)
+        problem = processes.any_problem(problem)
+        if problem is None:
+            return restored
+        _report_damage(folder / str(candidate), problem, set_aside)
+        processes.wait("damaged checkpoint is out of the way")
     if chosen:
         raise UserError(
             f"no sound checkpoint in {folder}; to begin anew, give another --run or remove {folder}"
@@ -216,10 +218,20 @@ def restore(
     return None
 
 
-def _load(folder: Path, step: int, target: dict[str, Any]) -> Restored:
-    damage = find_damage(folder / str(step), _sums_file(folder, step))
+def _try_load(
+    folder: Path, step: int, target: dict[str, Any]
+) -> tuple[Restored | None, str | None]:
+    """Return what the checkpoint holds, or what is wrong with it."""
+    damage = processes.first(lambda: find_damage(folder / str(step), _sums_file(folder, step)))
     if damage is not None:
-        raise ValueError(damage)
+        return None, damage if processes.index() == 0 else None
+    try:
+        return _load(folder, step, target), None
+    except Exception as error:
+        return None, (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+def _load(folder: Path, step: int, target: dict[str, Any]) -> Restored:
     loaded = ocp.load_checkpointables(folder / str(step), target | {"meta": None})
     meta = loaded.pop("meta")
     for name, item in loaded.items():
@@ -228,10 +240,9 @@ def _load(folder: Path, step: int, target: dict[str, Any]) -> Restored:
     return Restored(step, loaded, meta)
 
 
-def _report_damage(path: Path, error: Exception, set_aside: Path | None) -> None:
-    first_line = (str(error).splitlines() or [type(error).__name__])[0]
-    text = f"checkpoint {path} is damaged ({first_line[:200]}); trying the one before"
-    if set_aside is not None and jax.process_index() == 0:
+def _report_damage(path: Path, problem: str, set_aside: Path | None) -> None:
+    text = f"checkpoint {path} is damaged ({problem}); trying the one before"
+    if set_aside is not None and processes.index() == 0:
         set_aside.mkdir(parents=True, exist_ok=True)
         place = set_aside / path.name
         if place.exists():

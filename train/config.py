@@ -180,12 +180,33 @@ class MeshConfig:
     """Devices; the batch is split over all of them, parameters over `fsdp`.
 
     Attributes:
-      data: Groups of devices that hold a copy of the parameters each.
+      data: Groups of devices that hold a copy of the parameters each; by default as many as there
+        are devices for, of all hosts. A CPU is one device unless a number is given.
       fsdp: Devices in a group, among which parameters and optimizer state are split.
     """
 
-    data: int = 1
+    data: int | None = None
     fsdp: int = 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DistributedConfig:
+    """Processes that train together, mostly one a host, each started with the same command.
+
+    SLURM, Open MPI and Cloud TPUs tell by themselves; elsewhere give all three, or the environment
+    variables JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+
+    Attributes:
+      coordinator: HOST:PORT of process 0, as the others reach it.
+      processes: How many processes there are.
+      process: Which of them this is, counted from 0.
+      timeout: Seconds to wait for the others at the start.
+    """
+
+    coordinator: str | None = None
+    processes: int | None = None
+    process: int | None = None
+    timeout: int = 300
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -226,6 +247,7 @@ class TrainConfig:
       augment: Random changes of the training images.
       optimizer: The optimizer and its schedule.
       mesh: The devices.
+      distributed: The processes.
       checkpoint: The checkpoints.
       profile: A trace on request.
       tensorboard: Write the metrics for TensorBoard too, into tensorboard/ of the run folder.
@@ -253,6 +275,7 @@ class TrainConfig:
     augment: AugmentConfig = AugmentConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     mesh: MeshConfig = MeshConfig()
+    distributed: DistributedConfig = DistributedConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     profile: ProfileConfig = ProfileConfig()
     tensorboard: bool = False
@@ -296,7 +319,7 @@ class TrainConfig:
             _require(name, value, value >= 1, "at least 1")
         _require_multiple("checkpoint.every", self.checkpoint.every, "log_every", self.log_every)
         _require_multiple("eval_every", self.eval_every, "checkpoint.every", self.checkpoint.every)
-        devices = self.mesh.data * self.mesh.fsdp
+        devices = (self.mesh.data or 1) * self.mesh.fsdp
         _require_multiple("batch_size", self.batch_size, "mesh.data * mesh.fsdp", devices)
         if self.accumulate > 1:
             of = "mesh.data * mesh.fsdp * accumulate"
@@ -334,8 +357,9 @@ def _check_augment(augment: AugmentConfig) -> None:
 
 def _integers_from_one(config: TrainConfig) -> tuple[tuple[str, int], ...]:
     return (
-        ("mesh.data", config.mesh.data),
+        ("mesh.data", 1 if config.mesh.data is None else config.mesh.data),
         ("mesh.fsdp", config.mesh.fsdp),
+        ("distributed.timeout", config.distributed.timeout),
         ("checkpoint.every", config.checkpoint.every),
         ("checkpoint.keep_latest", config.checkpoint.keep_latest),
         ("data.image_size", config.data.image_size),

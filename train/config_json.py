@@ -57,6 +57,10 @@ _FREE = frozenset(
         "run",
         "mesh.data",
         "mesh.fsdp",
+        "distributed.coordinator",
+        "distributed.processes",
+        "distributed.process",
+        "distributed.timeout",
         "data.dir",
         "data.prepared_dir",
         "data.threads",
@@ -75,8 +79,8 @@ _FREE = frozenset(
 def differences(old: TrainConfig, new: TrainConfig) -> list[str]:
     """List settings that forbid continuing `old` as `new`, as ``"name: old -> new"``.
 
-    Folders, the mesh, threads, what checkpoints are kept, what is written besides, and what is done
-    about a loss that is not finite may change between two parts of a run.
+    Folders, the mesh, processes, threads, what checkpoints are kept, what is written besides, and
+    what is done about a loss that is not finite may change between two parts of a run.
     """
     before, after = _flat(to_json(old)), _flat(to_json(new))
     return [

@@ -16,7 +16,7 @@ def only_first_process(index: int) -> None:
     """Silence every process but that with index 0.
 
     Args:
-      index: `jax.process_index()`.
+      index: `natjax.train.processes.index()`.
     """
     global _speaks
     _speaks = index == 0

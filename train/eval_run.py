@@ -9,7 +9,7 @@ from natjax.train import console
 from natjax.train.checkpoint import restore, state_items
 from natjax.train.config import MeshConfig
 from natjax.train.errors import UserError
-from natjax.train.evaluate import Evaluation, evaluate
+from natjax.train.evaluate import Evaluation, best_of, evaluate
 from natjax.train.report import write_confusion
 from natjax.train.run_folder import RunFolder
 from natjax.train.trainer import build_trainer
@@ -52,7 +52,7 @@ def evaluate_run(
         if item in target
     }
     try:
-        write_confusion(trainer, folder, results["ema"])
+        write_confusion(trainer, folder, best_of(results))
     except OSError as error:  # such as a folder that may only be read: the numbers are there
         console.warn(f"cannot write {folder.confusion}: {error}")
     return restored.step, results

@@ -7,7 +7,7 @@ by dots (``levels.0.blocks.1.attn.qkv.kernel``), which is also how checkpoints n
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +15,33 @@ from flax import nnx
 
 import natjax
 from natjax.train.config import ModelConfig
-from natjax.train.datasets import DatasetSpec
 from natjax.train.errors import UserError, did_you_mean
 
 Params = dict[str, jax.Array]
+
+
+@runtime_checkable
+class ImageSet(Protocol):
+    """What a step needs to know of a data set; `natjax.train.datasets.DatasetSpec` is one.
+
+    Attributes:
+      channels: Channels of the images.
+      class_names: Name of each label.
+      mean: Mean of each channel, of pixels in [0, 1].
+      std: Standard deviation of each channel.
+    """
+
+    @property
+    def channels(self) -> int: ...  # noqa: D102
+
+    @property
+    def class_names(self) -> tuple[str, ...]: ...  # noqa: D102
+
+    @property
+    def mean(self) -> tuple[float, ...]: ...  # noqa: D102
+
+    @property
+    def std(self) -> tuple[float, ...]: ...  # noqa: D102
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +87,7 @@ def _join(path: tuple[Any, ...]) -> str:
 
 
 def model_builder(
-    config: ModelConfig, spec: DatasetSpec, seed: int
+    config: ModelConfig, spec: ImageSet, seed: int
 ) -> Callable[[], natjax.NAT | natjax.Isotropic]:
     """Return what makes the configured network, with the data set's channels and classes.
 
@@ -90,7 +113,7 @@ def model_builder(
     return build
 
 
-def build_model(config: ModelConfig, spec: DatasetSpec, seed: int) -> FunctionalModel:
+def build_model(config: ModelConfig, spec: ImageSet, seed: int) -> FunctionalModel:
     """Return the configured network as pure functions.
 
     Raises:

@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from natjax.train import console
+from natjax.train import console, processes
 from natjax.train.checkpoint import CheckpointWriter, items_state, restore, state_items
 from natjax.train.config import TrainConfig
 from natjax.train.config_json import to_json
@@ -62,16 +62,18 @@ def train(config: TrainConfig, path: Path) -> Evaluations:
     config = dataclasses.replace(config, data=with_classes(config.data))
     if config.tensorboard:
         require_tensorboard()
+    processes.start(config.distributed)
     trainer = build_trainer(config)
-    first = jax.process_index() == 0
+    first = processes.index() == 0
     initial = read_initial(trainer, RunFolder(path).checkpoints)  # before anything is written
-    with claim(path, config, writes=first) as folder:
+    with claim(path, config) as folder:
         state, position = _start(trainer, folder, initial)
         if first:
             drop_after(folder.metrics, int(state.step), evaluated=position.evaluated)
         with _metrics(config, folder, first) as metrics, StopSignals() as signals:
             state, evaluations = _Run(trainer, folder, metrics, signals, position).finish(state)
         write_pictures(trainer, state, folder, best_of(evaluations))
+        processes.wait("end of the run")
     _tell_end(trainer, folder, evaluations, time.monotonic() - began)
     return evaluations
 
@@ -138,9 +140,7 @@ class _Run:
                 train_batches(self._trainer.train_data, self._config.data, done)
             ) as batches,
             ProgressDisplay(self._total, done) as display,
-            StepTrace(
-                self._config.profile, self._folder.profile, jax.process_index() == 0
-            ) as trace,
+            StepTrace(self._config.profile, self._folder.profile, processes.index() == 0) as trace,
         ):
             for step in range(done + 1, self._total + 1):
                 batch = put_batch(next(batches), self._trainer.compiled.batch)

@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 
+from natjax.train import processes
 from natjax.train.confusion import write_counts
 from natjax.train.confusion_plot import plot_confusion
 from natjax.train.evaluate import Evaluation
@@ -32,7 +33,7 @@ def write_pictures(
     batch = next(iter(trainer.test_data))
     images = put_batch({"image": batch["image"]}, trainer.compiled.batch)["image"]
     rows = np.asarray(jax.device_get(trainer.compiled.probabilities(state.averaged, images)))
-    if jax.process_index() != 0:
+    if processes.index() != 0:
         return
     title = _title(trainer, result)
     write_confusion(trainer, folder, result)
@@ -57,7 +58,7 @@ def write_confusion(trainer: Trainer, folder: RunFolder, result: Evaluation) -> 
       folder: Where to write.
       result: Of all test images.
     """
-    if jax.process_index() != 0:
+    if processes.index() != 0:
         return
     names = trainer.spec.class_names
     plot_confusion(result.confusion, names, folder.confusion, _title(trainer, result))

@@ -4,13 +4,18 @@ import contextlib
 import dataclasses
 import fcntl
 import json
+import secrets
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from natjax.train import processes
 from natjax.train.config import TrainConfig
 from natjax.train.config_json import differences, from_json, to_json
 from natjax.train.errors import UserError
 from natjax.train.files import write_whole
+
+_SHARED_SECONDS = 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,34 +100,69 @@ class RunFolder:
 
 
 @contextlib.contextmanager
-def claim(path: Path, config: TrainConfig, writes: bool = True) -> Iterator[RunFolder]:
-    """Make or continue the run folder at `path`, for this process alone.
+def claim(path: Path, config: TrainConfig) -> Iterator[RunFolder]:
+    """Make or continue the run folder at `path`, for this job alone.
+
+    Process 0 makes, checks and locks it; the others see whether they have the same folder.
 
     Args:
       path: The folder; made where missing.
       config: What is to be run.
-      writes: Whether this process is the one that writes (the first of a job).
 
     Raises:
       UserError: another run has the folder, it belongs to another configuration (the differences
-        are shown), or it holds something else.
+        are shown), it holds something else, or it is not the same folder in all processes.
     """
     folder = RunFolder(path)
-    if not writes:
+    with contextlib.ExitStack() as stack:
+        processes.first(lambda: _take(folder, config, stack))
+        _check_shared(path)
         yield folder
+
+
+def _take(folder: RunFolder, config: TrainConfig, stack: contextlib.ExitStack) -> None:
+    folder.path.mkdir(parents=True, exist_ok=True)
+    lock = stack.enter_context((folder.path / ".lock").open("w"))
+    # The kernel lets go when the process ends, however it ends.
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise UserError(
+            f"{folder.path} is in use by another run; wait, or give another --run"
+        ) from error
+    _check_same(folder, config)
+    folder.write_config(config)
+
+
+def _check_shared(path: Path) -> None:
+    """Refuse a folder that some process does not see, where checkpoints would go to pieces."""
+    if processes.count() == 1:
         return
-    path.mkdir(parents=True, exist_ok=True)
-    with (path / ".lock").open("w") as lock:
-        # The kernel lets go when the process ends, however it ends.
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(
-                f"{path} is in use by another run; wait, or give another --run"
-            ) from error
-        _check_same(folder, config)
-        folder.write_config(config)
-        yield folder
+    token = path / f".job-{processes.first(lambda: secrets.token_hex(8))}"
+    try:
+        processes.first(token.touch)
+        problem = None if _appears(token) else f"does not see {path.absolute()}"
+        if problem := processes.any_problem(problem):
+            processes.first(lambda: _refuse(path, problem))
+    finally:
+        if processes.index() == 0:
+            token.unlink(missing_ok=True)
+
+
+def _appears(path: Path) -> bool:
+    # Network storage may show a new file a little later.
+    for _ in range(_SHARED_SECONDS):
+        if path.exists():
+            return True
+        time.sleep(1)
+    return False
+
+
+def _refuse(path: Path, problem: str) -> None:
+    raise UserError(
+        f"--run must be a folder that all processes share, got {path}: {problem}"
+        " as process 0 has it"
+    )
 
 
 def _check_same(folder: RunFolder, config: TrainConfig) -> None:

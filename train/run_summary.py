@@ -7,6 +7,7 @@ import jax
 
 from natjax.train.mfu import image_flops
 from natjax.train.model_table import with_unit
+from natjax.train.sharding import describe
 from natjax.train.trainer import Trainer
 
 
@@ -17,14 +18,13 @@ def run_summary(trainer: Trainer) -> str:
 
 def _rows(trainer: Trainer) -> list[tuple[str, str]]:
     config, spec, state = trainer.config, trainer.spec, trainer.compiled.target
-    mesh, device = config.mesh, jax.devices()[0]
+    mesh = trainer.mesh
     parameters = sum(math.prod(leaf.shape) for leaf in state.params.values())
     flops = image_flops(config, spec)
-    count = mesh.data * mesh.fsdp
     side = config.data.image_size
     total = trainer.total_steps
     epochs = total * config.batch_size / trainer.train_images
-    per_device, processes = config.batch_size // count, jax.process_count()
+    per_device = config.batch_size // mesh.size
     parts = {
         "parameters": memory_per_device(state.params),
         "optimizer": memory_per_device(state.opt),
@@ -45,8 +45,7 @@ def _rows(trainer: Trainer) -> list[tuple[str, str]]:
         ),
         (
             "devices",
-            f"{count} x {device.device_kind} (data {mesh.data}, fsdp {mesh.fsdp}),"
-            f" {per_device} images each, {processes} process{'es' if processes > 1 else ''}",
+            f"{describe(mesh)}, {per_device} images each",
         ),
         ("memory", f"{_bytes(sum(parts.values()))} a device: {named}; without activations"),
     ]

@@ -4,13 +4,15 @@ Axes ``("data", "fsdp")``: batches are split over both, parameters, optimizer st
 over ``fsdp``. The compiler inserts the collectives (Auto axes); nothing here gathers a whole state.
 """
 
-from collections.abc import Mapping
+import collections
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from natjax.train import processes
 from natjax.train.config import MeshConfig
 from natjax.train.errors import UserError
 
@@ -23,7 +25,7 @@ def request_devices(mesh: MeshConfig) -> None:
 
     On a machine with accelerators, and where the devices exist already, this changes nothing.
     """
-    wanted = mesh.data * mesh.fsdp
+    wanted = -(-(mesh.data or 1) * mesh.fsdp // processes.count())
     if wanted > max(1, jax.config.jax_num_cpu_devices):
         try:
             jax.config.update("jax_num_cpu_devices", wanted)
@@ -32,23 +34,92 @@ def request_devices(mesh: MeshConfig) -> None:
 
 
 def make_mesh(mesh: MeshConfig) -> Mesh:
-    """Return the mesh over the first ``data * fsdp`` devices.
+    """Return the mesh over the first ``data * fsdp`` devices, as `device_grid` arranges them.
 
     Raises:
-      UserError: there are fewer devices; both numbers are named.
+      UserError: the devices are too few, do not divide, or would be idle in one of several
+        processes; the numbers are named.
     """
-    wanted, devices = mesh.data * mesh.fsdp, jax.devices()
+    return mesh_of(device_grid(mesh, jax.devices()))
+
+
+def mesh_of(devices: np.ndarray) -> Mesh:
+    """Return the mesh of a grid of devices, ``[data, fsdp]``."""
+    return Mesh(devices, ("data", "fsdp"), axis_types=(AxisType.Auto, AxisType.Auto))
+
+
+def device_grid(mesh: MeshConfig, devices: Sequence[Any]) -> np.ndarray:
+    """Return devices as ``[data, fsdp]``, those of each process together.
+
+    Batches are split over the devices in this order, so process h has the h-th part of each, and
+    groups of `fsdp` devices stay within a process where its devices allow: within a group more is
+    exchanged, and more often, than between groups. (`jax.make_mesh` follows the network instead and
+    may interleave processes.)
+
+    Args:
+      mesh: The wanted sizes.
+      devices: All there are, in any order.
+
+    Raises:
+      UserError: as for `make_mesh`.
+    """
+    devices = sorted(devices, key=lambda device: (device.process_index, device.id))
+    data = _groups(mesh, devices)
+    _check_devices(data, mesh.fsdp, devices)
+    return np.array(devices[: data * mesh.fsdp]).reshape(data, mesh.fsdp)
+
+
+def _groups(mesh: MeshConfig, devices: Sequence[Any]) -> int:
+    if mesh.data is not None:
+        return mesh.data
+    if devices[0].platform == "cpu" and jax.process_count() == 1:
+        return 1  # there are as many as were asked for, all on the same cores
+    if len(devices) % mesh.fsdp:
+        raise UserError(
+            f"mesh.fsdp must divide the {len(devices)} devices here ({devices[0].platform}),"
+            f" got {mesh.fsdp}"
+        )
+    return len(devices) // mesh.fsdp
+
+
+def _check_devices(data: int, fsdp: int, devices: Sequence[Any]) -> None:
+    wanted = data * fsdp
     if wanted > len(devices):
         raise UserError(
             f"mesh.data * mesh.fsdp must be at most the {len(devices)} devices here"
-            f" ({devices[0].platform}), got {mesh.data} * {mesh.fsdp} = {wanted}"
+            f" ({devices[0].platform}), got {data} * {fsdp} = {wanted}"
         )
-    return jax.make_mesh(
-        (mesh.data, mesh.fsdp),
-        ("data", "fsdp"),
-        axis_types=(AxisType.Auto, AxisType.Auto),
-        devices=devices[:wanted],
-    )
+    if jax.process_count() == 1:
+        return
+    if wanted < len(devices):
+        raise UserError(
+            f"mesh.data * mesh.fsdp must be all {len(devices)} devices of the"
+            f" {jax.process_count()} processes, got {data} * {fsdp} = {wanted}; leave out mesh.data"
+        )
+    counts = collections.Counter(device.process_index for device in devices)
+    if len(set(counts.values())) > 1:
+        raise UserError(f"all processes must have as many devices, got {sorted(counts.items())}")
+
+
+def describe(mesh: Mesh) -> str:
+    """Return a mesh in words, as in ``"8 x cpu (data 4, fsdp 2)"``."""
+    sizes = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
+    hosts = f" of {jax.process_count()} processes" if jax.process_count() > 1 else ""
+    return f"{mesh.size} x {mesh.devices.flat[0].device_kind}{hosts} ({sizes})"
+
+
+def check_batch_size(batch_size: int, mesh: Mesh, accumulate: int = 1) -> None:
+    """Check that every part of a batch can be split over the devices.
+
+    Raises:
+      UserError: it cannot.
+    """
+    if batch_size % (mesh.size * accumulate):
+        parts = f" times accumulate={accumulate}" if accumulate > 1 else ""
+        raise UserError(
+            f"batch_size must be a multiple of the {mesh.size} devices"
+            f" (mesh.data * mesh.fsdp){parts}, got {batch_size}"
+        )
 
 
 def leaf_spec(shape: tuple[int, ...], fsdp: int) -> PartitionSpec:
@@ -82,7 +153,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def put_batch(batch: Mapping[str, np.ndarray], sharding: NamedSharding) -> dict[str, jax.Array]:
-    """Make global arrays from the rows that this host has."""
+    """Make global arrays from the rows that this process has, as `make_mesh` lays them out."""
     return {
         name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()
     }

@@ -11,10 +11,9 @@ from collections.abc import Iterable, Iterator
 from types import FrameType
 from typing import Any
 
-import jax
 from jax.experimental.multihost_utils import reached_preemption_sync_point
 
-from natjax.train import console
+from natjax.train import console, processes
 
 # Numbers the questions of this process; the service wants them to grow for as long as it lives.
 _QUESTIONS = itertools.count(1)
@@ -31,7 +30,7 @@ class StopSignals:
     """
 
     def __init__(self) -> None:
-        self._several = jax.process_count() > 1
+        self._several = processes.count() > 1
         self._received: int | None = None
         self._before: dict[int, Any] = {}
 

@@ -1,15 +1,29 @@
 import dataclasses
 import math
-import re
+import types
 
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 from jax.sharding import PartitionSpec
 
-from natjax.train.config import MeshConfig
+from natjax.nat import NAT, NATConfig
+from natjax.train.checkpoint import CheckpointWriter, items_state, restore, state_items
+from natjax.train.compiled import compile_task
+from natjax.train.config import CheckpointConfig, MeshConfig, OptimizerConfig
 from natjax.train.errors import UserError
-from natjax.train.sharding import leaf_spec, make_mesh, put_batch, request_devices
+from natjax.train.functional import functional
+from natjax.train.optimizer import make_optimizer, schedule
+from natjax.train.sharding import (
+    check_batch_size,
+    device_grid,
+    leaf_spec,
+    make_mesh,
+    put_batch,
+    request_devices,
+)
+from natjax.train.step import Network, Task
 from natjax.train.trainer import build_trainer
 
 
@@ -40,33 +54,84 @@ def test_asking_for_devices_too_late_changes_nothing():
     assert len(jax.devices()) == 8
 
 
-def losses(config, mesh: MeshConfig, steps: int = 6):
-    trainer = build_trainer(dataclasses.replace(config, mesh=mesh))
-    state, out = trainer.compiled.init(), []
-    for step in range(steps):
+def test_all_devices_are_taken_but_on_a_cpu_only_those_asked_for(monkeypatch):
+    assert make_mesh(MeshConfig()).size == 1
+    assert dict(make_mesh(MeshConfig(fsdp=4)).shape) == {"data": 1, "fsdp": 4}
+    monkeypatch.setattr(jax, "process_count", lambda: 8)  # a CPU of several processes is no toy
+    assert dict(make_mesh(MeshConfig()).shape) == {"data": 8, "fsdp": 1}
+    assert dict(make_mesh(MeshConfig(fsdp=4)).shape) == {"data": 2, "fsdp": 4}
+    with pytest.raises(UserError, match=r"mesh.fsdp must divide the 8 devices here .*, got 3"):
+        make_mesh(MeshConfig(fsdp=3))
+    with pytest.raises(UserError, match=r"must be all 8 devices of the 8 processes, got 2 \* 2"):
+        make_mesh(MeshConfig(data=2, fsdp=2))
+
+
+def pod(hosts: int, chips: int) -> list:
+    """Devices of several hosts, in the order of a network that does not care for hosts."""
+    return [
+        types.SimpleNamespace(process_index=host, id=host * chips + chip, platform="tpu")
+        for chip in range(chips)
+        for host in range(hosts)
+    ]
+
+
+def test_hosts_have_consecutive_parts_of_the_batch_and_whole_groups(monkeypatch):
+    devices = pod(2, 4)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    hosts = [[d.process_index for d in row] for row in device_grid(MeshConfig(fsdp=2), devices)]
+    assert hosts == [[0, 0], [0, 0], [1, 1], [1, 1]]
+    with pytest.raises(UserError, match=r"as many devices, got \[\(0, 4\), \(1, 3\)\]"):
+        device_grid(MeshConfig(), devices[:-1])
+
+
+def test_a_batch_that_the_devices_cannot_share(config):
+    mesh = make_mesh(MeshConfig(data=8))
+    check_batch_size(16, mesh)
+    with pytest.raises(UserError, match=r"a multiple of the 8 devices .*, got 12"):
+        check_batch_size(12, mesh)
+    with pytest.raises(UserError, match=r"the 8 devices .* times accumulate=4, got 16"):
+        check_batch_size(16, mesh, 4)
+
+
+def steps(trainer, state, first: int, last: int):
+    """The state after steps `first` to `last`, and their losses."""
+    out = []
+    for step in range(first, last):
         batch = put_batch(trainer.train_data[step], trainer.compiled.batch)
         state, scalars = trainer.compiled.train(state, batch)
         out.append(float(scalars["loss"]))
-    return trainer, state, out
+    return state, out
+
+
+def on_mesh(config, mesh: MeshConfig, **model):
+    changed = dataclasses.replace(config.model, **model)
+    warm = dataclasses.replace(config.optimizer, warmup_steps=1)
+    return build_trainer(dataclasses.replace(config, mesh=mesh, model=changed, optimizer=warm))
 
 
 @pytest.mark.oldest
-def test_eight_devices_equal_one(config):
-    config = dataclasses.replace(
-        config, optimizer=dataclasses.replace(config.optimizer, warmup_steps=1)
-    )
-    _, _, expected = losses(config, MeshConfig())
-    trainer, state, found = losses(config, MeshConfig(data=4, fsdp=2))
-    np.testing.assert_allclose(found, expected, rtol=2e-4)
-    check_parts(trainer, state)
+def test_eight_devices_equal_one_and_go_on_from_each_others_checkpoints(config, tmp_path):
+    one = on_mesh(config, MeshConfig())
+    _, expected = steps(one, one.compiled.init(), 0, 6)
+    both = on_mesh(config, MeshConfig(data=2, fsdp=4), remat=True)  # which changes no result
+    state, found = steps(both, both.compiled.init(), 0, 3)
+    np.testing.assert_allclose(found, expected[:3], rtol=2e-4)
+    check_parts(both, state)
+    with CheckpointWriter(tmp_path, CheckpointConfig()) as writer:
+        writer.save(state, {}, None)
+    for trainer in (both, on_mesh(config, MeshConfig(data=8)), one):
+        restored = restore(tmp_path, state_items(trainer.compiled.target))
+        state, found = steps(trainer, items_state(restored.items), 3, 6)
+        np.testing.assert_allclose(found, expected[3:], rtol=2e-4)
+        assert int(state.step) == 6
 
 
 def check_parts(trainer, state):
-    """Large arrays, their moments and averages are split in two; the batch in eight."""
+    """Large arrays, their moments and averages are split in four; the batch in eight."""
     split = 0
     for leaf in jax.tree.leaves(state):
         whole, part = leaf.size, math.prod(leaf.sharding.shard_shape(leaf.shape))
-        assert part in (whole, whole // 2)
+        assert part in (whole, whole // 4)
         split += part < whole
     big = [v for v in trainer.compiled.target.params.values() if v.size >= 1024]
     assert split == 4 * len(big) > 0  # parameters, two moments, average
@@ -75,7 +140,32 @@ def check_parts(trainer, state):
 
 
 @pytest.mark.oldest
-def test_no_device_computes_the_whole_initial_state(config):
-    trainer = build_trainer(dataclasses.replace(config, mesh=MeshConfig(data=1, fsdp=4)))
-    text = trainer.compiled.init.lower().compile().as_text()
-    assert not re.search("all-gather", text)
+def test_no_device_holds_the_whole_initial_state():
+    wide = NATConfig(dim=128, depths=(1, 1), num_heads=(4, 8), kernel_size=3, num_classes=10)
+    model = functional(lambda: NAT(wide, rngs=nnx.Rngs(0)))
+    task = Task(
+        network=Network(model, (0.5,), (0.5,)),
+        optimizer=make_optimizer(OptimizerConfig(), 100),
+        schedule=schedule(OptimizerConfig(), 100),
+        label_smoothing=0.1,
+        ema_decay=0.9,
+        seed=0,
+    )
+    functions = compile_task(task, make_mesh(MeshConfig(fsdp=8)))
+    compiled = functions.init.lower().compile()
+    assert "all-gather" not in compiled.as_text()
+    whole = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(functions.target))
+    usage = compiled.memory_analysis()
+    assert usage.output_size_in_bytes < whole * 0.14  # an eighth, and what is too small to split
+    assert usage.output_size_in_bytes + usage.temp_size_in_bytes < whole * 0.5
+
+
+def test_a_step_changes_the_state_in_place(config):
+    trainer = on_mesh(config, MeshConfig(data=1, fsdp=2))
+    target, batch = trainer.compiled.target, trainer.train_data[0]
+    compiled = trainer.compiled.train.lower(target, put_batch(batch, trainer.compiled.batch))
+    parts = sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(target)
+    )
+    assert compiled.compile().memory_analysis().alias_size_in_bytes == parts

@@ -1,0 +1,234 @@
+import os
+import re
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import jax
+import numpy as np
+import pico
+import pytest
+import two_processes
+from runs import final_state, metrics
+
+from natjax.cli import main
+from natjax.train import processes
+from natjax.train.checkpoint import list_steps
+from natjax.train.config import DistributedConfig
+from natjax.train.errors import UserError
+from natjax.train.meeting import meet
+
+
+@pytest.fixture
+def address():
+    """An address that nobody listens at."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    return f"127.0.0.1:{port}"
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory, data_dir):
+    """What `two_processes` left: the run folder and what each process printed."""
+    run = tmp_path_factory.mktemp("pair") / "run"
+    path = os.pathsep.join([os.path.dirname(pico.__file__), *sys.path])
+    env = os.environ | {"PYTHONPATH": path, "NATJAX_DATA": str(data_dir)}
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    words = [sys.executable, "-m", "two_processes"]
+    children = [
+        subprocess.Popen(
+            [*words, str(index), "2", str(port), str(run)],
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index in range(2)
+    ]
+    try:
+        said = [child.communicate(timeout=240) for child in children]
+    finally:
+        for child in children:
+            child.kill()
+    assert [child.returncode for child in children] == [0, 0], said
+    return run, said
+
+
+def test_two_processes_equal_one(pair, tmp_path, data_dir):
+    run, _ = pair
+    flags = pico.flags(tmp_path / "one", **two_processes.SETTINGS)
+    assert main(["train", "digits", "--data.prepared-dir", str(data_dir), *flags]) == 0
+    left, right = metrics(run), metrics(tmp_path / "one")
+    assert [line["step"] for line in left] == [4, 8, 12, 12, 12]
+    for two, one in zip(left, right, strict=True):
+        words = {name for name, value in one.items() if isinstance(value, str)}
+        assert {name: two[name] for name in words} == {name: one[name] for name in words}
+        numbers = one.keys() - words
+        expected = {name: one[name] for name in numbers}
+        assert {name: two[name] for name in numbers} == pytest.approx(expected, rel=1e-5)
+    assert all(line["images"] == 360 for line in left if line["kind"] == "eval")
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-6),
+        final_state(run),
+        final_state(tmp_path / "one"),
+    )
+
+
+def test_two_processes_go_on_from_the_same_sound_checkpoint(pair):
+    run, ((out, error), _) = pair
+    assert "checkpoints/12 is damaged (process 0: " in error
+    assert "after step 8/12" in out
+    assert list_steps(run / "checkpoints") == [8, 12]
+    assert list_steps(run / "damaged") == [12]
+    assert (run / "curves.png").exists()
+    assert (run / "predictions.png").exists()
+    assert not list(run.glob(".job-*"))
+
+
+def test_only_the_first_process_speaks_and_both_end_alike(pair):
+    _, ((out, error), (other_out, other_error)) = pair
+    assert "4 x cpu of 2 processes (data 2, fsdp 2)" in out
+    assert "another configuration (seed: 0 -> 3)" in error
+    for lines in (out, other_out):
+        assert lines.splitlines()[-1] == "0 0 2"
+    told = [line for line in other_out.splitlines()[:-1] if not line.startswith("[Gloo]")]
+    assert told == []
+    assert "natjax" not in other_error
+
+
+@pytest.mark.parametrize(
+    ("given", "environment", "expected"),
+    [
+        ({}, {}, None),
+        ({"coordinator": "a:1", "processes": 2, "process": 1}, {}, ("a:1", 2, 1)),
+        (
+            {"process": 0},
+            {
+                "JAX_COORDINATOR_ADDRESS": "[::1]:80",
+                "JAX_NUM_PROCESSES": "3",
+                "JAX_PROCESS_ID": "2",
+            },
+            ("[::1]:80", 3, 0),
+        ),
+    ],
+)
+def test_where_this_process_is(given, environment, expected):
+    assert processes.settings(DistributedConfig(**given), environment) == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"coordinator": "a:1"}, r"distributed.processes is missing.* --distributed.process I"),
+        ({"processes": 2, "process": 0}, "distributed.coordinator is missing"),
+        ({"coordinator": "a", "processes": 2, "process": 0}, "must be HOST:PORT .* got 'a'"),
+        ({"coordinator": "a:70000", "processes": 2, "process": 0}, "HOST:PORT of process 0"),
+        ({"coordinator": "a:1", "processes": 0, "process": 0}, "at least 1, got 0"),
+        ({"coordinator": "a:1", "processes": 2, "process": 2}, r"in \[0, 2\).* got 2"),
+    ],
+)
+def test_settings_that_cannot_be(given, message):
+    with pytest.raises(UserError, match=message):
+        processes.settings(DistributedConfig(**given), {})
+
+
+def test_a_number_in_the_environment_that_is_none():
+    with pytest.raises(UserError, match=r"distributed\.process must be an integer, got 'x'"):
+        processes.settings(
+            DistributedConfig(coordinator="a:1", processes=2), {"JAX_PROCESS_ID": "x"}
+        )
+
+
+STEP = {"SLURM_PROCID": "3", "SLURM_LOCALID": "0", "SLURM_STEP_NODELIST": "n[1-4]"}
+OPEN_MPI = {"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_LOCAL_RANK": "1"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, None),
+        (STEP | {"SLURM_NTASKS": "4"}, (3, 4)),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "4"}, None),  # in the allocation, without srun
+        (STEP | {"SLURM_NTASKS": "1"}, None),
+        (OPEN_MPI | {"OMPI_COMM_WORLD_SIZE": "2"}, (1, 2)),
+    ],
+)
+def test_launchers_tell(environment, expected):
+    assert processes.launched_as(environment) == expected
+
+
+def outcomes(address, joins, timeout=20):
+    """What each call of `meet`, in a thread of its own, ends with."""
+    found = [None] * len(joins)
+
+    def call(place, processes, process):
+        try:
+            meet(address, processes, process, float(timeout))
+        except UserError as error:
+            found[place] = str(error)
+
+    threads = [threading.Thread(target=call, args=(i, *join)) for i, join in enumerate(joins)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return found
+
+
+def test_all_meet(address):
+    assert outcomes(address, [(4, 2), (4, 0), (4, 3), (4, 1)]) == [None] * 4
+
+
+def test_a_missing_process_is_named_everywhere(address):
+    messages = outcomes(address, [(4, 0), (4, 2)], timeout=1)
+    for message in messages:
+        assert "2 of 4 processes did not come within 1 s: missing distributed.process 1, 3" in (
+            message
+        )
+
+
+def test_a_missing_first_process(address):
+    (message,) = outcomes(address, [(2, 1)], timeout=0.3)
+    assert f"process 1 cannot reach process 0 at {address} within 0.3 s" in message
+    assert "Connection refused" in message
+
+
+def test_two_processes_of_one_index(address):
+    messages = outcomes(address, [(3, 0), (3, 1), (3, 1)], timeout=2)
+    assert "two processes were started as distributed.process 1" in messages[0]
+
+
+def test_processes_that_disagree_on_their_number(address):
+    first, other = outcomes(address, [(2, 0), (3, 1)], timeout=2)
+    assert "distributed.processes is 2 in process 0 and 3 in process 1" in first
+    assert "did not answer or broke off" in other
+
+
+def test_a_port_that_is_taken():
+    with socket.create_server(("", 0)) as server:
+        port = server.getsockname()[1]
+        with pytest.raises(UserError, match=rf"cannot listen on port {port} .*another port"):
+            meet(f"127.0.0.1:{port}", 2, 0, 1.0)
+
+
+@pytest.mark.parametrize("said", [b"", b"\n", b"GET / HTTP/1.1\r\n\r\n\n", b"[1]\n", b"{" * 9000])
+def test_strangers_do_not_count(address, said):
+    host, port = address.split(":")
+
+    def intrude():
+        while True:
+            try:
+                with socket.create_connection((host, int(port))) as stranger:
+                    stranger.sendall(said)
+                return
+            except ConnectionError:
+                time.sleep(0.01)
+
+    thread = threading.Thread(target=intrude)
+    thread.start()
+    (message,) = outcomes(address, [(2, 0)], timeout=0.5)
+    thread.join()
+    assert re.search("missing distributed.process 1", message)

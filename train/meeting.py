@@ -1,0 +1,157 @@
+"""Processes find each other before JAX's runtime starts, which would abort where one is missing.
+
+Process 0 listens at the coordinator's address until all others have come, then tells them to go on
+(or whom it misses) and leaves the port to JAX. Nothing that comes over a connection is trusted:
+one short line is read from each.
+"""
+
+import contextlib
+import json
+import socket
+import time
+from collections.abc import Iterator
+
+from natjax.train.errors import UserError
+
+_LINE = 4096
+_RETRY_SECONDS = 0.2
+# Strangers that connect and say nothing must not hold up the others.
+_PATIENCE_SECONDS = 5.0
+# How much longer than process 0 the others wait for its answer.
+_GRACE_SECONDS = 10.0
+_SHOWN = 8
+
+
+def meet(address: str, processes: int, process: int, timeout: float) -> None:
+    """Return in all processes once all are here.
+
+    Args:
+      address: HOST:PORT of process 0.
+      processes: How many processes there are.
+      process: Which one this is.
+      timeout: Seconds to wait.
+
+    Raises:
+      UserError: somebody is missing (process 0 tells who), process 0 cannot be reached, the port is
+        taken, or the processes do not agree on their number and places.
+    """
+    host, _, port = address.rpartition(":")
+    if process == 0:
+        _gather(int(port), processes, timeout)
+    else:
+        _join(host.strip("[]"), int(port), processes, process, timeout)
+
+
+def _gather(port: int, processes: int, timeout: float) -> None:
+    end = time.monotonic() + timeout
+    with contextlib.ExitStack() as stack, _listening(port) as server:
+        here: dict[int, socket.socket] = {}
+        problem = None
+        while problem is None and len(here) < processes - 1:
+            problem = _admit(server, stack, here, processes, end, timeout)
+        for connection in here.values():
+            with contextlib.suppress(OSError):
+                connection.sendall(json.dumps({"problem": problem}).encode() + b"\n")
+    if problem is not None:
+        raise UserError(problem)
+
+
+def _admit(
+    server: socket.socket,
+    stack: contextlib.ExitStack,
+    here: dict[int, socket.socket],
+    processes: int,
+    end: float,
+    timeout: float,
+) -> str | None:
+    """Let the next process in; what is wrong, if anything."""
+    server.settimeout(max(0.01, end - time.monotonic()))
+    try:
+        connection = stack.enter_context(server.accept()[0])
+    except TimeoutError:
+        missing = [process for process in range(1, processes) if process not in here]
+        names = ", ".join(map(str, missing[:_SHOWN])) + (", ..." if len(missing) > _SHOWN else "")
+        return (
+            f"{len(missing)} of {processes} processes did not come within {timeout:g} s: missing"
+            f" distributed.process {names}. Start them with the same command, and check that their"
+            " hosts reach this one; --distributed.timeout waits longer"
+        )
+    said = _read(connection, _PATIENCE_SECONDS)
+    process, total = said.get("process"), said.get("processes")
+    if not isinstance(process, int) or not isinstance(total, int):
+        return None  # no natjax
+    if total != processes or not 0 < process < processes:
+        return (
+            f"distributed.processes is {processes} in process 0 and {total} in process {process};"
+            " it must be the same in all"
+        )
+    if process in here:
+        return f"two processes were started as distributed.process {process}; each needs its own"
+    here[process] = connection
+    return None
+
+
+@contextlib.contextmanager
+def _listening(port: int) -> Iterator[socket.socket]:
+    try:
+        server = socket.create_server(("", port), backlog=1024)
+    except OSError as error:
+        raise UserError(
+            f"process 0 cannot listen on port {port} ({error.strerror}); is another run using it?"
+            " Choose another port in --distributed.coordinator"
+        ) from error
+    with server:
+        yield server
+
+
+def _join(host: str, port: int, processes: int, process: int, timeout: float) -> None:
+    end = time.monotonic() + timeout
+    with _connected(host, port, process, end, timeout) as connection:
+        hello = {"process": process, "processes": processes}
+        said = {}
+        with contextlib.suppress(OSError):
+            connection.sendall(json.dumps(hello).encode() + b"\n")
+            said = _read(connection, max(0.0, end - time.monotonic()) + _GRACE_SECONDS)
+    if "problem" not in said:
+        raise UserError(
+            f"process {process} reached {host}:{port}, but process 0 did not answer or broke off;"
+            " see its messages, and check that no other program listens there"
+        )
+    if said["problem"] is not None:
+        raise UserError(str(said["problem"]))
+
+
+@contextlib.contextmanager
+def _connected(
+    host: str, port: int, process: int, end: float, timeout: float
+) -> Iterator[socket.socket]:
+    while True:
+        try:
+            connection = socket.create_connection((host, port), timeout=_PATIENCE_SECONDS)
+            break
+        except OSError as error:
+            if time.monotonic() > end:
+                raise UserError(
+                    f"process {process} cannot reach process 0 at {host}:{port} within {timeout:g}"
+                    f" s ({error.strerror or error}). Check that process 0 is running, that"
+                    " --distributed.coordinator names its host, and that no firewall is in between"
+                ) from error
+            time.sleep(_RETRY_SECONDS)
+    with connection:
+        yield connection
+
+
+def _read(connection: socket.socket, seconds: float) -> dict[str, object]:
+    """Return the one line that the other side says; nothing where it is not as it should be."""
+    end, text = time.monotonic() + seconds, b""
+    try:
+        while not text.endswith(b"\n") and len(text) < _LINE:
+            connection.settimeout(max(0.01, end - time.monotonic()))
+            part = connection.recv(_LINE)
+            if not part:
+                break
+            text += part
+        said = json.loads(text)
+    except (OSError, ValueError):
+        return {}
+    return said if isinstance(said, dict) else {}
