@@ -84,7 +84,7 @@ def test_the_start_says_what_is_trained(finished):
         "0.26 M FLOPs (multiply-adds) an image",
         "digits: 1,437 images of 32x32 to train on, 10 classes",
         "24 steps of 16 images, 0.2672 epochs",
-        "1 x cpu (data 1, fsdp 1), 16 images each, 1 process",
+        "1 x cpu (data 1, fsdp 1), 16 images each",
         "60.1 kB a device: parameters 15 kB, optimizer 30.1 kB, averages 15 kB",
     ):
         assert text in summary
