@@ -126,7 +126,8 @@ def test_how_often_images_are_erased():
 def test_several_boxes_share_the_area():
     three = masks(dataclasses.replace(ALWAYS, count=3)).mean(axis=(1, 2))
     assert three.max() <= 0.35
-    assert three.mean() == pytest.approx(masks(ALWAYS).mean(), rel=0.2)
+    # The middle of 2 % and 33 %, less what overlaps.
+    assert 0.14 < three.mean() < 0.177
 
 
 def test_a_box_that_never_fits_erases_nothing():
