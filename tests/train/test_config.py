@@ -88,7 +88,7 @@ def test_mesh_and_folders_may_differ(config):
 
 def test_unknown_setting_in_json(config):
     with pytest.raises(UserError, match=r"unknown setting model\.colour"):
-        from_json(to_json(config) | {"model": {"colour": 1}})
+        from_json(to_json(config) | {"model": {"color": 1}})
 
 
 def test_unknown_preset_suggests_the_nearest():

@@ -11,9 +11,10 @@ import optax
 import pytest
 from jax.sharding import Mesh
 
+from natjax.train import presets, trainer
 from natjax.train.checkpoint import items_state, state_items
 from natjax.train.compiled import compile_task
-from natjax.train.config import EraseConfig, MeshConfig, MixConfig
+from natjax.train.config import EraseConfig, MeshConfig, MixConfig, OptimizerConfig
 from natjax.train.evaluate import Evaluation, best_of
 from natjax.train.functional import FunctionalModel
 from natjax.train.sharding import batch_sharding, make_mesh, replicated
@@ -188,3 +189,31 @@ def test_a_run_without_an_average_has_one_set_of_weights(config):
     last, averaged = (Evaluation(images=1, loss=0.0, top1=x, top5=1.0) for x in (0.5, 0.25))
     assert best_of({"raw": last}) == last
     assert best_of({"raw": last, "ema": averaged}) == averaged
+
+
+def test_a_run_hands_its_settings_to_its_step_and_its_data(config, monkeypatch):
+    tasks = []
+
+    def spy(task, mesh):
+        tasks.append(task)
+        return compile_task(task, mesh)
+
+    monkeypatch.setattr(trainer, "compile_task", spy)
+    plain = trainer.build_trainer(config)
+    full = dataclasses.replace(
+        config,
+        augment=presets.emoji().augment,
+        accumulate=2,
+        ema_decay=0.5,
+        ema_warmup=False,
+        steps=100,
+        optimizer=OptimizerConfig(schedule="constant", learning_rate=0.25, warmup_epochs=0.5),
+    )
+    whole = trainer.build_trainer(full)
+    _, found = tasks
+    assert (found.mix, found.erase) == (full.augment.mix, full.augment.erase)
+    assert (found.accumulate, found.ema_decay, found.ema_warmup) == (2, 0.5, False)
+    # 1437 images in batches of 16: half an epoch is 45 steps.
+    assert [float(found.schedule(step)) for step in (0, 9, 20)] == pytest.approx([0, 0.05, 1 / 9])
+    assert (plain.train_data[0]["image"] != whole.train_data[0]["image"]).any()
+    np.testing.assert_array_equal(plain.train_data[0]["label"], whole.train_data[0]["label"])
