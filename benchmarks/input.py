@@ -218,6 +218,7 @@ def about(args: argparse.Namespace, turns: list) -> dict:
         "date": datetime.date.today().isoformat(),
         "cpus": os.cpu_count(),
         "processor": processor(),
+        "load": os.getloadavg()[0],
         "python": platform.python_version(),
         "versions": {name: figures["version"] for name, figures in turns[0].items()},
     }
@@ -237,7 +238,8 @@ def table(result: dict, names: list[str]) -> str:
     versions = "; ".join(dict.fromkeys(known["versions"].values()))
     lines = [
         f"`{known['command']}`, {known['date']}, {known['cpus']} x {known['processor']}, Python"
-        f" {known['python']}; {versions}. JPEG 500x375 to 224x224, {known['cpus']} in parallel.",
+        f" {known['python']}; {versions}. JPEG 500x375 to 224x224."
+        f" Load of the machine {known['load']:.0f}, so the figures of a core are those to compare.",
         "",
         "| pipeline | images/s | images/s a core | of natjax, threads | the same, a core |",
         "|---|---|---|---|---|",

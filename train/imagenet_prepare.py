@@ -96,6 +96,7 @@ def prepare(manual_dir: Path, root: Path, *, workers: int = 1, partial: bool = F
             _accept_prepared(done, partial)
             return done
         archives = _find_archives(manual_dir)
+        before = _stamps(archives)
         work = root / NAME / "preparing"
         work.mkdir(parents=True, exist_ok=True)
         photos = {name: _index(archive, path, work) for name, (archive, path) in archives.items()}
@@ -105,6 +106,8 @@ def prepare(manual_dir: Path, root: Path, *, workers: int = 1, partial: bool = F
         _keep_only_what_fits(work, splits)
         shards = [shard for split in splits for shard in _shards(split, work)]
         _write(shards, workers)
+        if not np.array_equal(before, _stamps(archives)):
+            raise UserError(f"{manual_dir} has changed meanwhile; run the same command again")
         _finish(work, done, splits)
     return done
 
@@ -138,6 +141,10 @@ def _find_archives(folder: Path) -> dict[str, tuple[Archive, Path]]:
             " https://image-net.org/download-images has them for those who register"
         )
     return found
+
+
+def _stamps(archives: dict[str, tuple[Archive, Path]]) -> np.ndarray:
+    return stamp(path for _, path in archives.values())
 
 
 def _index(archive: Archive, path: Path, work: Path) -> Photos:

@@ -227,6 +227,31 @@ def test_a_full_disk_leaves_nothing_that_looks_whole(tars, tmp_path, monkeypatch
     assert not list(tmp_path.rglob("*array_record*"))
 
 
+def test_archives_that_change_meanwhile(tars, tmp_path, monkeypatch):
+    shutil.copytree(tars, tmp_path / "tars")
+    write = imagenet_prepare.write_shard
+
+    def changing(shard):
+        write(shard)
+        os.utime(shard.archive)
+
+    monkeypatch.setattr(imagenet_prepare, "write_shard", changing)
+    with pytest.raises(UserError, match="tars has changed meanwhile; run the same command again"):
+        imagenet_prepare.prepare(tmp_path / "tars", tmp_path, partial=True)
+    assert prepared.find_version(tmp_path, "imagenet2012") is None
+    monkeypatch.undo()
+    imagenet_prepare.prepare(tmp_path / "tars", tmp_path, partial=True)
+
+
+def test_ctrl_c(tars, tmp_path, monkeypatch, capsys):
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(imagenet_prepare, "write_shard", interrupted)
+    assert command(tars, tmp_path, "--partial", "--workers", 1) == 130
+    assert "interrupted; the same command continues" in capsys.readouterr().err
+
+
 def test_a_second_preparation_waits(tars, tmp_path, capsys):
     made = []
     with prepared.alone(tmp_path / ".imagenet2012.lock"):
