@@ -16,6 +16,7 @@ def accuracy(run) -> float:
 
 
 @pytest.mark.once
+@pytest.mark.usefixtures("no_pictures")
 def test_a_very_small_model_learns_digits_quickly(tmp_path):
     run = tmp_path / "run"
     flags = pico.flags(

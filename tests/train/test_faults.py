@@ -79,6 +79,7 @@ def check_kills(tmp_path, environment, kills: int, **settings) -> None:
 
 
 @pytest.mark.once
+@pytest.mark.usefixtures("no_pictures")
 def test_killed_twice_it_ends_as_if_it_had_not_been(tmp_path, environment):
     # Of as many steps as other tests, whose compiled programs it then finds.
     check_kills(tmp_path, environment, 2, checkpoint__every=4, eval_every=24)
@@ -91,6 +92,7 @@ def test_killed_ten_times_it_ends_as_if_it_had_not_been(tmp_path, environment):
 
 
 @pytest.mark.once
+@pytest.mark.usefixtures("no_pictures")
 def test_a_full_disk_ends_with_a_clear_error_and_no_half_checkpoint(tmp_path, capsys, monkeypatch):
     run = tmp_path / "run"
     settings = pico.flags(run)
