@@ -7,7 +7,7 @@ import pico
 import pytest
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
-from natjax.train import presets
+from natjax.train import loop, presets
 from natjax.train.config import CheckpointConfig, DataConfig, ModelConfig, OptimizerConfig
 from natjax.train.datasets import get_spec, open_dataset, open_split
 
@@ -53,6 +53,12 @@ def data_dir(tmp_path_factory) -> Path:
 @pytest.fixture(autouse=True)
 def natjax_data(data_dir, monkeypatch):
     monkeypatch.setenv("NATJAX_DATA", str(data_dir))
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """Leave out the pictures at the end of a run, which take longer to draw than to train for."""
+    monkeypatch.setattr(loop, "write_pictures", lambda *_: None)
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ def accuracy(run) -> float:
     return line["top1"]
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_a_very_small_model_learns_digits_quickly(tmp_path):
     run = tmp_path / "run"
     flags = pico.flags(

@@ -93,6 +93,7 @@ def test_help_names_every_argument(words, capsys):
     assert out.startswith("usage: natjax")
     if words == ["train"]:
         assert "fashion_mnist" in out
+        assert "143  SIGTERM (preemption): after the step, with all saved" in out
 
 
 def test_help_of_a_preset_lists_its_settings(capsys):

@@ -78,6 +78,7 @@ def check_kills(tmp_path, environment, kills: int, **settings) -> None:
     jax.tree.map(np.testing.assert_array_equal, left, right)
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_killed_twice_it_ends_as_if_it_had_not_been(tmp_path, environment):
     # Of as many steps as other tests, whose compiled programs it then finds.
     check_kills(tmp_path, environment, 2, checkpoint__every=4, eval_every=24)
@@ -88,6 +89,7 @@ def test_killed_ten_times_it_ends_as_if_it_had_not_been(tmp_path, environment):
     check_kills(tmp_path, environment, 10, steps=400, checkpoint__every=4, eval_every=80)
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_a_full_disk_ends_with_a_clear_error_and_no_half_checkpoint(tmp_path, capsys, monkeypatch):
     run = tmp_path / "run"
     settings = pico.flags(run)

@@ -115,6 +115,7 @@ def send(patch, name: str, calls: int, *signals: int) -> None:
     patch.setattr(loop, name, wrapper)
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_a_run_that_is_stopped_again_and_again_ends_as_if_it_had_not_been(
     finished, tmp_path, monkeypatch, capfd
 ):
@@ -140,6 +141,7 @@ def test_a_run_that_is_stopped_again_and_again_ends_as_if_it_had_not_been(
     assert signal.getsignal(SIGINT) is signal.default_int_handler
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_a_damaged_checkpoint_costs_only_the_steps_since_the_one_before(copy, finished, capsys):
     data = max((copy / "checkpoints" / "24").rglob("*"), key=lambda p: p.stat().st_size)
     data.write_bytes(data.read_bytes()[:-7])
@@ -152,6 +154,7 @@ def test_a_damaged_checkpoint_costs_only_the_steps_since_the_one_before(copy, fi
     assert metrics(copy) == metrics(finished)
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_a_run_may_change_its_mesh(copy, finished):
     shutil.rmtree(copy / "checkpoints" / "24")
     assert train(copy, mesh__data=2, mesh__fsdp=2) == 0
@@ -189,6 +192,7 @@ def test_a_configuration_that_cannot_be_read(copy, capsys, what):
     assert "config.json cannot be read" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_a_loss_that_is_not_finite_stops_with_its_step(tmp_path, capsys):
     run = tmp_path / "run"
     settings = {"optimizer__learning_rate": 1e30, "optimizer__clip_norm": None}
@@ -203,7 +207,7 @@ def test_a_loss_that_is_not_finite_stops_with_its_step(tmp_path, capsys):
     assert not list_steps(run / "checkpoints")
 
 
-@pytest.mark.oldest
+@pytest.mark.usefixtures("no_pictures")
 def test_updates_that_are_not_finite_can_be_left_out(tmp_path, monkeypatch, capsys):
     def sometimes_bad(task, state, batch):
         new, scalars = original(task, state, batch)
@@ -229,6 +233,7 @@ def test_updates_that_are_not_finite_can_be_left_out(tmp_path, monkeypatch, caps
     jax.tree.map(np.testing.assert_array_equal, final_state(parts), final_state(whole))
 
 
+@pytest.mark.oldest
 def test_eval_shows_raw_and_averaged_and_writes_the_confusion(copy, finished, capsys):
     for name in ("confusion.csv", "confusion.png"):
         (copy / name).unlink()
