@@ -94,7 +94,7 @@ class EraseConfig:
     """
 
     prob: float = 0.0
-    mode: Literal["pixel", "colour", "zero"] = "pixel"
+    mode: Literal["pixel", "color", "zero"] = "pixel"
     count: int = 1
     area: tuple[float, float] = (0.02, 1 / 3)
     aspect: tuple[float, float] = (0.3, 1 / 0.3)

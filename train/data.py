@@ -73,7 +73,7 @@ def train_dataset(
     records = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
     transform = TrainTransform(augment=augment, data=data, mean=spec.mean)
     examples = records.random_map(_TrainExample(spec.channels, spec.border, transform))
-    # In batches of one host's size, of which each host takes every so manieth.
+    # In batches of one host's size, which the hosts take in turn.
     return examples.batch(batch_size // host.count, drop_remainder=True)[host.index :: host.count]
 
 

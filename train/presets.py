@@ -80,14 +80,14 @@ def fashion_mnist_full() -> TrainConfig:
         optimizer=OptimizerConfig(
             learning_rate=3e-3,
             warmup_learning_rate=1e-6,
-            warmup_steps=400,
+            warmup_steps=200,
             cosine_from_start=True,
             cooldown_epochs=0.5,
             beta2=0.99,
         ),
         checkpoint=CheckpointConfig(every=500),
         batch_size=64,
-        epochs=12.0,
+        epochs=8.0,  # as many as without augmentation
         log_every=50,
         eval_every=1500,
         ema_decay=0.998,

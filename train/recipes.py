@@ -40,7 +40,7 @@ class Recipe:
     model: str
     top1: float
     drop_path: float
-    warmup_epochs: int | None = 20
+    warmup_epochs: float | None = 20.0
     ema: bool = False
     weight_decay: float = 0.05
     image_size: int = 224
@@ -61,7 +61,7 @@ def _large(model: str, top1: float, weight_decay: float, image_size: int = 224) 
 
 
 def _isotropic_base(model: str, top1: float) -> Recipe:
-    return Recipe(model=model, top1=top1, drop_path=0.4, warmup_epochs=50, ema=True)
+    return Recipe(model=model, top1=top1, drop_path=0.4, warmup_epochs=50.0, ema=True)
 
 
 RECIPES = (

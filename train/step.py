@@ -124,62 +124,95 @@ def batch_gradient(
     What is drawn (mixing, erasing) is a function of the seed, the step and the row in the global
     batch, and so the same for any mesh, number of hosts and number of parts. Stochastic depth alone
     draws anew in each part.
+
+    Args:
+      task: Constants.
+      params: Where the gradient is taken.
+      step: Steps before this one.
+      batch: As for `train_step`.
     """
-    key = jax.random.fold_in(jax.random.key(task.seed), step)
-    depth_key, mix_key, erase_key = jax.random.split(key, 3)
-    whole = _with_partners(task, batch)
-    own = None
-    if task.mix.enabled:
-        own = draw_mix(mix_key, task.mix, *batch["image"].shape[1:3])
+    keys = _step_keys(task, step)
+    drawn = _draw_mix(task, keys, batch)
 
     def gradient(part: Batch, index: Array | int) -> tuple[tuple[Array, Array], Params]:
-        images = _network_input(task, part, own, erase_key)
-        rngs_key = jax.random.fold_in(depth_key, index)
+        images = _prepare(task, part, drawn, keys)
+        key = jax.random.fold_in(keys["depth"], index)
 
         def loss_of(params: Params) -> tuple[Array, Array]:
-            rngs = nnx.Rngs(droppath=rngs_key, dropout=jax.random.fold_in(rngs_key, 2**31))
+            rngs = nnx.Rngs(droppath=key, dropout=jax.random.fold_in(key, 2**31))
             logits = task.network.model.apply(params, images, rngs=rngs)
-            return _loss_and_accuracy(logits, part, own, task.label_smoothing)
+            return _loss_and_accuracy(logits, part, drawn, task.label_smoothing)
 
         return jax.value_and_grad(loss_of, has_aux=True)(params)
 
+    whole = _with_partners(task, batch)
     if task.accumulate == 1:
         return gradient(whole, 0)
     return _mean_over_parts(gradient, params, _split(whole, task.accumulate))
 
 
+def network_input(task: Task, step: Int[Array, ""], batch: Batch) -> Batch:
+    """Return what the network learns from in a step: the images as it sees them, and the labels.
+
+    Args:
+      task: Constants.
+      step: Steps before this one.
+      batch: As for `train_step`.
+
+    Returns:
+      ``image`` float32 [B, H, W, C] and ``label``; of mixed batches also ``other_label`` and
+      ``own``, the weight of the first.
+    """
+    keys = _step_keys(task, step)
+    drawn, whole = _draw_mix(task, keys, batch), _with_partners(task, batch)
+    labels = {name: whole[name] for name in ("label", "other_label") if name in whole}
+    own = {} if drawn is None else {"own": drawn[1]}
+    return {"image": _prepare(task, whole, drawn, keys)} | labels | own
+
+
+def _step_keys(task: Task, step: Int[Array, ""]) -> dict[str, Array]:
+    key = jax.random.fold_in(jax.random.key(task.seed), step)
+    return dict(zip(("depth", "mix", "erase"), jax.random.split(key, 3), strict=True))
+
+
+def _draw_mix(task: Task, keys: dict[str, Array], batch: Batch) -> tuple[Array, Array] | None:
+    if not task.mix.enabled:
+        return None
+    return draw_mix(keys["mix"], task.mix, *batch["image"].shape[1:3])
+
+
 def _with_partners(task: Task, batch: Batch) -> Batch:
     """The batch with the row of each image and, where images are mixed, the other one."""
-    whole = {name: batch[name] for name in ("image", "label")}
+    whole = {name: jnp.asarray(batch[name]) for name in ("image", "label")}
     if task.mix.enabled:
         whole |= {f"other_{name}": values[::-1] for name, values in whole.items()}
     return whole | {"row": jnp.arange(batch["label"].shape[0])}
 
 
-def _network_input(
-    task: Task, part: Batch, own: tuple[Array, Array] | None, erase_key: Array
+def _prepare(
+    task: Task, part: Batch, drawn: tuple[Array, Array] | None, keys: dict[str, Array]
 ) -> Float[Array, "B H W C"]:
     images = part["image"]
-    if own is not None:
-        images = mix_images(images, part["other_image"], own[0])
+    if drawn is not None:
+        images = mix_images(images, part["other_image"], drawn[0])
     images = normalize(images, task.network.mean, task.network.std)
     if task.erase.prob:
-        images = erase(images, part["row"], erase_key, task.erase)
+        images = erase(images, part["row"], keys["erase"], task.erase)
     return images
 
 
 def _loss_and_accuracy(
     logits: Float[Array, "B L"],
     part: Batch,
-    own: tuple[Array, Array] | None,
+    drawn: tuple[Array, Array] | None,
     smoothing: float,
 ) -> tuple[Array, Array]:
     loss, label = cross_entropy(logits, part["label"], smoothing), part["label"]
-    if own is not None:
+    if drawn is not None:
         # Linear in the target: the same as with the blend of two smoothed targets.
-        share, other = own[1], part["other_label"]
-        loss = share * loss + (1 - share) * cross_entropy(logits, other, smoothing)
-        label = jnp.where(share >= 0.5, label, other)
+        own, other = drawn[1], part["other_label"]
+        loss = own * loss + (1 - own) * cross_entropy(logits, other, smoothing)
+        label = jnp.where(own >= 0.5, label, other)
     hits = (logits.argmax(axis=-1) == label).astype(jnp.float32)
     return loss.mean(), hits.mean()
 

@@ -7,11 +7,12 @@ from natjax.train import presets
 from natjax.train.data import Host, test_dataset, train_batches, train_dataset
 
 
-def batches(digits, *, seed=0, batch_size=16, host=Host()):  # noqa: B008
+def batches(digits, *, seed=0, batch_size=16, host=Host(), augment=None):  # noqa: B008
     spec, train, _ = digits
     preset = presets.digits()
+    augment = augment or preset.augment
     options = {"seed": seed, "batch_size": batch_size, "host": host}
-    return train_dataset(train, spec, preset.data, preset.augment, **options)
+    return train_dataset(train, spec, preset.data, augment, **options)
 
 
 def equal(left, right) -> bool:
@@ -57,6 +58,29 @@ def test_an_epoch_holds_every_record_once_and_the_next_is_in_another_order(digit
     np.testing.assert_array_equal(np.bincount(first), expected)
     np.testing.assert_array_equal(np.bincount(second), expected)
     assert not np.array_equal(first, second)
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("options", [{"threads": 4}, {"workers": 1}])
+def test_threads_and_workers_change_nothing_of_what_is_random(digits, config, options):
+    """All that is drawn for an image comes from its own stream."""
+    full = presets.emoji().augment
+    expected = batches(digits, augment=full)
+    data = dataclasses.replace(config.data, **{"threads": 1, "workers": 0} | options)
+    found = train_batches(batches(digits, augment=full), data, 3)
+    for step in (3, 4, 5):
+        assert equal(next(found), expected[step])
+
+
+@pytest.mark.once
+def test_hosts_share_what_is_random_too(digits):
+    full = presets.emoji().augment
+    whole = batches(digits, augment=full)[2]
+    for index in range(2):
+        half = batches(digits, augment=full, host=Host(index, 2))[2]
+        rows = {name: values[8 * index : 8 * index + 8] for name, values in whole.items()}
+        assert equal(half, rows)
+    assert not equal(whole, batches(digits)[2])
 
 
 @pytest.mark.parametrize("count", [1, 2])

@@ -130,7 +130,7 @@ def test_two_processes_cannot_share_a_folder(copy, capsys):
     assert "is in use by another run" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("what", ["", "[1]", '{"colour": 1}', '{"data": {}}'])
+@pytest.mark.parametrize("what", ["", "[1]", '{"color": 1}', '{"data": {}}'])
 def test_a_configuration_that_cannot_be_read(copy, capsys, what):
     (copy / "config.json").write_text(what)
     assert main(["eval", str(copy)]) == 2

@@ -76,6 +76,6 @@ def _interval(key: Key[Array, ""], size: Int[Array, ""], length: int) -> Bool[Ar
 def _fill(key: Key[Array, ""], image: Float[Array, "H W C"], mode: str) -> Float[Array, "*_"]:
     if mode == "pixel":
         return jax.random.normal(key, image.shape)
-    if mode == "colour":
+    if mode == "color":
         return jax.random.normal(key, (1, 1, image.shape[2]))
     return jnp.zeros((1, 1, 1))

@@ -30,11 +30,14 @@ def draw_mix(
       The weight of the own image at each pixel, and its mean, which is the weight of the own label.
       For CutMix that is what the box leaves after it is cut off at the border.
     """
-    whether, which, mixup, cutmix, box = jax.random.split(key, 5)
-    share = _beta(mixup, config.mixup_alpha)
-    outside = _outside_of_box(box, _beta(cutmix, config.cutmix_alpha), height, width)
-    pastes = jax.random.uniform(which) < _chance_of_cutmix(config)
+    whether, which, how_much, box = jax.random.split(key, 4)
     mixes = jax.random.uniform(whether) < config.prob
+    pastes = jax.random.uniform(which) < _chance_of_cutmix(config)
+    # Where one of the two is off, its alpha is never looked at; it must only be positive.
+    alphas = (config.cutmix_alpha or 1.0, config.mixup_alpha or 1.0)
+    alpha = jnp.where(pastes, *alphas)
+    share = jax.random.beta(how_much, alpha, alpha)
+    outside = _outside_of_box(box, share, height, width)
     own = jnp.where(pastes, outside.mean(), share)
     weights = jnp.where(pastes, outside, share)
     return jnp.where(mixes, weights, 1.0), jnp.where(mixes, own, 1.0)
@@ -58,10 +61,6 @@ def _chance_of_cutmix(config: MixConfig) -> float:
     if config.mixup_alpha and config.cutmix_alpha:
         return config.switch_prob
     return 1.0 if config.cutmix_alpha else 0.0
-
-
-def _beta(key: Key[Array, ""], alpha: float) -> Float[Array, ""]:
-    return jax.random.beta(key, alpha, alpha) if alpha else jnp.ones(())
 
 
 def _outside_of_box(

@@ -126,14 +126,15 @@ def test_how_often_images_are_erased():
 def test_several_boxes_share_the_area():
     three = masks(dataclasses.replace(ALWAYS, count=3)).mean(axis=(1, 2))
     assert three.max() <= 0.35
-    assert three.mean() == pytest.approx(masks(ALWAYS).mean(), rel=0.2)
+    # The middle of 2 % and 33 %, less what overlaps.
+    assert 0.14 < three.mean() < 0.177
 
 
 def test_a_box_that_never_fits_erases_nothing():
     assert not masks(dataclasses.replace(ALWAYS, area=(1.0, 1.0), aspect=(9.0, 9.0))).any()
 
 
-@pytest.mark.parametrize("mode", ["pixel", "colour", "zero"])
+@pytest.mark.parametrize("mode", ["pixel", "color", "zero"])
 def test_what_boxes_are_filled_with(mode):
     config = EraseConfig(prob=0.5, mode=mode)
     images = jnp.full((400, 16, 16, 3), 9.0)
@@ -146,7 +147,7 @@ def test_what_boxes_are_filled_with(mode):
     if mode == "zero":
         assert (values == 0).all()
         return
-    if mode == "colour":
+    if mode == "color":
         values = np.unique(values, axis=0)
         assert len(values) == filled.any(axis=(1, 2)).sum()
     sample = values.ravel()[:4000]
