@@ -13,7 +13,7 @@ PYTHON ?= python3
 WORKERS ?= 2
 bin = $(VENV)/bin
 
-.PHONY: demo test test-oldest test-slow format lint types pytest wheel bench aot aot-check gpu clean \
+.PHONY: demo test test-oldest test-slow format lint types pytest wheel bench aot aot-check aot-step aot-step-check bench-step gpu gpu-step clean \
   environments
 
 demo: $(VENV)/train
@@ -57,6 +57,22 @@ aot: $(AOT)/ready
 # Some of it, against the committed table: fails on a new spill, an error, or a copy of an argument.
 aot-check: $(AOT)/ready
 	$(AOT)/bin/python -m benchmarks.aot --check
+
+# The whole training step, for GPUs and TPUs: benchmarks/results/aot_step.md. About an hour.
+aot-step: $(AOT)/ready
+	$(AOT)/bin/python -m benchmarks.aot.step
+
+# A small one for each: fails if activations move between devices.
+aot-step-check: $(AOT)/ready
+	$(AOT)/bin/python -m benchmarks.aot.step --check --workers $(WORKERS)
+
+# The training step beside Swin's, here: benchmarks/results/train_step_cpu.md.
+bench-step: $(VENV)/dev
+	$(bin)/python -m benchmarks.train_step
+
+# The same with the Python that has JAX for GPUs.
+gpu-step:
+	$(PYTHON) -m benchmarks.train_step --batch 128 --steps 10
 
 # With the Python that has JAX for GPUs, whose environment this leaves alone.
 gpu:

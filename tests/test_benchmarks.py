@@ -7,13 +7,20 @@ import subprocess
 import sys
 import types
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
+from benchmarks import swin, train_step
 from benchmarks.aot import __main__ as aot
 from benchmarks.aot import cases, layouts, pool
 from benchmarks.aot import report as aot_report
+from benchmarks.aot.step import __main__ as aot_step
+from benchmarks.aot.step import cases as step_cases
+from benchmarks.aot.step import collectives
+from benchmarks.aot.step import report as step_report
 from benchmarks.gpu import flex, functions, plan, timing, torch_worker
 from benchmarks.gpu import report as gpu_report
 from natjax.kernels import configs, problems
@@ -199,3 +206,125 @@ def test_bfloat16_arrays_without_a_bias_for_full_attention():
     arrays = functions.arrays_of(plan.tiny()[0], "cudnn", "bfloat16")
     assert set(arrays) == {"query", "key", "value"}
     assert arrays["query"].dtype == jnp.bfloat16
+
+
+HLO = """
+%body.1 (p: (f32[8])) -> (f32[8]) {
+  %ag.1 = (bf16[16,64]{1,0}, bf16[64,64]{1,0}) all-gather-start(%p), dimensions={0}
+  %f.1 = f32[8]{0} fusion(%p), kind=kLoop, calls=%inner.2
+}
+
+%inner.2 (p: f32[8]) -> f32[8] {
+  ROOT %rs.1 = f32[8,4]{1,0:T(8,128)} reduce-scatter(%p), dimensions={0}
+}
+
+ENTRY %main.3 (a: f32[8]) -> f32[8] {
+  %w = (f32[8]) while(%t), condition=%cond.4, body=%body.1
+  %ar = ((bf16[100]{0}), bf16[100]{0}) all-reduce-start(%a), to_apply=%add
+  %done = bf16[100]{0} all-reduce-done(%ar)
+  %cp = (s32[8]{0}, u8[8,24,24,3]{3,2,1,0}) collective-permute(%a, %b)
+  %ag.2 = (f32[4,16,32]{2,1,0}, f32[48,7,7,64]{3,2,1,0}) all-gather(%a, %b), dimensions={0}
+}
+"""
+
+
+def test_collectives_are_found_with_their_bytes_and_loops():
+    found = collectives.collectives(HLO)
+    assert [(x.kind, x.bytes, x.in_loop) for x in found] == [
+        ("all-gather", 64 * 64 * 2, True),
+        ("reduce-scatter", 128, True),
+        ("all-reduce", 200, False),
+        ("collective-permute", 32 + 8 * 24 * 24 * 3, False),
+        ("all-gather", 4 * (4 * 16 * 32 + 48 * 49 * 64), False),
+    ]
+    totals = collectives.totals(found)["all-gather"]
+    assert (totals["count"], totals["in_loops"], totals["bytes_in_loops"]) == (2, 1, 8192)
+
+
+def test_only_activations_are_unexpected():
+    found = collectives.collectives(HLO)
+    image = (24, 24, 3)
+    (moved,) = collectives.unexpected(found, [(64, 64), (32, 64)], image, 4)
+    assert moved.shapes[1] == ("f32", (48, 7, 7, 64))
+    assert collectives.unexpected(found, [(64, 64), (32, 64), (48, 7, 7, 64)], image, 4) == []
+    # The same images in another type have been through the network; other shapes are none.
+    assert len(collectives.unexpected(found, [(64, 64), (64, 32)], (32, 32, 3), 4)) == 2
+
+
+def test_every_kind_of_machine_is_compiled_for_in_ci():
+    quick = step_cases.quick_cases()
+    kinds = {step_cases.MACHINES[case.machine].attention for case in quick}
+    assert kinds == {"triton", "xla"}
+    assert all(case.fsdp > 1 and case.accumulate > 1 for case in quick)
+    row = {"moved": ["all-gather of x"], "kernels": 1}
+    assert "activations move" in aot_step.failed(quick[0], row)
+    assert "no kernel of ours" in aot_step.failed(quick[0], {"moved": [], "kernels": 0})
+    assert aot_step.failed(quick[1], {"moved": [], "kernels": 0}) is None
+
+
+def test_the_table_of_steps_is_of_the_cases_and_moves_nothing():
+    if not step_report.TABLE.exists():
+        pytest.fail("run `make aot-step`")
+    table = json.loads(step_report.TABLE.read_text())
+    known = {case.key: case for case in step_cases.all_cases()}
+    assert set(table["rows"]) <= set(known)
+    for key, row in table["rows"].items():
+        assert aot_step.failed(known[key], row) is None, key
+    text = step_report.document(table["rows"], table["environment"])
+    assert step_report.DOCUMENT.read_text() == text
+
+
+@pytest.fixture
+def maps():
+    """Query, key, value and bias of windows of 3 on a map of 6 by 9."""
+    keys = jax.random.split(jax.random.key(0), 4)
+    arrays = [jax.random.normal(key, (2, 6, 9, 2, 4)) for key in keys[:3]]
+    return [*arrays, jax.random.normal(keys[3], (2, 5, 5))]
+
+
+def test_swins_windows_are_our_blocked_attention(maps):
+    plain = swin.attend_in_windows(*maps, 3, 0)
+    np.testing.assert_allclose(swin.attend_in_blocks(*maps, 3, 0), plain, atol=1e-5)
+
+
+def test_shifted_windows_see_their_own_side_of_the_border_alone(maps):
+    shifted = swin.attend_in_windows(*maps, 3, 1)
+    # Windows that no border crosses are those of a map without borders.
+    inner = swin.attend_in_blocks(*maps, 3, 1)
+    np.testing.assert_allclose(shifted[:, 1:4, 1:7], inner[:, 1:4, 1:7], atol=1e-5)
+    # The first row's windows hold, of their own side, that row alone.
+    query, key, value, bias = maps
+    changed = value.at[:, 4:].set(0.0)
+    np.testing.assert_array_equal(
+        swin.attend_in_windows(query, key, changed, bias, 3, 1)[:, :4], shifted[:, :4]
+    )
+
+
+def test_swin_tiny_has_the_published_number_of_parameters():
+    model = nnx.eval_shape(
+        lambda: swin.Swin(
+            swin.SwinConfig(), attend=swin.pass_values, dtype="float32", rngs=nnx.Rngs(0)
+        )
+    )
+    sizes = [leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))]
+    assert sum(sizes) == 28_288_354
+
+
+def test_the_step_is_measured_beside_swins(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "step.json"
+    arguments = "--tiny --only nat_tiny swin_tiny --image-size 28 --rounds 2 --json"
+    monkeypatch.setattr(sys, "argv", ["x", *arguments.split(), str(path)])
+    assert train_step.main() == 0
+    rows = {row["model"]: row for row in json.loads(path.read_text())["rows"]}
+    assert set(rows) == {"nat_tiny", "swin_tiny"}
+    for row in rows.values():
+        assert row["images_per_second"] == pytest.approx(2e3 / row["ms"])
+        assert row["memory_bytes"] > row["state_bytes"] > 0
+    assert "| nat_tiny | " in capsys.readouterr().out
+
+
+def test_numbers_of_tiny_models_stay_out_of_the_results(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["x", "--tiny"])
+    with pytest.raises(SystemExit):
+        train_step.main()
+    assert "--tiny needs --json" in capsys.readouterr().err

@@ -9,6 +9,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding
 
 from natjax.train.finite import Step
+from natjax.train.functional import FunctionalModel
 from natjax.train.sharding import batch_sharding, replicated, state_sharding
 from natjax.train.state import TrainState, init_state
 from natjax.train.step import Network, Task, eval_step, probabilities, train_step
@@ -53,6 +54,24 @@ def compile_evaluator(network: Network, mesh: Mesh) -> Evaluator:
     return Evaluator(batch=batch, evaluate=evaluate)
 
 
+def split_by_rows(model: FunctionalModel, mesh: Mesh) -> FunctionalModel:
+    """Return the model with its logits held to the devices that have their images.
+
+    Left alone, the compiler reads a classifier that is split over "fsdp" as one whose classes are:
+    it then gathers the features of all rows instead of the classifier.
+
+    Args:
+      model: The network.
+      mesh: The devices.
+    """
+
+    def apply(*args: Any, **options: Any) -> jax.Array:
+        logits = model.apply(*args, **options)
+        return jax.lax.with_sharding_constraint(logits, batch_sharding(mesh))
+
+    return dataclasses.replace(model, apply=apply)
+
+
 def compile_task(task: Task, mesh: Mesh, step: Step = train_step) -> Compiled:
     """Return the functions of `task` on `mesh`; shapes are worked out, nothing is computed.
 
@@ -61,6 +80,8 @@ def compile_task(task: Task, mesh: Mesh, step: Step = train_step) -> Compiled:
       mesh: The devices.
       step: What `train` does.
     """
+    model = split_by_rows(task.network.model, mesh)
+    task = dataclasses.replace(task, network=dataclasses.replace(task.network, model=model))
     init = functools.partial(
         init_state, task.network.model, task.optimizer, ema=task.ema_decay is not None
     )

@@ -1,0 +1,1 @@
+"""The whole training step, compiled for machines that are not here."""

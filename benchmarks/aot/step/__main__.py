@@ -1,0 +1,77 @@
+"""Compile the training step for 8 H100 and for TPU slices, on a machine that has none of them.
+
+    python -m benchmarks.aot.step                # all, into benchmarks/results/aot_step.{md,json}
+    python -m benchmarks.aot.step --check        # a small one a machine, with its collectives
+    python -m benchmarks.aot.step --only nat_tiny --missing
+
+It needs the environment that ``scripts/aot-env`` makes; ``make aot-step`` and ``make
+aot-step-check`` see to that. A row is written as soon as it is there. What compiles need not
+compute the right thing: that is for the tests.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from benchmarks.aot import pool
+from benchmarks.aot.step import compiler, report
+from benchmarks.aot.step.cases import StepCase, all_cases, quick_cases
+
+_ADVICE = """\
+A step that moves activations between devices waits for the network in every layer: see what in
+train/step.py or kernels/spmd.py mixes rows of different devices.\
+"""
+
+
+def main() -> int:
+    """Parse the command line, compile, and say what failed."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.aot.step",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--check", action="store_true", help="small steps; write nothing")
+    parser.add_argument("--only", nargs="+", default=[], metavar="PART", help="parts of names")
+    parser.add_argument("--missing", action="store_true", help="only what has no row yet")
+    parser.add_argument("--workers", type=int, default=1)
+    options = parser.parse_args()
+    cases = quick_cases() if options.check else all_cases()
+    cases = [case for case in cases if all(part in case.key for part in options.only)]
+    if options.missing:
+        cases = [case for case in cases if case.key not in report.read()]
+    failures = compile_all(cases, options.workers, saves=not options.check)
+    for name, reason in failures.items():
+        print(f"FAILED {name}: {reason}", file=sys.stderr)
+    if failures:
+        print(_ADVICE, file=sys.stderr)
+    return len(failures) > 0
+
+
+def compile_all(cases: Sequence[StepCase], workers: int, *, saves: bool) -> dict[str, str]:
+    """Compile, print and write rows; why each case that failed did."""
+    failures = {}
+    rows = pool.run(compiler.compile_step, cases, workers, seconds=3600)
+    for case, row in zip(cases, rows, strict=True):
+        print(case.key, row, flush=True)
+        if reason := failed(case, row):
+            failures[case.key] = reason
+        if saves:
+            report.add(case.key, row, compiler.environment())
+    return failures
+
+
+def failed(case: StepCase, row: report.Row) -> str | None:
+    """What is wrong with a row, if anything."""
+    if "error" in row:
+        return row["error"]
+    if row.get("moved"):
+        return f"activations move between devices: {', '.join(row['moved'])}"
+    if case.machine == "8xH100" and not row["kernels"]:
+        return "the program holds no kernel of ours"
+    return None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

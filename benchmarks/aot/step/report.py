@@ -1,0 +1,110 @@
+"""The results as a document, and as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from benchmarks.aot.report import RESULTS
+from benchmarks.aot.step.cases import MACHINES, StepCase, all_cases
+
+type Row = dict[str, Any]
+
+TABLE = RESULTS / "aot_step.json"
+DOCUMENT = RESULTS / "aot_step.md"
+
+_INTRODUCTION = """\
+# The training step, compiled for machines that were not there
+
+    make aot-step
+
+Compiled on {date} with jax {jax}, on a machine without GPU or TPU: **nothing here was run, and
+nothing says how fast it is.** The step is that of the presets `nat_tiny_imagenet` and
+`nat_base_imagenet` (mixup and CutMix, random erasing, stochastic depth, AdamW, their averages if
+any) in bfloat16 at 224x224, on a mesh of all devices as `natjax train` makes it. Attention is our
+Triton kernels on the H100, and the plain implementation ("xla") on TPUs, for which there is no
+kernel yet: its temporaries are larger than a kernel's would be.
+
+*Batch* is the images a step, over all devices. *Arguments* are state and batch, *peak* the most
+that the program needs at once, as its compiler counts, both in GB (1e9 bytes) a device. An H100 has
+84.9 GB, of which JAX takes 75 % unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise; a v5e has
+16.9 GB for programs. *Collectives* are numbers and megabytes of results a device; those in the body
+of a loop are counted once and in brackets. *CPU s* is the processor time of tracing and compiling.
+TFLOP are a device's, as XLA counts them (it counts the body of a loop once, and nothing for GPUs).
+
+All-reduces are gradients and metrics. The one collective-permute of each step is mixup's: each
+device gets the images (uint8) that its own are mixed with, from one other device. No activation
+crosses devices; `make aot-step-check` fails if one does.
+"""
+
+_HEADER = [
+    "model",
+    "machine",
+    "batch",
+    "settings",
+    "arguments",
+    "peak",
+    "fits",
+    "collectives",
+    "TFLOP",
+    "CPU s",
+]
+
+
+def read() -> dict[str, Row]:
+    """The committed rows, by `StepCase.key`."""
+    return json.loads(TABLE.read_text())["rows"] if TABLE.exists() else {}
+
+
+def add(key: str, row: Row, environment: Mapping[str, str]) -> None:
+    """Put a row into both files; those of cases that are no more go."""
+    known = read() | {key: row}
+    rows = {case.key: known[case.key] for case in all_cases() if case.key in known}
+    lines = ",\n".join(f'  "{name}": {json.dumps(values)}' for name, values in rows.items())
+    where = json.dumps(dict(environment))
+    TABLE.write_text(f'{{"environment": {where},\n "rows": {{\n{lines}\n}}}}\n')
+    DOCUMENT.write_text(document(rows, environment))
+
+
+def document(rows: Mapping[str, Row], environment: Mapping[str, str]) -> str:
+    """All of it in Markdown."""
+    lines = [_HEADER, ["---"] * len(_HEADER)]
+    lines += [_cells(case, rows[case.key]) for case in all_cases() if case.key in rows]
+    table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    left = [case.key for case in all_cases() if case.key not in rows]
+    missing = f"\nNot compiled yet: {'; '.join(left)}.\n" if left else ""
+    return f"{_INTRODUCTION.format(**environment)}\n{table}{missing}"
+
+
+def _cells(case: StepCase, row: Row) -> list[str]:
+    return [
+        case.model,
+        case.machine,
+        str(case.batch),
+        " ".join(case.key.split()[3:]),
+        _giga(row.get("arguments")),
+        _giga(row.get("peak")),
+        _fits(case, row),
+        "; ".join(f"{kind} {_exchange(x)}" for kind, x in row.get("collectives", {}).items()),
+        f"{row['flops'] / 1e12:.2f}" if "flops" in row else "",
+        str(row["seconds"]) if "seconds" in row else "",
+    ]
+
+
+def _giga(size: int | None) -> str:
+    return "" if size is None else f"{size / 1e9:.2f}"
+
+
+def _fits(case: StepCase, row: Row) -> str:
+    if "error" in row:
+        return f"**{row['error']}**"
+    share = row["peak"] / MACHINES[case.machine].memory
+    return f"{'yes' if row['fits'] else '**no**'}, {share:.0%}"
+
+
+def _exchange(totals: Mapping[str, int]) -> str:
+    text = f"{totals['count']}, {totals['bytes'] / 1e6:.1f} MB"
+    if totals["in_loops"]:
+        text += f" [{totals['in_loops']}, {totals['bytes_in_loops'] / 1e6:.1f} MB]"
+    return text
