@@ -4,15 +4,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.colors import LogNorm
+from matplotlib.colors import ListedColormap, LogNorm
 from matplotlib.figure import Figure
 
 from natjax.train.confusion import Confusion
 from natjax.train.plots import FAINT, INK, WRONG, save
 
 # Up to so many classes each has a row with its name; more share a fixed number of rows.
-_NAMED, _CELLS, _MISTAKES = 40, 250, 24
+_NAMED, _CELLS, _MISTAKES = 40, 125, 24
+
+# Without the lightest, so that a single image can be told from none.
+_BLUES = ListedColormap(colormaps["Blues"](np.linspace(0.25, 1, 256)))
 
 
 def plot_confusion(
@@ -42,7 +46,7 @@ def _heat_map(figure: Figure, axes: Axes, confusion: Confusion, class_names: Seq
     edge = side * -(-classes // side)
     image = axes.imshow(
         shown,
-        cmap="Blues",
+        cmap=_BLUES,
         norm=LogNorm(1, max(2, counts.max())),
         extent=(-0.5, edge - 0.5, edge - 0.5, -0.5),
         interpolation="nearest",
