@@ -74,7 +74,7 @@ def test_a_fifth_of_each_category_is_held_out_and_no_object_is_on_both_sides(pac
 
 
 def test_drawings_are_laid_on_white(package, tmp_path):
-    spec = get_spec("emoji")
+    spec = get_spec(DataConfig(name="emoji"))
     builder = open_dataset(spec, DataConfig(name="emoji", dir=package, prepared_dir=tmp_path))
     train, test = open_split(builder, "train"), open_split(builder, "test")
     assert (len(train), len(test)) == (23, 4)
@@ -85,7 +85,10 @@ def test_drawings_are_laid_on_white(package, tmp_path):
 
 
 def test_what_is_missing_says_how_to_get_it(package, tmp_path):
-    spec, data = get_spec("emoji"), DataConfig(name="emoji", prepared_dir=tmp_path / "new")
+    spec, data = (
+        get_spec(DataConfig(name="emoji")),
+        DataConfig(name="emoji", prepared_dir=tmp_path / "new"),
+    )
     with pytest.raises(UserError, match=r"npm pack emoji-datasource-google@16\.0\.0"):
         open_dataset(spec, data)
     with pytest.raises(UserError, match=r"has no emoji\.json: run `npm pack"):

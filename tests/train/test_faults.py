@@ -16,7 +16,7 @@ from runs import final_state, metrics
 
 from natjax.cli import main
 from natjax.train.checkpoint import list_steps
-from natjax.train.config import DataConfig
+from natjax.train.config import AugmentConfig, DataConfig
 from natjax.train.data import Host, train_batches, train_dataset
 
 SUPPORT = os.path.dirname(pico.__file__)
@@ -126,8 +126,9 @@ def test_virtual_devices_are_made_on_request(environment):
 
 def test_a_killed_data_worker_is_replaced_and_no_batch_is_lost(digits, capsys):
     spec, records, _ = digits
-    made = train_dataset(records, spec, 32, seed=0, batch_size=8, host=Host())
-    batches = train_batches(made, DataConfig(name="digits", threads=1, workers=1), 3)
+    data = DataConfig(name="digits", threads=1, workers=1)
+    made = train_dataset(records, spec, data, AugmentConfig(), seed=0, batch_size=8, host=Host())
+    batches = train_batches(made, data, 3)
     try:
         for step in range(3, 12):
             batch = next(batches)

@@ -40,4 +40,4 @@ def test_flops_are_those_of_the_model_with_its_own_classes():
     published = natjax.model_summary("nat_tiny").flops
     # Ten classes instead of 1000, and one channel instead of three in the first convolution.
     saved = 990 * 512 + 2 * 9 * 32 * 112 * 112
-    assert image_flops(config, get_spec("digits")) == published - saved
+    assert image_flops(config, get_spec(DataConfig(name="digits"))) == published - saved

@@ -7,7 +7,7 @@ import pytest
 import natjax
 from natjax.preprocessing import preprocessing
 from natjax.train import presets
-from natjax.train.config import AugmentConfig, EraseConfig, MixConfig, ModelConfig
+from natjax.train.config import AugmentConfig, DataConfig, EraseConfig, MixConfig, ModelConfig
 from natjax.train.errors import UserError
 from natjax.train.functional import model_builder
 from natjax.train.optimizer import schedule
@@ -130,7 +130,9 @@ def test_the_model_of_a_preset_can_be_built(model):
 
     from natjax.train.datasets import get_spec
 
-    built = nnx.eval_shape(model_builder(preset(model).model, get_spec("emoji"), 0))
+    built = nnx.eval_shape(
+        model_builder(preset(model).model, get_spec(DataConfig(name="emoji")), 0)
+    )
     assert built.config.drop_path == natjax.model_config(model).drop_path
     assert built.dtype == {"dinat_large_384": "float32"}.get(model, "bfloat16")
 

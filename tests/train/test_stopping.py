@@ -52,10 +52,13 @@ def test_signals_are_left_alone_outside_of_the_main_thread():
 
 
 JOB = """
-import sys, time, signal, jax
-index, port, number = map(int, sys.argv[1:])
-jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=index)
+import sys, time, signal
+from natjax.train import processes
+from natjax.train.config import DistributedConfig
 from natjax.train.stopping import StopSignals
+index, port, number = map(int, sys.argv[1:])
+there = f"127.0.0.1:{port}"
+processes.start(DistributedConfig(coordinator=there, processes=2, process=index))
 with StopSignals() as signals:
     for step in range(1, 1000):
         time.sleep(0.01 + 0.01 * index)
