@@ -312,7 +312,7 @@ def test_swin_tiny_has_the_published_number_of_parameters():
 
 def test_the_step_is_measured_beside_swins(tmp_path, monkeypatch, capsys):
     path = tmp_path / "step.json"
-    arguments = "--tiny --only nat_tiny swin_tiny --image-size 28 --rounds 2 --json"
+    arguments = "--tiny --only nat_tiny swin_tiny --image-size 28 --batch 2 --rounds 2 --json"
     monkeypatch.setattr(sys, "argv", ["x", *arguments.split(), str(path)])
     assert train_step.main() == 0
     rows = {row["model"]: row for row in json.loads(path.read_text())["rows"]}
