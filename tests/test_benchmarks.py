@@ -268,6 +268,7 @@ def test_the_table_of_steps_is_of_the_cases_and_moves_nothing():
         pytest.fail("run `make aot-step`")
     table = json.loads(step_report.TABLE.read_text())
     known = {case.key: case for case in step_cases.all_cases()}
+    assert len(known) == len(step_cases.all_cases())
     assert set(table["rows"]) <= set(known)
     for key, row in table["rows"].items():
         assert aot_step.failed(known[key], row) is None, key
