@@ -43,7 +43,7 @@ from benchmarks import swin
 from natjax.attention import NeighborhoodAttention2D
 from natjax.nat import NAT, NATConfig
 from natjax.train.compiled import Compiled, compile_task
-from natjax.train.config import MeshConfig
+from natjax.train.config import EraseConfig, MeshConfig, MixConfig
 from natjax.train.functional import functional
 from natjax.train.presets import get_preset
 from natjax.train.sharding import device_grid, mesh_of, put_batch
@@ -115,8 +115,10 @@ class Step:
       state_bytes: bytes of the state.
     """
 
-    def __init__(self, build: Build, batch: int, side: int):
+    def __init__(self, build: Build, batch: int, side: int, *, augments: bool = True):
         task = _task(build, batch, side)
+        if not augments:
+            task = dataclasses.replace(task, mix=MixConfig(), erase=EraseConfig())
         mesh = mesh_of(device_grid(MeshConfig(data=1), jax.devices()[:1]))
         self._functions: Compiled = compile_task(task, mesh)
         self._batches = [
@@ -171,12 +173,14 @@ def host_batches(batch: int, side: int, count: int) -> list[dict[str, np.ndarray
     ]
 
 
-def measure(chosen: list[Variant], batch: int, side: int, rounds: int, steps: int) -> list[Row]:
+def measure(
+    chosen: list[Variant], batch: int, side: int, rounds: int, steps: int, *, augments: bool = True
+) -> list[Row]:
     """Compile all, then measure all by turns; a row a variant."""
     programs: dict[tuple[str, bool], Step] = {}
     for variant in chosen:
         for attends, build in ((True, variant.build), (False, variant.build_without)):
-            programs[variant.name, attends] = Step(build, batch, side)
+            programs[variant.name, attends] = Step(build, batch, side, augments=augments)
             seconds = programs[variant.name, attends].compile_seconds
             print(f"{variant.name}, attention {attends}: compiled in {seconds:.0f} s", flush=True)
     batches = host_batches(batch, side, 4)
@@ -253,7 +257,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=1, help="steps a round")
     parser.add_argument("--only", nargs="+", help="names of models")
     parser.add_argument("--note", default="idle", help="what else the machine was doing")
-    parser.add_argument("--tiny", action="store_true", help="models of a few blocks; needs --json")
+    parser.add_argument("--tiny", action="store_true", help="a few blocks, no augmentation")
     parser.add_argument("--json", type=pathlib.Path, help="write the results here instead")
     options = parser.parse_args()
     if options.tiny and options.json is None:
@@ -262,7 +266,8 @@ def main() -> int:
     dtype = options.dtype or ("float32" if platform == "cpu" else "bfloat16")
     chosen = variants(dtype, options.tiny)
     chosen = [v for v in chosen if options.only is None or v.name in options.only]
-    rows = measure(chosen, options.batch, options.image_size, options.rounds, options.steps)
+    sizes = options.batch, options.image_size, options.rounds, options.steps
+    rows = measure(chosen, *sizes, augments=not options.tiny)
     result = {
         "environment": {
             "date": datetime.date.today().isoformat(),

@@ -24,6 +24,7 @@ from benchmarks.aot.step import report as step_report
 from benchmarks.gpu import flex, functions, plan, timing, torch_worker
 from benchmarks.gpu import report as gpu_report
 from natjax.kernels import configs, problems
+from natjax.train.functional import functional
 
 ROOT = pathlib.Path(__file__).parents[1]
 ROW = {
@@ -267,6 +268,7 @@ def test_the_table_of_steps_is_of_the_cases_and_moves_nothing():
         pytest.fail("run `make aot-step`")
     table = json.loads(step_report.TABLE.read_text())
     known = {case.key: case for case in step_cases.all_cases()}
+    assert len(known) == len(step_cases.all_cases())
     assert set(table["rows"]) <= set(known)
     for key, row in table["rows"].items():
         assert aot_step.failed(known[key], row) is None, key
@@ -312,15 +314,23 @@ def test_swin_tiny_has_the_published_number_of_parameters():
 
 def test_the_step_is_measured_beside_swins(tmp_path, monkeypatch, capsys):
     path = tmp_path / "step.json"
-    arguments = "--tiny --only nat_tiny swin_tiny --image-size 28 --rounds 2 --json"
+    arguments = "--tiny --only nat_tiny --image-size 28 --batch 2 --rounds 2 --json"
     monkeypatch.setattr(sys, "argv", ["x", *arguments.split(), str(path)])
     assert train_step.main() == 0
-    rows = {row["model"]: row for row in json.loads(path.read_text())["rows"]}
-    assert set(rows) == {"nat_tiny", "swin_tiny"}
-    for row in rows.values():
-        assert row["images_per_second"] == pytest.approx(2e3 / row["ms"])
-        assert row["memory_bytes"] > row["state_bytes"] > 0
+    (row,) = json.loads(path.read_text())["rows"]
+    assert row["images_per_second"] == pytest.approx(2e3 / row["ms"])
+    assert row["memory_bytes"] > row["state_bytes"] > 0
     assert "| nat_tiny | " in capsys.readouterr().out
+
+
+def test_models_without_attention_have_the_same_parameters():
+    for variant in train_step.variants("float32", tiny=True):
+        whole, without = (functional(build) for build in (variant.build, variant.build_without))
+        params = jax.eval_shape(whole.init)
+        assert params == jax.eval_shape(without.init)
+        images = jax.ShapeDtypeStruct((1, 28, 28, 3), jnp.float32)
+        programs = [str(jax.make_jaxpr(model.apply)(params, images)) for model in (whole, without)]
+        assert ["exp" in program for program in programs] == [True, False]
 
 
 def test_numbers_of_tiny_models_stay_out_of_the_results(monkeypatch, capsys):

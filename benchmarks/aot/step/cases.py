@@ -76,9 +76,11 @@ class StepCase:
     @property
     def key(self) -> str:
         """Name in the table."""
-        extras = {"fsdp": self.fsdp, "remat": self.remat, "accumulate": self.accumulate}
-        words = [f"{name}={value}" for name, value in extras.items() if value not in (1, False)]
-        return " ".join([self.model, self.machine, str(self.batch), *words])
+        words = [self.model, self.machine, str(self.batch)]
+        words += [f"fsdp={self.fsdp}"] if self.fsdp > 1 else []
+        words += ["remat"] if self.remat else []
+        words += [f"accumulate={self.accumulate}"] if self.accumulate > 1 else []
+        return " ".join(words)
 
 
 def all_cases() -> list[StepCase]:
