@@ -72,9 +72,19 @@ def test_two_processes_equal_one(pair, tmp_path, data_dir):
     assert all(line["images"] == 360 for line in left if line["kind"] == "eval")
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-6),
-        final_state(run),
-        final_state(tmp_path / "one"),
+        without_key_biases(final_state(run)),
+        without_key_biases(final_state(tmp_path / "one")),
     )
+
+
+def without_key_biases(state):
+    """Leave out what softmax makes zero: Adam blows its rounding errors up to whole steps."""
+
+    def rest(path, leaf):
+        is_qkv_bias = "qkv.bias" in jax.tree_util.keystr(path)
+        return np.asarray(leaf).reshape(3, -1)[::2] if is_qkv_bias else leaf
+
+    return jax.tree_util.tree_map_with_path(rest, state)
 
 
 def test_two_processes_go_on_from_the_same_sound_checkpoint(pair):
