@@ -58,7 +58,7 @@ aot: $(AOT)/ready
 aot-check: $(AOT)/ready
 	$(AOT)/bin/python -m benchmarks.aot --check
 
-# The whole training step, for GPUs and TPUs: benchmarks/results/aot_step.md. About an hour.
+# The whole training step, for GPUs and TPUs: benchmarks/results/aot_step.md. Two hours or three.
 aot-step: $(AOT)/ready
 	$(AOT)/bin/python -m benchmarks.aot.step
 

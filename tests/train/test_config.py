@@ -87,7 +87,7 @@ def test_mesh_and_folders_may_differ(config):
 
 
 def test_unknown_setting_in_json(config):
-    with pytest.raises(UserError, match=r"unknown setting model\.colour"):
+    with pytest.raises(UserError, match=r"unknown setting model\.color"):
         from_json(to_json(config) | {"model": {"color": 1}})
 
 
