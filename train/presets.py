@@ -70,8 +70,8 @@ def fashion_mnist_full() -> TrainConfig:
 
     Command: ``natjax train fashion_mnist_full --data.dir /usr/share/datasets/fashion-mnist``, with
     the files of Debian's package ``dataset-fashion-mnist``.
-    Cost: not measured yet.
-    Accuracy: not measured yet.
+    Cost: 24 minutes on 2 CPU cores that had other work too (measured).
+    Accuracy: 86.9 % (measured, averaged weights).
     """
     return TrainConfig(
         model=ModelConfig(name="nat_micro", drop_path=0.05, init="fan_in"),
@@ -99,8 +99,8 @@ def emoji() -> TrainConfig:
 
     Command: ``natjax train emoji --data.dir package``, with the files of the npm package
     ``emoji-datasource-google`` (``npm pack emoji-datasource-google@16.0.0``, then unpack).
-    Cost: not measured yet.
-    Accuracy: not measured yet.
+    Cost: 20 minutes on 2 CPU cores that had other work too (measured).
+    Accuracy: 67.6 % of 377 held-out drawings (measured, averaged weights); by chance 11 %.
     """
     return TrainConfig(
         model=ModelConfig(name="nat_micro", drop_path=0.05, init="fan_in"),
