@@ -11,7 +11,7 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 hypothesis.settings.register_profile(
-    "default", derandomize=True, deadline=None, max_examples=50, print_blob=True
+    "default", derandomize=True, deadline=None, max_examples=30, print_blob=True
 )
 hypothesis.settings.load_profile("default")
 

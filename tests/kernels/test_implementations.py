@@ -19,8 +19,9 @@ from natjax.kernels.problems import Problem
 
 OTHERS = [name for name in dispatch.available() if name != "reference"]
 
-# What interpreted kernels, which take seconds each, run in quick tests: each feature once.
-INTERPRETED = (
+# What quick tests run: each feature once. The goldens have many more for all but "triton", whose
+# kernels take seconds each interpreted.
+QUICK = (
     "1d-window-is-input",
     "1d-causal-stride-dilation",
     "1d-ragged-dilation",
@@ -30,11 +31,20 @@ INTERPRETED = (
     "2d-everything",
     "3d-everything",
 )
+ALSO_QUICK = (
+    "1d-window-1",
+    "1d-one-token",
+    "1d-blocked",
+    "2d-window-1-along-an-axis",
+    "2d-no-bias",
+)
 
 
 def is_quick(problem, name, dtype="float32"):
     """float32 is what kernels for GPUs take; where there is float64, it says more."""
-    return problem.name in INTERPRETED if name == "triton" else dtype == "float64"
+    if name == "triton":
+        return problem.name in QUICK
+    return dtype == "float64" and problem.name in QUICK + ALSO_QUICK
 
 
 def marks(is_quick):
@@ -60,7 +70,7 @@ def test_fused_agrees_with_the_reference(problem, dtype, name, interpreted, x64)
 @pytest.mark.parametrize(
     ("problem", "name"),
     [
-        pytest.param(p, x, id=f"{p.name}-{x}", marks=marks(x != "triton" or is_quick(p, x)))
+        pytest.param(p, x, id=f"{p.name}-{x}", marks=marks(p.name in QUICK))
         for p in problems.EDGES
         for x in OTHERS
         if p.stride == 1 and not p.extra
@@ -96,7 +106,7 @@ def test_layers_of_the_published_models(problem):
     ("name", "dtype"),
     [
         ("2d-everything", "bfloat16"),
-        ("2d-prime", "float16"),
+        pytest.param("2d-prime", "float16", marks=pytest.mark.slow),
         pytest.param("2d-everything", "float16", marks=pytest.mark.slow),
         pytest.param("3d", "bfloat16", marks=pytest.mark.slow),
     ],

@@ -57,6 +57,7 @@ def pair(tmp_path_factory, data_dir):
     return run, said
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_two_processes_equal_one(pair, tmp_path, data_dir):
     run, _ = pair
     flags = pico.flags(tmp_path / "one", **two_processes.SETTINGS)

@@ -1,9 +1,9 @@
 import dataclasses
 import pickle
 
-import imagenet_tar
 import numpy as np
 import pytest
+from damaged_photos import Photos
 
 from natjax.train.config import AugmentConfig, DataConfig
 from natjax.train.data import Host, test_dataset, train_batches, train_dataset
@@ -14,22 +14,6 @@ test_dataset.__test__ = False  # natjax's function, not a test
 
 DATA = DataConfig(name="imagenet2012", image_size=16)
 SPEC = get_spec(DATA)
-DAMAGED = (b"", b"no image", imagenet_tar.photo(0)[:300], b"%!PS-Adobe-3.0 EPSF-3.0\n")
-
-
-class Photos:
-    """Photos with their place as label; some are damaged."""
-
-    def __init__(self, count, bad):
-        self.images = [imagenet_tar.photo(i) for i in range(count)]
-        for i in bad:
-            self.images[i] = DAMAGED[i % len(DAMAGED)]
-
-    def __len__(self):
-        return len(self.images)
-
-    def __getitem__(self, index):
-        return {"image": self.images[index], "label": index}
 
 
 def labels(source, threads=1, workers=0):

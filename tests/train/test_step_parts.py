@@ -194,9 +194,9 @@ def test_a_run_without_an_average_has_one_set_of_weights(config):
 def test_a_run_hands_its_settings_to_its_step_and_its_data(config, monkeypatch):
     tasks = []
 
-    def spy(task, mesh):
+    def spy(task, *rest):
         tasks.append(task)
-        return compile_task(task, mesh)
+        return compile_task(task, *rest)
 
     monkeypatch.setattr(trainer, "compile_task", spy)
     plain = trainer.build_trainer(config)
