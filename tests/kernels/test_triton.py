@@ -28,8 +28,8 @@ BLOCKS = {
     "long chunks": {1: ((16,), (32,)), 2: ((8, 2), (1, 32)), 3: ((4, 2, 2), (1, 8, 4))},
 }
 CHOSEN = [
-    ("1d-causal", "long tiles"),
-    ("1d-causal-stride-dilation", "long chunks"),
+    pytest.param("1d-causal", "long tiles", marks=pytest.mark.slow),
+    pytest.param("1d-causal-stride-dilation", "long chunks", marks=pytest.mark.slow),
     ("2d-prime", "long tiles"),
     ("2d-everything", "long chunks"),
     ("3d-everything", "long tiles"),

@@ -100,7 +100,7 @@ def _by_hand(image, size):
     return image.crop((left, top, left + size, top + size))
 
 
-@pytest.mark.parametrize("batch_size", [4, 13, 64])
+@pytest.mark.parametrize("batch_size", [4, 13, pytest.param(64, marks=pytest.mark.slow)])
 def test_accuracy_is_exact_over_all_photos(batch_size, weights, folder):
     """For batches that 13 photos do not fill, that they fill, and larger ones."""
     ranks = one_by_one(weights, folder)

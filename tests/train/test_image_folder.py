@@ -104,6 +104,7 @@ def test_a_folder_without_classes(tmp_path):
         get_spec(config(None))
 
 
+@pytest.mark.slow
 def test_a_run_on_a_folder_and_its_predictions(folder, tmp_path, capsys):
     """Trained, one image being damaged, then used where the folder is gone."""
     (folder / "train/dog/0.jpg").write_bytes(b"no image")

@@ -155,6 +155,7 @@ def test_a_damaged_checkpoint_costs_only_the_steps_since_the_one_before(copy, fi
 
 
 @pytest.mark.usefixtures("no_pictures")
+@pytest.mark.slow  # tests/train/test_sharding.py does, without the command line
 def test_a_run_may_change_its_mesh(copy, finished):
     shutil.rmtree(copy / "checkpoints" / "24")
     assert train(copy, mesh__data=2, mesh__fsdp=2) == 0
