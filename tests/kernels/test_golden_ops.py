@@ -42,7 +42,7 @@ def cases(name):
 def case(record, dtype, implementation, is_committed):
     name = record["name"]
     quick = name in INTERPRETED if implementation == "triton" else dtype == "float64"
-    marks = [] if quick else [pytest.mark.slow]
+    marks = [] if quick and is_committed else [pytest.mark.slow]
     if is_committed and implementation != "reference":
         marks.append(pytest.mark.oldest)
     return pytest.param(

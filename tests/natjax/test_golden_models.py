@@ -20,26 +20,24 @@ FAMILIES = golden_models.FAMILIES
 VALUE, GRADIENT, DOUBLE = 1e-5, 2e-5, 1e-10  # about ten times the official float32 error
 
 
-def _case(family, prefix, marks=()):
+def _case(family, prefix, marks):
     config, *_, case = prefix.split("/")
     return pytest.param(family, config, case, marks=marks, id=f"{family}-{prefix}")
 
 
-def _cases(array):
-    """All (family, config, case) that hold ``array``."""
-    return [_case(family, prefix) for family in FAMILIES for prefix in goldens.cases(family, array)]
+def _cases(array, marks=()):
+    """All (family, config, case) that hold ``array``; slow unless in the committed selection.
 
-
-def _cases_with_gradients():
-    """All with logits; those of the committed selection on the oldest JAX too."""
+    ``marks`` are for those that are.
+    """
     return [
         _case(
             family,
             prefix,
-            pytest.mark.oldest if prefix in goldens.committed_cases(family, "logits") else (),
+            marks if prefix in goldens.committed_cases(family, array) else pytest.mark.slow,
         )
         for family in FAMILIES
-        for prefix in goldens.cases(family, "logits")
+        for prefix in goldens.cases(family, array)
     ]
 
 
@@ -60,7 +58,7 @@ def _images(arrays, case):
     return jnp.asarray(arrays[f"{case}/input"].transpose(0, 2, 3, 1))
 
 
-@pytest.mark.parametrize(("family", "cfg", "case"), _cases_with_gradients())
+@pytest.mark.parametrize(("family", "cfg", "case"), _cases("logits", pytest.mark.oldest))
 def test_forward_and_gradients(family, cfg, case, tmp_path):
     model, arrays = golden_models.loaded(tmp_path, family, cfg), goldens.under(family, cfg)
     graph, params = nnx.split(model)
