@@ -29,7 +29,6 @@ import pathlib
 import statistics
 import sys
 import time
-import types
 from collections.abc import Callable
 from typing import Any
 
@@ -40,6 +39,7 @@ from flax import nnx
 
 import natjax
 from benchmarks import swin
+from benchmarks.imagenet import IMAGENET, IMAGES
 from natjax.attention import NeighborhoodAttention2D
 from natjax.nat import NAT, NATConfig
 from natjax.train.compiled import Compiled, compile_task
@@ -51,12 +51,6 @@ from natjax.train.step import Network, Task
 from natjax.train.task import build_task
 
 RESULTS = pathlib.Path(__file__).parent / "results"
-_IMAGENET = types.SimpleNamespace(
-    channels=3,
-    class_names=tuple(map(str, range(1000))),
-    mean=(0.485, 0.456, 0.406),
-    std=(0.229, 0.224, 0.225),
-)
 _DROP_PATH = 0.2
 
 type Build = Callable[[], nnx.Module]
@@ -156,8 +150,8 @@ def _task(build: Build, batch: int, side: int) -> Task:
     preset = get_preset("nat_tiny_imagenet")
     data = dataclasses.replace(preset.data, image_size=side)
     config = dataclasses.replace(preset, batch_size=batch, data=data)
-    task = build_task(config, _IMAGENET, 1_281_167)
-    network = Network(functional(build), _IMAGENET.mean, _IMAGENET.std)
+    task = build_task(config, IMAGENET, IMAGES)
+    network = Network(functional(build), IMAGENET.mean, IMAGENET.std)
     return dataclasses.replace(task, network=network)
 
 

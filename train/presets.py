@@ -77,14 +77,7 @@ def fashion_mnist_full() -> TrainConfig:
         model=ModelConfig(name="nat_micro", drop_path=0.05, init="fan_in"),
         data=DataConfig(name="fashion_mnist"),
         augment=_full_augmentation(smallest=0.5),
-        optimizer=OptimizerConfig(
-            learning_rate=3e-3,
-            warmup_learning_rate=1e-6,
-            warmup_steps=200,
-            cosine_from_start=True,
-            cooldown_epochs=0.5,
-            beta2=0.99,
-        ),
+        optimizer=_full_optimizer(cooldown_epochs=0.5),
         checkpoint=CheckpointConfig(every=500),
         batch_size=64,
         epochs=8.0,  # as many as without augmentation
@@ -106,20 +99,25 @@ def emoji() -> TrainConfig:
         model=ModelConfig(name="nat_micro", drop_path=0.05, init="fan_in"),
         data=DataConfig(name="emoji"),
         augment=_full_augmentation(smallest=0.35),
-        optimizer=OptimizerConfig(
-            learning_rate=3e-3,
-            warmup_learning_rate=1e-6,
-            warmup_steps=200,
-            cosine_from_start=True,
-            cooldown_epochs=5.0,
-            beta2=0.99,
-        ),
+        optimizer=_full_optimizer(cooldown_epochs=5.0),
         checkpoint=CheckpointConfig(every=500),
         batch_size=64,
         epochs=150.0,
         log_every=50,
         eval_every=500,
         ema_decay=0.995,
+    )
+
+
+def _full_optimizer(cooldown_epochs: float) -> OptimizerConfig:
+    """The schedule of the ImageNet recipes, at a rate for small networks."""
+    return OptimizerConfig(
+        learning_rate=3e-3,
+        warmup_learning_rate=1e-6,
+        warmup_steps=200,
+        cosine_from_start=True,
+        cooldown_epochs=cooldown_epochs,
+        beta2=0.99,
     )
 
 

@@ -1,13 +1,10 @@
 """Processes that decode and augment: how they start, and what happens when one dies."""
 
-import multiprocessing
-import os
-import signal
-import threading
 from collections.abc import Callable, Iterator
 
 from natjax.train import console
 from natjax.train.errors import TrainingError
+from natjax.train.worker_processes import die_with_parent
 
 # Deaths that are forgiven within so many steps.
 _FORGIVEN, _STEPS = 3, 100
@@ -25,15 +22,7 @@ def start_worker(index: int, count: int) -> None:
       count: How many there are.
     """
     del index, count
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+    die_with_parent()
 
 
 def steady[T](make: Callable[[int], Iterator[T]], start: int) -> Iterator[T]:

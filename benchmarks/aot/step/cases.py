@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import types
 from typing import Any
 
 from flax import nnx
 
+from benchmarks.imagenet import IMAGENET, IMAGES
 from natjax.nat import NAT, NATConfig
 from natjax.train.config import MeshConfig, TrainConfig
 from natjax.train.functional import functional
 from natjax.train.presets import get_preset
 from natjax.train.step import Network, Task
 from natjax.train.task import build_task
-
-_IMAGENET = types.SimpleNamespace(
-    channels=3,
-    class_names=tuple(map(str, range(1000))),
-    mean=(0.485, 0.456, 0.406),
-    std=(0.229, 0.224, 0.225),
-)
-_IMAGES = 1_281_167
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -131,7 +123,7 @@ def config_of(case: StepCase) -> TrainConfig:
 
 def task_of(case: StepCase) -> Task:
     """The step of a case."""
-    task = build_task(config_of(case), _IMAGENET, _IMAGES)
+    task = build_task(config_of(case), IMAGENET, IMAGES)
     if case.model != "small":
         return task
     network = Network(functional(_small), task.network.mean, task.network.std)
