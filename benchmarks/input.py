@@ -8,8 +8,8 @@ The files are made from scikit-learn's two photographs. natjax runs its own pipe
 Pillow); tf.data decodes only the part (`tf.io.decode_and_crop_jpeg`). Runs take turns, since other
 work on the machine comes and goes; the figures are medians, and ratios are medians of the ratios
 within each turn. "A core" divides by the time that all cores together spent: on a machine that is
-busy with other work, this is the figure to compare, as the share of the cores that a program gets
-there grows with the number of its threads, and tf.data starts more of them.
+busy with other work (the table tells its load), this is the figure to compare, as the share of the
+cores that a program gets there grows with the number of its threads, and tf.data starts more.
 
 TensorFlow is needed for this alone, in an environment of its own:
 
@@ -57,13 +57,14 @@ def main() -> None:
     if args.tf_python is None:
         print("without --tf-python only natjax is measured (see --help)", file=sys.stderr)
     names = [name for name in NAMES if args.tf_python or not name.startswith("tf")]
+    load = os.getloadavg()[0]  # before what is measured adds to it
     with tempfile.NamedTemporaryFile(suffix=".pickle") as file:
         pickle.dump(jpeg_files(), file)
         file.flush()
         turns = [
             {name: measure(name, file.name, args) for name in names} for _ in range(args.turns)
         ]
-    result = {"about": about(args, turns), "turns": turns}
+    result = {"about": about(args, turns, load), "turns": turns}
     text = table(result, names)
     print(text)
     if args.output:
@@ -209,7 +210,7 @@ def tf_batches(files: list[bytes], args: argparse.Namespace):
     return iter(batches.as_numpy_iterator()), f"tensorflow {tf.__version__}"
 
 
-def about(args: argparse.Namespace, turns: list) -> dict:
+def about(args: argparse.Namespace, turns: list, load: float) -> dict:
     """Where and how it was measured."""
     return {
         "command": "python benchmarks/input.py"
@@ -218,7 +219,7 @@ def about(args: argparse.Namespace, turns: list) -> dict:
         "date": datetime.date.today().isoformat(),
         "cpus": os.cpu_count(),
         "processor": processor(),
-        "load": os.getloadavg()[0],
+        "load": load,
         "python": platform.python_version(),
         "versions": {name: figures["version"] for name, figures in turns[0].items()},
     }
@@ -239,7 +240,7 @@ def table(result: dict, names: list[str]) -> str:
     lines = [
         f"`{known['command']}`, {known['date']}, {known['cpus']} x {known['processor']}, Python"
         f" {known['python']}; {versions}. JPEG 500x375 to 224x224."
-        f" Load of the machine {known['load']:.0f}, so the figures of a core are those to compare.",
+        f" Load of the machine before: {known['load']:.1f}.",
         "",
         "| pipeline | images/s | images/s a core | of natjax, threads | the same, a core |",
         "|---|---|---|---|---|",
