@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from natjax.kernels import spmd
 from natjax.kernels import tiles as tiling
 from natjax.kernels.checks import accumulation_dtype
 from natjax.kernels.tiles import AxisTiles
@@ -50,6 +51,22 @@ def attention(
     additional_values: Float[Array, "B E M Dv"] | None,
 ) -> tuple[Float[Array, "B *X N Dv"], Float[Array, "B *X N"]]:
     """See `natjax.kernels.reference.attention`."""
+    attend = functools.partial(_attention, hood=hood, scale=scale)
+    batched = (query, key, value, additional_keys, additional_values)
+    return spmd.each_share(attend, batched, rpb)
+
+
+def _attention(
+    query: Float[Array, "B *X N D"],
+    key: Float[Array, "B *X M D"],
+    value: Float[Array, "B *X M Dv"],
+    additional_keys: Float[Array, "B E M D"] | None,
+    additional_values: Float[Array, "B E M Dv"] | None,
+    rpb: Float[Array, "N *R"] | None,
+    *,
+    hood: Neighborhood,
+    scale: float,
+) -> tuple[Float[Array, "B *X N Dv"], Float[Array, "B *X N"]]:
     tiles = tiling.choose_tiles(hood, _SLAB_OVERHEAD)
     dtype, heads = accumulation_dtype(query.dtype), key.shape[-2]
     table = None if rpb is None else _bias_table(rpb.astype(dtype), tiles, heads)
@@ -85,6 +102,17 @@ def qk(
     scale: float,
 ) -> Float[Array, "B *X N K"]:
     """See `natjax.kernels.reference.qk`; one pass over the keys for each window slot."""
+    return spmd.each_share(functools.partial(_qk, hood=hood, scale=scale), (query, key), rpb)
+
+
+def _qk(
+    query: Float[Array, "B *X N D"],
+    key: Float[Array, "B *X M D"],
+    rpb: Float[Array, "N *R"] | None,
+    *,
+    hood: Neighborhood,
+    scale: float,
+) -> Float[Array, "B *X N K"]:
     dtype = accumulation_dtype(query.dtype)
     heads = key.shape[-2]
     grouped = (*query.shape[:-2], heads, query.shape[-2] // heads, query.shape[-1])

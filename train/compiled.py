@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, use_abstract_mesh
 
 from natjax.train.finite import Step
 from natjax.train.functional import FunctionalModel
@@ -49,7 +49,7 @@ def compile_evaluator(network: Network, mesh: Mesh) -> Evaluator:
     """Return evaluation on `mesh` with every parameter whole on every device."""
     batch, whole = batch_sharding(mesh), replicated(mesh)
     evaluate = jax.jit(
-        functools.partial(eval_step, network), in_shardings=(whole, batch), out_shardings=whole
+        _on(mesh, eval_step, network), in_shardings=(whole, batch), out_shardings=whole
     )
     return Evaluator(batch=batch, evaluate=evaluate)
 
@@ -92,22 +92,32 @@ def compile_task(task: Task, mesh: Mesh, step: Step = train_step) -> Compiled:
         batch=batch,
         init=jax.jit(init, out_shardings=shardings, compiler_options=_once(mesh)),
         train=jax.jit(
-            functools.partial(step, task),
+            _on(mesh, step, task),
             in_shardings=(shardings, batch),
             out_shardings=(shardings, whole),
             donate_argnums=0,
         ),
         evaluate=jax.jit(
-            functools.partial(eval_step, task.network),
+            _on(mesh, eval_step, task.network),
             in_shardings=(shardings.params, batch),
             out_shardings=whole,
         ),
         probabilities=jax.jit(
-            functools.partial(probabilities, task.network),
+            _on(mesh, probabilities, task.network),
             in_shardings=(shardings.params, batch),
             out_shardings=whole,
         ),
     )
+
+
+def _on(mesh: Mesh, function: Callable[..., Any], constant: Any) -> Callable[..., Any]:
+    """Bind the first argument, and let what is traced know the mesh: attention asks for it."""
+
+    def traced(*args: Any) -> Any:
+        with use_abstract_mesh(mesh.abstract_mesh):
+            return function(constant, *args)
+
+    return traced
 
 
 def _once(mesh: Mesh) -> dict[str, int] | None:
