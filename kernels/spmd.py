@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 from jax.experimental.custom_partitioning import custom_partitioning
-from jax.sharding import AxisType, NamedSharding
+from jax.sharding import AxisType, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
 # Dimensions that may be split over devices.
@@ -133,6 +133,10 @@ def _partitioned(
     function: Callable[..., Any], operands: Sequence[str], results: Sequence[str], groups: int
 ) -> Callable[..., Any]:
     def partition(mesh: Any, args: Any, _: Any) -> Any:
+        if mesh.empty:
+            # Under `jax.set_mesh`, but no array is laid out on the mesh: all are whole everywhere.
+            whole = SingleDeviceSharding(jax.local_devices()[0])
+            return mesh, function, (whole,) * len(results), (whole,) * len(operands)
         axes = _split_axes(mesh, operands[0], args[0], groups)
 
         def of(labels: str) -> NamedSharding:

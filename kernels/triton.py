@@ -968,7 +968,8 @@ def _attend_to_all(
 
     @jax.checkpoint
     def attend(q: Array, keys: Array, values: Array) -> tuple[Array, Array]:
-        grouped = q.reshape(*q.shape[:2], keys.shape[2], -1, q.shape[-1])
+        heads = keys.shape[2]
+        grouped = q.reshape(*q.shape[:2], heads, q.shape[2] // heads, q.shape[-1])
         product = functools.partial(
             jnp.einsum, precision=precision, preferred_element_type=jnp.float32
         )
@@ -976,6 +977,7 @@ def _attend_to_all(
         lse = jax.nn.logsumexp(logits, axis=-1)
         shares = jnp.exp(logits - lse[..., None]).astype(values.dtype)
         out = product("btmge,bemd->btmgd", shares, values)
-        return out.reshape(*q.shape[:-1], -1).astype(q.dtype), lse.reshape(q.shape[:-1])
+        out = out.reshape(*q.shape[:-1], values.shape[-1])
+        return out.astype(q.dtype), lse.reshape(q.shape[:-1])
 
     return attend(q, keys, values)

@@ -1,6 +1,7 @@
 """Each implementation against the reference, and what an op must withstand in real programs."""
 
 import functools
+import re
 
 import goldens
 import jax
@@ -287,6 +288,56 @@ def test_sharded_over_batch_and_heads_without_moving_tokens(function, implementa
     expected = jax.jit(lambda arrays: jax.vjp(run, arrays)[0])(arrays)
     np.testing.assert_allclose(outputs[0], expected[0], rtol=1e-5, atol=1e-6)
     assert gradients["rpb"].shape == arrays["rpb"].shape
+
+
+@pytest.mark.oldest
+@pytest.mark.parametrize("batch", [8, 6, 3, 0])
+def test_knowing_the_mesh_changes_nothing(batch, implementation):
+    problem = problems.Problem(
+        name="1d", shape=(13,), kernel_size=(5,), batch=max(batch, 1), heads=2, extra=2
+    )
+    arrays = problem.arrays()
+    arrays = {k: v if k == "rpb" else v[:batch] for k, v in arrays.items()}
+    run = jax.jit(functools.partial(value_and_gradients, fused(problem, implementation)))
+    expected = run(arrays)
+    with jax.set_mesh(jax.make_mesh((4, 2), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)):
+        actual = run(arrays)
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), actual, expected
+    )
+
+
+@pytest.mark.oldest
+@pytest.mark.optimised
+@pytest.mark.parametrize("function", [fused, unfused])
+def test_xla_sums_the_bias_gradient_over_devices_once(function, monkeypatch):
+    """Not in every turn of a loop, and no more of it than there is."""
+    monkeypatch.setattr("natjax.kernels.xla._LOGITS_AT_ONCE", {"cpu": 2**15})
+    problem = problems.Problem(
+        name="2d", shape=(24, 22), kernel_size=(5, 7), batch=8, heads=2, head_dim=8
+    )
+    arrays = problem.arrays()
+    mesh = jax.make_mesh((4, 2), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+    specs = {name: P(("data", "fsdp")) if name != "rpb" else P() for name in arrays}
+    shardings = {name: NamedSharding(mesh, spec) for name, spec in specs.items()}
+
+    @functools.partial(jax.jit, in_shardings=(shardings,))
+    def step(arrays):
+        outputs, pull = jax.vjp(function(problem, "xla"), arrays)
+        return pull(jax.tree.map(jnp.cos, outputs))[0]
+
+    with jax.set_mesh(mesh):
+        compiled = step.lower(arrays).compile()
+    text = compiled.as_text()
+    assert re.search(r" while\(", text)
+    sums = re.findall(r"= \w+\[([\d,]*)\]\S* all-reduce\(", text)
+    assert [tuple(map(int, dims.split(","))) for dims in sums] == [arrays["rpb"].shape]
+    np.testing.assert_allclose(
+        compiled(jax.device_put(arrays, shardings))["rpb"],
+        jax.jit(lambda arrays: step.__wrapped__(arrays))(arrays)["rpb"],
+        rtol=1e-4,
+        atol=1e-5,
+    )
 
 
 @pytest.mark.oldest
