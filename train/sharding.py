@@ -137,9 +137,17 @@ def leaf_spec(shape: tuple[int, ...], fsdp: int) -> PartitionSpec:
 
 
 def state_sharding(abstract: Any, mesh: Mesh) -> Any:
-    """Return the sharding of every array in a tree of shapes."""
-    fsdp = mesh.shape["fsdp"]
-    return jax.tree.map(lambda leaf: NamedSharding(mesh, leaf_spec(leaf.shape, fsdp)), abstract)
+    """Return the sharding of every array in a tree of shapes, whose flat dicts have names.
+
+    Position biases stay whole. They are small, and attention lays them out as tables many times
+    their size: of a split one, the compiler would gather the tables.
+    """
+
+    def sharding(path: Sequence[Any], leaf: Any) -> NamedSharding:
+        whole = jax.tree_util.keystr(path[-1:], simple=True).endswith(".rpb")
+        return NamedSharding(mesh, leaf_spec(leaf.shape, 1 if whole else mesh.shape["fsdp"]))
+
+    return jax.tree.map_with_path(sharding, abstract)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

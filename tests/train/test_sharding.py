@@ -22,6 +22,7 @@ from natjax.train.sharding import (
     make_mesh,
     put_batch,
     request_devices,
+    state_sharding,
 )
 from natjax.train.step import Network, Task
 from natjax.train.trainer import build_trainer
@@ -42,6 +43,14 @@ from natjax.train.trainer import build_trainer
 )
 def test_the_longest_axis_that_divides_is_split(shape, fsdp, spec):
     assert leaf_spec(shape, fsdp) == spec
+
+
+def test_position_biases_stay_whole():
+    mesh = make_mesh(MeshConfig(fsdp=4))
+    params = {"attn.rpb": (16, 13, 13), "attn.qkv.kernel": (64, 192)}
+    state = {"mu": {name: jax.ShapeDtypeStruct(x, "float32") for name, x in params.items()}}
+    specs = {name: x.spec for name, x in state_sharding(state, mesh)["mu"].items()}
+    assert specs == {"attn.rpb": PartitionSpec(), "attn.qkv.kernel": PartitionSpec(None, "fsdp")}
 
 
 def test_a_mesh_of_more_devices_than_there_are():

@@ -100,7 +100,7 @@ def _memory(program: Any, machine: Machine) -> dict[str, Any]:
 
 def _too_large(message: str) -> dict[str, Any]:
     """A row for a program that the compiler refuses for its size; any other refusal is an error."""
-    if found := re.search(r"Used ([\d.]+)([MG]) of ([\d.]+)([MG]) hbm", message):
+    if found := re.search(r"(?:Used |temporaries \()([\d.]+)([MG])\b.* hbm", message, re.I):
         used, unit = float(found.group(1)), found.group(2)
         return {"peak": int(used * (2**30 if unit == "G" else 2**20)), "fits": False}
     return {"error": " ".join(message.split())[:300]}
