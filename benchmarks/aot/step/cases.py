@@ -131,5 +131,5 @@ def task_of(case: StepCase) -> Task:
 
 
 def _small() -> Any:
-    config = NATConfig(dim=64, depths=(1,), num_heads=(2,), drop_path=0.1)
+    config = NATConfig(dim=128, depths=(1,), num_heads=(8,), drop_path=0.1)
     return NAT(config, dtype="bfloat16", rngs=nnx.Rngs(0))
