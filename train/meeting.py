@@ -8,6 +8,7 @@ one short line is read from each.
 import contextlib
 import dataclasses
 import json
+import os
 import socket
 import time
 from collections.abc import Collection, Iterator
@@ -113,8 +114,9 @@ def _listening(port: int) -> Iterator[socket.socket]:
         family = socket.AF_INET6 if both else socket.AF_INET
         server = socket.create_server(("", port), family=family, backlog=1024, dualstack_ipv6=both)
     except OSError as error:
+        reason = os.strerror(error.errno or 0)
         raise UserError(
-            f"process 0 cannot listen on port {port} ({error.strerror}); is another run using it?"
+            f"process 0 cannot listen on port {port} ({reason}); is another run using it?"
             " Choose another port in --distributed.coordinator"
         ) from error
     with server:
