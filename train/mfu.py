@@ -12,13 +12,13 @@ from natjax.train.datasets import DatasetSpec
 # units of 1e12. A key is a part of `jax.Device.device_kind`, whole words; the longest that fits
 # counts. None: a device that a shorter key would fit, but whose peak no source here gives.
 #
-# Sources, read in full: JAX's `tpu_info` (which TPUs are two devices a chip: v2, v3 and 7x; v4 and
+# Sources that were read: JAX's `tpu_info` (which TPUs are two devices a chip: v2, v3 and 7x; v4 and
 # v5p are one, a megacore) and its peak of v2; the peaks a chip of Google's page "TPU7x (Ironwood)",
-# which has v5p and v6e too; the tables of verl, torchtitan, Lightning and Levanter. Most of these
-# quote NVIDIA's data sheets, halving what those give with 2:4 sparsity (the sheet of the H100 PCIe
-# is of 2022); for B200 to GB300 the Blackwell Architecture Technical Brief, for GeForce and
-# RTX 6000 Ada the appendices of the GA102, Ada and RTX Blackwell whitepapers, for the A10G
-# Baseten's comparison with the A10. These were not read themselves.
+# which has v5p and v6e too; the tables of torchtitan, Lightning, Marin (Levanter), and of verl in a
+# copy. They mostly quote NVIDIA's data sheets, halving what those give with 2:4 sparsity (the sheet
+# of the H100 PCIe is of 2022); for B200 to GB300 the Blackwell Architecture Technical Brief, for
+# GeForce and RTX 6000 Ada the appendices of the GA102, Ada and RTX Blackwell whitepapers, for the
+# A10G Baseten's comparison with the A10. Those were not read themselves.
 _PEAKS = {
     "A100": 312.0,
     "A800": 312.0,
