@@ -194,7 +194,8 @@ class DistributedConfig:
     """Processes that train together, mostly one a host, each started with the same command.
 
     SLURM, Open MPI and Cloud TPUs tell by themselves; elsewhere give all three, or the environment
-    variables JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+    variables JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. The coordinator may be
+    given alone to SLURM and Open MPI, where theirs is taken or out of reach.
 
     Attributes:
       coordinator: HOST:PORT of process 0, as the others reach it.

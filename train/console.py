@@ -9,6 +9,8 @@ from collections.abc import Iterator
 
 from rich.console import Console, RenderableType
 
+from natjax.train import processes
+
 _speaks = True
 
 
@@ -56,8 +58,12 @@ def notice(text: str) -> None:
 
 
 def is_terminal() -> bool:
-    """Whether someone watches: standard output is a terminal and this process speaks."""
-    return _speaks and sys.stdout.isatty()
+    """Whether someone watches: standard output is a terminal and this process speaks.
+
+    What several processes write goes through their launcher, and a bar would fill its log: mpirun
+    gives each a terminal of its own, wherever the output ends.
+    """
+    return _speaks and processes.count() == 1 and sys.stdout.isatty()
 
 
 def quiet_libraries() -> None:

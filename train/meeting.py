@@ -6,10 +6,12 @@ one short line is read from each.
 """
 
 import contextlib
+import dataclasses
 import json
+import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from natjax.train.errors import UserError
 
@@ -22,7 +24,7 @@ _GRACE_SECONDS = 10.0
 _SHOWN = 8
 
 
-def meet(address: str, processes: int, process: int, timeout: float) -> None:
+def meet(address: str, processes: int, process: int, timeout: float, job: str = "") -> None:
     """Return in all processes once all are here.
 
     Args:
@@ -30,25 +32,37 @@ def meet(address: str, processes: int, process: int, timeout: float) -> None:
       processes: How many processes there are.
       process: Which one this is.
       timeout: Seconds to wait.
+      job: What tells this run from others, where that is known. Ports that launchers' variables
+        give may be those of another run.
 
     Raises:
       UserError: somebody is missing (process 0 tells who), process 0 cannot be reached, the port is
         taken, or the processes do not agree on their number and places.
     """
     host, _, port = address.rpartition(":")
+    party = _Party(processes, job, timeout, time.monotonic() + timeout)
     if process == 0:
-        _gather(int(port), processes, timeout)
+        _gather(int(port), party)
     else:
-        _join(host.strip("[]"), int(port), processes, process, timeout)
+        _join(host.strip("[]"), int(port), process, party)
 
 
-def _gather(port: int, processes: int, timeout: float) -> None:
-    end = time.monotonic() + timeout
+@dataclasses.dataclass(frozen=True)
+class _Party:
+    """Who is to meet: how many of which job, within how many seconds, and until when that is."""
+
+    processes: int
+    job: str
+    timeout: float
+    end: float
+
+
+def _gather(port: int, party: _Party) -> None:
     with contextlib.ExitStack() as stack, _listening(port) as server:
         here: dict[int, socket.socket] = {}
         problem = None
-        while problem is None and len(here) < processes - 1:
-            problem = _admit(server, stack, here, processes, end, timeout)
+        while problem is None and len(here) < party.processes - 1:
+            problem = _admit(server, stack, here, party)
         for connection in here.values():
             with contextlib.suppress(OSError):
                 connection.sendall(json.dumps({"problem": problem}).encode() + b"\n")
@@ -60,30 +74,22 @@ def _admit(
     server: socket.socket,
     stack: contextlib.ExitStack,
     here: dict[int, socket.socket],
-    processes: int,
-    end: float,
-    timeout: float,
+    party: _Party,
 ) -> str | None:
     """Let the next process in; what is wrong, if anything."""
-    server.settimeout(max(0.01, end - time.monotonic()))
+    server.settimeout(max(0.01, party.end - time.monotonic()))
     try:
         connection = stack.enter_context(server.accept()[0])
     except TimeoutError:
-        missing = [process for process in range(1, processes) if process not in here]
-        names = ", ".join(map(str, missing[:_SHOWN])) + (", ..." if len(missing) > _SHOWN else "")
-        return (
-            f"{len(missing)} of {processes} processes did not come within {timeout:g} s: missing"
-            f" distributed.process {names}. Start them with the same command, and check that their"
-            " hosts reach this one; --distributed.timeout waits longer"
-        )
+        return _absence(here, party)
     said = _read(connection, _PATIENCE_SECONDS)
     process, total = said.get("process"), said.get("processes")
-    if not isinstance(process, int) or not isinstance(total, int):
-        return None  # no natjax
-    if total != processes or not 0 < process < processes:
+    if not isinstance(process, int) or not isinstance(total, int) or said.get("job") != party.job:
+        return None  # no natjax, or another run's, which has no port of its own
+    if total != party.processes or not 0 < process < total:
         return (
-            f"distributed.processes is {processes} in process 0 and {total} in process {process};"
-            " it must be the same in all"
+            f"distributed.processes is {party.processes} in process 0 and {total} in process"
+            f" {process}; it must be the same in all"
         )
     if process in here:
         return f"two processes were started as distributed.process {process}; each needs its own"
@@ -91,27 +97,39 @@ def _admit(
     return None
 
 
+def _absence(here: Collection[int], party: _Party) -> str:
+    missing = [process for process in range(1, party.processes) if process not in here]
+    names = ", ".join(map(str, missing[:_SHOWN])) + (", ..." if len(missing) > _SHOWN else "")
+    return (
+        f"{len(missing)} of {party.processes} processes did not come within {party.timeout:g} s:"
+        f" missing distributed.process {names}. Start them with the same command, and check that"
+        " their hosts reach this one; --distributed.timeout waits longer"
+    )
+
+
 @contextlib.contextmanager
 def _listening(port: int) -> Iterator[socket.socket]:
     try:
-        server = socket.create_server(("", port), backlog=1024)
+        both = socket.has_dualstack_ipv6()
+        family = socket.AF_INET6 if both else socket.AF_INET
+        server = socket.create_server(("", port), family=family, backlog=1024, dualstack_ipv6=both)
     except OSError as error:
+        reason = os.strerror(error.errno or 0)
         raise UserError(
-            f"process 0 cannot listen on port {port} ({error.strerror}); is another run using it?"
+            f"process 0 cannot listen on port {port} ({reason}); is another run using it?"
             " Choose another port in --distributed.coordinator"
         ) from error
     with server:
         yield server
 
 
-def _join(host: str, port: int, processes: int, process: int, timeout: float) -> None:
-    end = time.monotonic() + timeout
-    with _connected(host, port, process, end, timeout) as connection:
-        hello = {"process": process, "processes": processes}
+def _join(host: str, port: int, process: int, party: _Party) -> None:
+    with _connected(host, port, process, party) as connection:
+        hello = {"process": process, "processes": party.processes, "job": party.job}
         said = {}
         with contextlib.suppress(OSError):
             connection.sendall(json.dumps(hello).encode() + b"\n")
-            said = _read(connection, max(0.0, end - time.monotonic()) + _GRACE_SECONDS)
+            said = _read(connection, max(0.0, party.end - time.monotonic()) + _GRACE_SECONDS)
     if "problem" not in said:
         raise UserError(
             f"process {process} reached {host}:{port}, but process 0 did not answer or broke off;"
@@ -122,18 +140,17 @@ def _join(host: str, port: int, processes: int, process: int, timeout: float) ->
 
 
 @contextlib.contextmanager
-def _connected(
-    host: str, port: int, process: int, end: float, timeout: float
-) -> Iterator[socket.socket]:
+def _connected(host: str, port: int, process: int, party: _Party) -> Iterator[socket.socket]:
     while True:
         try:
             connection = socket.create_connection((host, port), timeout=_PATIENCE_SECONDS)
             break
         except OSError as error:
-            if time.monotonic() > end:
+            if time.monotonic() > party.end:
+                reason = error.strerror or error
                 raise UserError(
-                    f"process {process} cannot reach process 0 at {host}:{port} within {timeout:g}"
-                    f" s ({error.strerror or error}). Check that process 0 is running, that"
+                    f"process {process} cannot reach process 0 at {host}:{port} within"
+                    f" {party.timeout:g} s ({reason}). Check that process 0 is running, that"
                     " --distributed.coordinator names its host, and that no firewall is in between"
                 ) from error
             time.sleep(_RETRY_SECONDS)

@@ -12,6 +12,7 @@ from typing import Any
 
 from natjax.train.config import DistributedConfig
 from natjax.train.errors import UserError
+from natjax.train.launchers import Launched, launched, own_gpus
 from natjax.train.meeting import meet
 
 _VARIABLES = {
@@ -19,12 +20,6 @@ _VARIABLES = {
     "processes": "JAX_NUM_PROCESSES",
     "process": "JAX_PROCESS_ID",
 }
-# Variables that launchers set in each process: its rank, how many there are, and its rank on the
-# host. Those of SLURM are set for allocations without tasks too, but for the step's.
-_LAUNCHERS = (
-    ("SLURM_PROCID", "SLURM_NTASKS", ("SLURM_LOCALID", "SLURM_STEP_NODELIST")),
-    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", ("OMPI_COMM_WORLD_LOCAL_RANK",)),
-)
 _SHUTDOWN_SECONDS = 60
 _BLOCK = 1024
 
@@ -50,49 +45,48 @@ def start(config: DistributedConfig) -> None:
     """Join the other processes. Call it before JAX is first used; later calls do nothing.
 
     What the configuration leaves open comes from JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
-    JAX_PROCESS_ID. Where nothing is given, SLURM, Open MPI and Cloud TPUs tell by themselves, and
-    elsewhere this process is alone.
+    JAX_PROCESS_ID, and then from SLURM or Open MPI, if one of them has started this process. Where
+    nothing is given, Cloud TPUs tell by themselves, and elsewhere this process is alone.
 
     Raises:
       UserError: the settings are incomplete or wrong, or the others did not come in time.
     """
     if _count > 1:
         return
-    place = settings(config, os.environ)
+    by_hand = _given(config, os.environ, "process") is not None
+    launch = None if by_hand else launched(os.environ)
+    place = settings(config, os.environ, launch)
     if place is not None:
-        address, processes, process = place
-        if processes > 1:
-            meet(address, processes, process, float(config.timeout))
-            _initialize(address, processes, process, cluster_detection_method="deactivate")
-            _remember(process, processes)
-    elif (launched := launched_as(os.environ)) is not None:
-        _launch(config.timeout, *launched)
+        _join(place, launch, float(config.timeout))
     elif _has_tpu():
         _join_pod(config.timeout)
 
 
 def settings(
-    config: DistributedConfig, environment: Mapping[str, str]
+    config: DistributedConfig, environment: Mapping[str, str], launch: Launched | None = None
 ) -> tuple[str, int, int] | None:
     """Return coordinator, number of processes and index of this one; None where nothing is said.
+
+    Args:
+      config: What the command line says.
+      environment: Environment variables, for what it leaves open.
+      launch: What a launcher has told, for what these leave open.
 
     Raises:
       UserError: some of them are missing or wrong.
     """
+    if launch is not None and launch.processes == 1:
+        return None
+    values = {name: _given(config, environment, name) for name in _VARIABLES}
     values = {
-        name: getattr(config, name)
-        if getattr(config, name) is not None
-        else environment.get(variable)
-        for name, variable in _VARIABLES.items()
+        name: getattr(launch, name, None) if value is None else value
+        for name, value in values.items()
     }
     missing = [name for name, value in values.items() if value is None]
     if len(missing) == len(values):
         return None
     if missing:
-        raise UserError(
-            f"distributed.{missing[0]} is missing: several processes need all of"
-            " --distributed.coordinator HOST:PORT --distributed.processes N --distributed.process I"
-        )
+        raise UserError(_incomplete(missing[0], launch))
     processes, process = (_integer(name, values[name]) for name in ("processes", "process"))
     if processes < 1:
         raise UserError(f"distributed.processes must be at least 1, got {processes}")
@@ -109,20 +103,28 @@ def settings(
     return str(values["coordinator"]), processes, process
 
 
+def _given(config: DistributedConfig, environment: Mapping[str, str], name: str) -> Any:
+    value = getattr(config, name)
+    return environment.get(_VARIABLES[name]) if value is None else value
+
+
+def _incomplete(name: str, launch: Launched | None) -> str:
+    if launch is not None:
+        return (
+            f"{launch.launcher} does not tell where process 0 is; give"
+            f" --distributed.{name} HOST:PORT"
+        )
+    return (
+        f"distributed.{name} is missing: several processes need all of"
+        " --distributed.coordinator HOST:PORT --distributed.processes N --distributed.process I"
+    )
+
+
 def _integer(name: str, value: Any) -> int:
     try:
         return int(value)
     except ValueError as error:
         raise UserError(f"distributed.{name} must be an integer, got {value!r}") from error
-
-
-def launched_as(environment: Mapping[str, str]) -> tuple[int, int] | None:
-    """Return which of how many processes a launcher has made of this; None where it is alone."""
-    for rank, size, others in _LAUNCHERS:
-        if all(name in environment for name in (rank, size, *others)):
-            place = int(environment[rank]), int(environment[size])
-            return place if place[1] > 1 else None
-    return None
 
 
 def _has_tpu() -> bool:
@@ -132,13 +134,24 @@ def _has_tpu() -> bool:
     return bool(chips) and importlib.util.find_spec("libtpu") is not None
 
 
-def _launch(timeout: int, process: int, processes: int) -> None:
+def _join(place: tuple[str, int, int], launch: Launched | None, timeout: float) -> None:
+    address, processes, process = place
+    if processes == 1:
+        return
+    meet(address, processes, process, timeout, launch.job if launch else "")
     import jax
 
-    _initialize(initialization_timeout=timeout)
-    if _alone_on_host(os.environ):
-        # JAX gives a launched process one GPU; one that is alone on its host takes all.
-        jax.config.update("jax_cuda_visible_devices", "all")
+    try:
+        jax.distributed.initialize(
+            address,
+            processes,
+            process,
+            local_device_ids=own_gpus(launch, os.environ) if launch else None,
+            cluster_detection_method="deactivate",
+            shutdown_timeout_seconds=_SHUTDOWN_SECONDS,
+        )
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"cannot join the other processes: {error}") from error
     _remember(process, processes)
 
 
@@ -152,21 +165,6 @@ def _join_pod(timeout: int) -> None:
     except ValueError:
         return  # JAX knows of no cluster here: a TPU by itself
     _remember(jax.process_index(), jax.process_count())
-
-
-def _alone_on_host(environment: Mapping[str, str]) -> bool:
-    tasks = environment.get("SLURM_STEP_TASKS_PER_NODE", "")  # such as "1(x4)"
-    local = environment.get("OMPI_COMM_WORLD_LOCAL_SIZE", tasks.split("(")[0])
-    return local == "1"
-
-
-def _initialize(*where: Any, **options: Any) -> None:
-    import jax
-
-    try:
-        jax.distributed.initialize(*where, shutdown_timeout_seconds=_SHUTDOWN_SECONDS, **options)
-    except (RuntimeError, ValueError) as error:
-        raise UserError(f"cannot join the other processes: {error}") from error
 
 
 def _remember(process: int, processes: int) -> None:

@@ -1,3 +1,4 @@
+import dataclasses
 import os
 import re
 import socket
@@ -18,6 +19,7 @@ from natjax.train import processes
 from natjax.train.checkpoint import list_steps
 from natjax.train.config import DistributedConfig
 from natjax.train.errors import UserError
+from natjax.train.launchers import Launched
 from natjax.train.meeting import meet
 
 
@@ -153,31 +155,44 @@ def test_a_number_in_the_environment_that_is_none():
         )
 
 
-STEP = {"SLURM_PROCID": "3", "SLURM_LOCALID": "0", "SLURM_STEP_NODELIST": "n[1-4]"}
-OPEN_MPI = {"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_LOCAL_RANK": "1"}
+LAUNCHED = Launched(
+    launcher="Open MPI",
+    job="Open MPI 1",
+    coordinator="a:1",
+    processes=2,
+    process=1,
+    local_processes=2,
+    local_process=1,
+)
 
 
 @pytest.mark.parametrize(
-    ("environment", "expected"),
+    ("given", "environment", "launch", "expected"),
     [
-        ({}, None),
-        (STEP | {"SLURM_NTASKS": "4"}, (3, 4)),
-        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "4"}, None),  # in the allocation, without srun
-        (STEP | {"SLURM_NTASKS": "1"}, None),
-        (OPEN_MPI | {"OMPI_COMM_WORLD_SIZE": "2"}, (1, 2)),
+        ({}, {}, {}, ("a:1", 2, 1)),
+        ({"coordinator": "b:2"}, {}, {}, ("b:2", 2, 1)),
+        ({}, {"JAX_COORDINATOR_ADDRESS": "c:3"}, {"coordinator": None}, ("c:3", 2, 1)),
+        ({"coordinator": "b:2"}, {}, {"processes": 1, "process": 0}, None),
     ],
 )
-def test_launchers_tell(environment, expected):
-    assert processes.launched_as(environment) == expected
+def test_a_launcher_tells_what_is_not_given(given, environment, launch, expected):
+    launch = dataclasses.replace(LAUNCHED, **launch)
+    assert processes.settings(DistributedConfig(**given), environment, launch) == expected
+
+
+def test_a_launcher_that_does_not_tell_the_address():
+    launch = dataclasses.replace(LAUNCHED, coordinator=None)
+    with pytest.raises(UserError, match=r"Open MPI does not tell .* --distributed.coordinator"):
+        processes.settings(DistributedConfig(), {}, launch)
 
 
 def outcomes(address, joins, timeout=20):
-    """What each call of `meet`, in a thread of its own, ends with."""
+    """What each call of `meet` (processes, process, job), in a thread of its own, ends with."""
     found = [None] * len(joins)
 
-    def call(place, processes, process):
+    def call(place, processes, process, job=""):
         try:
-            meet(address, processes, process, float(timeout))
+            meet(address, processes, process, float(timeout), job)
         except UserError as error:
             found[place] = str(error)
 
@@ -191,6 +206,20 @@ def outcomes(address, joins, timeout=20):
 
 def test_all_meet(address):
     assert outcomes(address, [(4, 2), (4, 0), (4, 3), (4, 1)]) == [None] * 4
+
+
+def test_all_meet_over_ipv6():
+    if not socket.has_dualstack_ipv6():
+        pytest.skip("this machine has no IPv6 beside IPv4")
+    with socket.create_server(("::1", 0), family=socket.AF_INET6) as server:
+        port = server.getsockname()[1]
+    assert outcomes(f"[::1]:{port}", [(2, 0), (2, 1)]) == [None] * 2
+
+
+def test_another_job_at_the_same_port_is_not_let_in(address):
+    first, other = outcomes(address, [(3, 0, "mine"), (2, 1, "other")], timeout=0.5)
+    assert "2 of 3 processes did not come within 0.5 s: missing distributed.process 1, 2" in first
+    assert "process 0 did not answer or broke off" in other
 
 
 def test_a_missing_process_is_named_everywhere(address):
@@ -221,7 +250,10 @@ def test_processes_that_disagree_on_their_number(address):
 def test_a_port_that_is_taken():
     with socket.create_server(("", 0)) as server:
         port = server.getsockname()[1]
-        with pytest.raises(UserError, match=rf"cannot listen on port {port} .*another port"):
+        with pytest.raises(
+            UserError,
+            match=rf"cannot listen on port {port} \(Address already in use\); .*another port",
+        ):
             meet(f"127.0.0.1:{port}", 2, 0, 1.0)
 
 

@@ -1,8 +1,9 @@
 import dataclasses
+import sys
 
 import pytest
 
-from natjax.train import console
+from natjax.train import console, processes
 from natjax.train.progress import ProgressDisplay, Shown, Throughput, format_seconds
 
 LINE = Shown(
@@ -65,6 +66,13 @@ def test_a_bar_on_a_terminal(capsys, monkeypatch):
     out = capsys.readouterr().out
     assert "20/20" in out
     assert "loss 1.5000" in out
+
+
+@pytest.mark.parametrize(("count", "watched"), [(1, True), (2, False)])
+def test_no_bar_for_several_processes(monkeypatch, count, watched):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)  # as mpirun has it
+    monkeypatch.setattr(processes, "count", lambda: count)
+    assert console.is_terminal() == watched
 
 
 def test_only_the_first_process_speaks(capsys):
