@@ -96,6 +96,7 @@ def compile_task(task: Task, mesh: Mesh, step: Step = train_step) -> Compiled:
             in_shardings=(shardings, batch),
             out_shardings=(shardings, whole),
             donate_argnums=0,
+            compiler_options=_in_order(mesh) if task.remat else None,
         ),
         evaluate=jax.jit(
             _on(mesh, eval_step, task.network),
@@ -123,6 +124,13 @@ def _on(mesh: Mesh, function: Callable[..., Any], constant: Any) -> Callable[...
 def _once(mesh: Mesh) -> dict[str, int] | None:
     # On the CPU, optimising code that runs once takes far longer than running it.
     return {"xla_backend_optimization_level": 0} if mesh.devices.flat[0].platform == "cpu" else None
+
+
+def _in_order(mesh: Mesh) -> dict[str, bool] | None:
+    # XLA's scheduler for GPUs hides the latency of exchanges by computing early what it can, blocks
+    # for the second time among it, all of which then wait in memory for their turn.
+    is_gpu = mesh.devices.flat[0].platform in ("gpu", "cuda")
+    return {"xla_gpu_enable_latency_hiding_scheduler": False} if is_gpu else None
 
 
 def _with_sharding(leaf: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeStruct:

@@ -54,6 +54,7 @@ class Task:
       mix: Mixup and CutMix.
       erase: Random erasing.
       accumulate: Parts of a batch that are computed one after the other.
+      remat: Whether the network computes blocks twice, to take less memory.
     """
 
     network: Network
@@ -66,6 +67,7 @@ class Task:
     mix: MixConfig = dataclasses.field(default_factory=MixConfig)
     erase: EraseConfig = dataclasses.field(default_factory=EraseConfig)
     accumulate: int = 1
+    remat: bool = False
 
 
 def normalize(

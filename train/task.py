@@ -44,4 +44,5 @@ def build_task(config: TrainConfig, spec: ImageSet, images: int) -> Task:
         mix=config.augment.mix,
         erase=config.augment.erase,
         accumulate=config.accumulate,
+        remat=config.model.remat,
     )
