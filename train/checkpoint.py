@@ -3,7 +3,7 @@
 A checkpoint is a folder named by its step with the items ``params``, ``opt``, ``ema`` (where an
 average is kept), ``step`` and ``meta``. It is written under another name in the background and
 renamed when whole. Checksums of its files follow in ``sums/``, and ``meta`` holds a fingerprint of
-the values of every item: damage is noticed, not trained on.
+the values of every item: damage is noticed, not trained on. Scores are in ``scores.json``.
 """
 
 import dataclasses
@@ -19,11 +19,8 @@ from natjax.train.config import CheckpointConfig
 from natjax.train.errors import UserError, storage_problem
 from natjax.train.filesums import find_damage, write_sums
 from natjax.train.fingerprint import fingerprint
+from natjax.train.scores import Scores
 from natjax.train.state import TrainState
-
-_policies = ocp.training.preservation_policies
-_SCORE = "score"
-_NEVER_BEST = -1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,14 +63,9 @@ class CheckpointWriter:
     def __init__(self, folder: Path, config: CheckpointConfig):
         self._folder = folder.absolute()
         self._try_to_write()
-        kept: list[Any] = [_policies.LatestN(config.keep_latest)]
-        if config.keep_best:
-            best = _policies.BestN(get_metric_fn=lambda scores: scores[_SCORE], n=config.keep_best)
-            kept.append(best)
+        self._scores = Scores(self._folder / "scores.json", config)
         self._checkpointer = ocp.training.Checkpointer(
-            self._folder,
-            preservation_policy=_policies.AnyPreservationPolicy(kept),
-            cleanup_tmp_directories=True,
+            self._folder, preservation_policy=self._scores, cleanup_tmp_directories=True
         )
         if processes.index() == 0:
             _update_sums(self._folder)
@@ -91,13 +83,30 @@ class CheckpointWriter:
         """
         step, items = int(state.step), state_items(state)
         marks = {name: fingerprint(item) for name, item in items.items()}
-        metrics = {_SCORE: _NEVER_BEST if score is None else score}
         content = items | {"meta": meta | {"fingerprints": marks}}
         try:
             self._finish()
-            self._checkpointer.save_checkpointables_async(
-                step, content, force=True, metrics=metrics
-            )
+            self._scores.record(step, score, self._steps())
+            self._checkpointer.save_checkpointables_async(step, content, force=True)
+        except Exception as error:
+            raise self._explain(error) from error
+
+    def rate(self, step: int, score: float) -> None:
+        """Give a checkpoint its score, and drop those that this makes not worth keeping.
+
+        Args:
+          step: A checkpoint that was saved without score.
+          score: Larger is better.
+
+        Raises:
+          UserError: the score could not be written, or the previous checkpoint.
+        """
+        try:
+            self._finish()
+            self._scores.record(step, score, self._steps())
+            for old in set(self._steps()) - self._scores.worth_keeping(self._steps()):
+                self._checkpointer.delete(old, missing_ok=True)
+            self._finish()
         except Exception as error:
             raise self._explain(error) from error
 
@@ -130,6 +139,9 @@ class CheckpointWriter:
                 pass
         except OSError as error:
             raise self._explain(error) from error
+
+    def _steps(self) -> list[int]:
+        return [checkpoint.step for checkpoint in self._checkpointer.checkpoints]
 
     def _finish(self) -> None:
         self._checkpointer.wait()

@@ -131,11 +131,16 @@ class _Run:
     def finish(self, state: TrainState) -> tuple[TrainState, Evaluations]:
         """Take all steps that are left, then evaluate the last weights."""
         done = int(state.step)
-        self._catch_up(state, done)
-        if done >= self._total:
-            return state, self._evaluations
+        with CheckpointWriter(self._folder.checkpoints, self._config.checkpoint) as checkpoints:
+            self._catch_up(state, done, checkpoints)
+            if done < self._total:
+                state = self._take_steps(state, done, checkpoints)
+        return state, self._evaluations
+
+    def _take_steps(
+        self, state: TrainState, done: int, checkpoints: CheckpointWriter
+    ) -> TrainState:
         with (
-            CheckpointWriter(self._folder.checkpoints, self._config.checkpoint) as checkpoints,
             contextlib.closing(
                 train_batches(self._trainer.train_data, self._config.data, done)
             ) as batches,
@@ -151,7 +156,7 @@ class _Run:
                 if self._end_step(state, step, checkpoints, display):
                     checkpoints.wait()
                     raise Stopped(self._signals.number, step)
-        return state, self._evaluations
+        return state
 
     def _end_step(
         self, state: TrainState, step: int, checkpoints: CheckpointWriter, display: ProgressDisplay
@@ -176,11 +181,14 @@ class _Run:
     def _due(self, step: int, every: int) -> bool:
         return step % every == 0 or step == self._total
 
-    def _catch_up(self, state: TrainState, done: int) -> None:
+    def _catch_up(self, state: TrainState, done: int, checkpoints: CheckpointWriter) -> None:
         """Evaluate now where that was put off, or where nothing else is left to do."""
         try:
             if not self._evaluated:
-                self._evaluate_and_log(state, done)
+                score = self._evaluate_and_log(state, done)
+                # A checkpoint that is there only because of the stop never counts as best.
+                if self._due(done, self._config.checkpoint.every):
+                    checkpoints.rate(done, score)
             elif done >= self._total:
                 console.say("All steps are done already; evaluating again")
                 self._evaluate(state)
