@@ -15,6 +15,7 @@ from natjax.train.config import TrainConfig
 from natjax.train.config_json import to_json
 from natjax.train.data import train_batches
 from natjax.train.datasets import with_classes
+from natjax.train.ending import end_together
 from natjax.train.errors import Stopped, TrainingError
 from natjax.train.evaluate import Evaluation, best_of, evaluate
 from natjax.train.finite import FiniteGuard, HostScalars, all_finite
@@ -63,18 +64,24 @@ def train(config: TrainConfig, path: Path) -> Evaluations:
     if config.tensorboard:
         require_tensorboard()
     processes.start(config.distributed)
-    trainer = build_trainer(config)
-    first = processes.index() == 0
-    initial = read_initial(trainer, RunFolder(path).checkpoints)  # before anything is written
-    with claim(path, config) as folder:
-        state, position = _start(trainer, folder, initial)
-        if first:
-            drop_after(folder.metrics, int(state.step), evaluated=position.evaluated)
-        with _metrics(config, folder, first) as metrics, StopSignals() as signals:
-            state, evaluations = _Run(trainer, folder, metrics, signals, position).finish(state)
-        write_pictures(trainer, state, folder, best_of(evaluations))
-        processes.wait("end of the run")
+    with end_together():
+        trainer = build_trainer(config)
+        initial = read_initial(trainer, RunFolder(path).checkpoints)  # before anything is written
+        with claim(path, config) as folder:
+            evaluations = _train(trainer, folder, initial)
+            processes.wait("end of the run")
     _tell_end(trainer, folder, evaluations, time.monotonic() - began)
+    return evaluations
+
+
+def _train(trainer: Trainer, folder: RunFolder, initial: InitialWeights | None) -> Evaluations:
+    first = processes.index() == 0
+    state, position = _start(trainer, folder, initial)
+    if first:
+        drop_after(folder.metrics, int(state.step), evaluated=position.evaluated)
+    with _metrics(trainer.config, folder, first) as metrics, StopSignals() as signals:
+        state, evaluations = _Run(trainer, folder, metrics, signals, position).finish(state)
+    write_pictures(trainer, state, folder, best_of(evaluations))
     return evaluations
 
 
@@ -146,6 +153,7 @@ class _Run:
             ) as batches,
             ProgressDisplay(self._total, done) as display,
             StepTrace(self._config.profile, self._folder.profile, processes.index() == 0) as trace,
+            end_together(),  # before workers and checkpoints are waited for
         ):
             for step in range(done + 1, self._total + 1):
                 batch = put_batch(next(batches), self._trainer.compiled.batch)

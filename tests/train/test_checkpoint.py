@@ -23,7 +23,7 @@ from natjax.train.checkpoint import (
     state_items,
 )
 from natjax.train.config import CheckpointConfig, MeshConfig
-from natjax.train.errors import UserError
+from natjax.train.errors import UserError, storage_problem
 from natjax.train.fingerprint import fingerprint
 from natjax.train.sharding import make_mesh, state_sharding
 from natjax.train.state import TrainState
@@ -319,6 +319,14 @@ def test_a_full_disk_is_a_clear_error(saved, monkeypatch, when):
         UserError, match=r"cannot write a checkpoint .*full.* is of step 2.* same command"
     ):
         writer.save(make_state(3), {}, None)
+
+
+def test_causes_that_go_round_in_a_circle_are_searched_once():
+    first, second = RuntimeError("first"), RuntimeError("second")
+    first.__cause__, second.__cause__ = second, first
+    assert storage_problem(first) is None
+    second.__cause__ = OSError(errno.ENOSPC, "No space left on device")
+    assert "full" in (storage_problem(first) or "")
 
 
 def test_other_errors_of_saving_are_not_disguised(saved, monkeypatch):
