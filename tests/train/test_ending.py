@@ -51,6 +51,7 @@ ELSEWHERE = {
 }
 
 
+@pytest.mark.oldest
 @pytest.mark.parametrize(
     "where", ["in no collective", pytest.param("in a collective", marks=pytest.mark.slow)]
 )
