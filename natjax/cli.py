@@ -12,10 +12,9 @@ from typing import NoReturn
 
 from natjax.train import processes
 from natjax.train.data_command import add_data
-from natjax.train.errors import Stopped, TrainingError, UserError, storage_problem
+from natjax.train.errors import Stopped, UserError, explain
 from natjax.tune_command import add_tune
 from natjax.weights.command import add_convert
-from natjax.weights.errors import WeightsError
 
 _EXIT_CODES = """\
 exit codes:
@@ -49,14 +48,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return stop.code if isinstance(stop.code, int) else 2
     except KeyboardInterrupt:
         return 130
-    except (UserError, WeightsError) as error:
-        return _fail(str(error), 2)
-    except TrainingError as error:
-        return _fail(str(error), 1)
     except ModuleNotFoundError as error:
         return _missing_module(error)
     except Exception as error:
-        return _storage_failure(error)
+        explained = explain(error)
+        if explained is None:
+            raise
+        return _fail(*explained)
 
 
 def _fail(message: str, code: int) -> int:
@@ -69,15 +67,6 @@ def _missing_module(error: ModuleNotFoundError) -> int:
         raise error
     extra = "convert" if error.name in _CONVERT_MODULES else "train"
     return _fail(f"{error.name} is missing; install it with: pip install 'natjax[{extra}]'", 2)
-
-
-def _storage_failure(error: Exception) -> int:
-    reason = storage_problem(error)
-    if reason is None:
-        raise error
-    filename = getattr(error, "filename", None)
-    place = f" ({filename})" if filename else ""
-    return _fail(f"{reason}{place}; make room or choose another folder, then run it again", 2)
 
 
 def _parser() -> argparse.ArgumentParser:

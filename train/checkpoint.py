@@ -3,12 +3,15 @@
 A checkpoint is a folder named by its step with the items ``params``, ``opt``, ``ema`` (where an
 average is kept), ``step`` and ``meta``. It is written under another name in the background and
 renamed when whole. Checksums of its files follow in ``sums/``, and ``meta`` holds a fingerprint of
-the values of every item: damage is noticed, not trained on.
+the values of every item: damage is noticed, not trained on. Scores are in ``scores.json``.
 """
 
+import contextlib
 import dataclasses
+import logging
 import shutil
 import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +19,12 @@ from orbax.checkpoint import v1 as ocp
 
 from natjax.train import console, processes
 from natjax.train.config import CheckpointConfig
+from natjax.train.ending import leave_note
 from natjax.train.errors import UserError, storage_problem
 from natjax.train.filesums import find_damage, write_sums
 from natjax.train.fingerprint import fingerprint
+from natjax.train.scores import Scores
 from natjax.train.state import TrainState
-
-_policies = ocp.training.preservation_policies
-_SCORE = "score"
-_NEVER_BEST = -1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,18 +66,16 @@ class CheckpointWriter:
 
     def __init__(self, folder: Path, config: CheckpointConfig):
         self._folder = folder.absolute()
-        self._try_to_write()
-        kept: list[Any] = [_policies.LatestN(config.keep_latest)]
-        if config.keep_best:
-            best = _policies.BestN(get_metric_fn=lambda scores: scores[_SCORE], n=config.keep_best)
-            kept.append(best)
+        processes.first(self._try_to_write)
+        self._scores = Scores(self._folder / "scores.json", config)
         self._checkpointer = ocp.training.Checkpointer(
-            self._folder,
-            preservation_policy=_policies.AnyPreservationPolicy(kept),
-            cleanup_tmp_directories=True,
+            self._folder, preservation_policy=self._scores, cleanup_tmp_directories=True
         )
         if processes.index() == 0:
             _update_sums(self._folder)
+        self._open = contextlib.ExitStack()
+        if processes.count() > 1:
+            self._open.enter_context(_failed_writes(self._tell_all))
 
     def save(self, state: TrainState, meta: dict[str, Any], score: float | None) -> None:
         """Begin to save; returns once the values are copied, so that `state` may be donated.
@@ -91,13 +90,30 @@ class CheckpointWriter:
         """
         step, items = int(state.step), state_items(state)
         marks = {name: fingerprint(item) for name, item in items.items()}
-        metrics = {_SCORE: _NEVER_BEST if score is None else score}
         content = items | {"meta": meta | {"fingerprints": marks}}
         try:
             self._finish()
-            self._checkpointer.save_checkpointables_async(
-                step, content, force=True, metrics=metrics
-            )
+            self._scores.record(step, score, self._steps())
+            self._checkpointer.save_checkpointables_async(step, content, force=True)
+        except Exception as error:
+            raise self._explain(error) from error
+
+    def rate(self, step: int, score: float) -> None:
+        """Give a checkpoint its score, and drop those that this makes not worth keeping.
+
+        Args:
+          step: A checkpoint that was saved without score.
+          score: Larger is better.
+
+        Raises:
+          UserError: the score could not be written, or the previous checkpoint.
+        """
+        try:
+            self._finish()
+            self._scores.record(step, score, self._steps())
+            for old in set(self._steps()) - self._scores.worth_keeping(self._steps()):
+                self._checkpointer.delete(old, missing_ok=True)
+            self._finish()
         except Exception as error:
             raise self._explain(error) from error
 
@@ -122,8 +138,6 @@ class CheckpointWriter:
 
     def _try_to_write(self) -> None:
         # Now, and not after hours, when the first checkpoint is due.
-        if processes.index() != 0:
-            return
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self._folder):
@@ -131,12 +145,20 @@ class CheckpointWriter:
         except OSError as error:
             raise self._explain(error) from error
 
+    def _steps(self) -> list[int]:
+        return [checkpoint.step for checkpoint in self._checkpointer.checkpoints]
+
     def _finish(self) -> None:
         self._checkpointer.wait()
         if processes.index() == 0:
             _update_sums(self._folder)
 
-    def _explain(self, error: Exception) -> Exception:
+    def _tell_all(self, error: BaseException) -> None:
+        explained = self._explain(error)
+        if explained is not error:
+            leave_note(explained)
+
+    def _explain[Error: BaseException](self, error: Error) -> Error | UserError:
         reason = storage_problem(error)
         if reason is None:
             return error
@@ -151,14 +173,39 @@ class CheckpointWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            self.wait()
-        try:
-            self._checkpointer.close()
-        except Exception:
-            # Closing tells of a failed save once more; the first telling is on its way already.
+        with self._open:
             if kind is None:
-                raise
+                self.wait()
+            try:
+                self._checkpointer.close()
+            except Exception:
+                # Closing tells of a failed save once more; the first telling is on its way already.
+                if kind is None:
+                    raise
+
+
+@contextlib.contextmanager
+def _failed_writes(tell: Callable[[BaseException], None]) -> Iterator[None]:
+    """Call `tell` with the errors that Orbax logs, which are not printed.
+
+    With several processes its log is the only place where a failed write shows at once: before it
+    raises, it waits for the others, who wait for this one's part of the checkpoint, for 20 minutes.
+    """
+
+    def look(record: logging.LogRecord) -> bool:
+        if record.exc_info and record.exc_info[1] is not None:
+            tell(record.exc_info[1])
+        return record.levelno > logging.ERROR
+
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    logger.addFilter(look)
+    try:
+        yield
+    finally:
+        logger.removeFilter(look)
+        logger.setLevel(level)
 
 
 def list_steps(folder: Path) -> list[int]:

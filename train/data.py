@@ -91,10 +91,19 @@ def train_batches(dataset: grain.MapDataset, config: DataConfig, start: int) -> 
             batches = batches.mp_prefetch(
                 grain.MultiprocessingOptions(num_workers=config.workers, per_worker_buffer_size=2),
                 worker_init_fn=start_worker,
-            )
+            ).map(_own_memory)
         return iter(batches)
 
     return steady(batches_from, start)
+
+
+def _own_memory(batch: Batch) -> Batch:
+    """Copy a batch out of the memory that it shares with a worker.
+
+    Grain frees that with its last reference. What the caller, or JAX, still holds when the process
+    ends would come too late: nobody frees it then, and Python complains of leaked memory.
+    """
+    return {name: np.array(values) for name, values in batch.items()}
 
 
 def _allow_workers() -> None:

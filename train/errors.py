@@ -5,6 +5,8 @@ import errno
 import signal
 from collections.abc import Iterable
 
+from natjax.weights.errors import WeightsError
+
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _REFUSED = {errno.EROFS, errno.EACCES, errno.EPERM}
 _FULL_TEXTS = ("no space left", "disk quota", "file too large")
@@ -51,7 +53,9 @@ def storage_problem(error: BaseException) -> str | None:
       error: Any exception.
     """
     seen: BaseException | None = error
-    while seen is not None:
+    known = set[int]()
+    while seen is not None and id(seen) not in known:
+        known.add(id(seen))  # errors that went through several threads may go round in a circle
         number = seen.errno if isinstance(seen, OSError) else None
         text = str(seen).lower()
         if number in _FULL or any(words in text for words in _FULL_TEXTS):
@@ -60,3 +64,23 @@ def storage_problem(error: BaseException) -> str | None:
             return "the folder cannot be written"
         seen = seen.__cause__ or seen.__context__
     return None
+
+
+def explain(error: BaseException) -> tuple[str, int] | None:
+    """Return the line that tells of an error, and the exit code; None for a fault in the program.
+
+    Args:
+      error: Any exception.
+    """
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted; the same command continues from the last checkpoint", 130
+    if isinstance(error, TrainingError):
+        return str(error), 1
+    if isinstance(error, (UserError, WeightsError)):
+        return str(error), 2
+    reason = storage_problem(error)
+    if reason is None:
+        return None
+    filename = getattr(error, "filename", None)
+    place = f" ({filename})" if filename else ""
+    return f"{reason}{place}; make room or choose another folder, then run it again", 2

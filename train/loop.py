@@ -15,6 +15,7 @@ from natjax.train.config import TrainConfig
 from natjax.train.config_json import to_json
 from natjax.train.data import train_batches
 from natjax.train.datasets import with_classes
+from natjax.train.ending import end_together
 from natjax.train.errors import Stopped, TrainingError
 from natjax.train.evaluate import Evaluation, best_of, evaluate
 from natjax.train.finite import FiniteGuard, HostScalars, all_finite
@@ -63,18 +64,24 @@ def train(config: TrainConfig, path: Path) -> Evaluations:
     if config.tensorboard:
         require_tensorboard()
     processes.start(config.distributed)
-    trainer = build_trainer(config)
-    first = processes.index() == 0
-    initial = read_initial(trainer, RunFolder(path).checkpoints)  # before anything is written
-    with claim(path, config) as folder:
-        state, position = _start(trainer, folder, initial)
-        if first:
-            drop_after(folder.metrics, int(state.step), evaluated=position.evaluated)
-        with _metrics(config, folder, first) as metrics, StopSignals() as signals:
-            state, evaluations = _Run(trainer, folder, metrics, signals, position).finish(state)
-        write_pictures(trainer, state, folder, best_of(evaluations))
-        processes.wait("end of the run")
+    with end_together():
+        trainer = build_trainer(config)
+        initial = read_initial(trainer, RunFolder(path).checkpoints)  # before anything is written
+        with claim(path, config) as folder:
+            evaluations = _train(trainer, folder, initial)
+            processes.wait("end of the run")
     _tell_end(trainer, folder, evaluations, time.monotonic() - began)
+    return evaluations
+
+
+def _train(trainer: Trainer, folder: RunFolder, initial: InitialWeights | None) -> Evaluations:
+    first = processes.index() == 0
+    state, position = _start(trainer, folder, initial)
+    if first:
+        drop_after(folder.metrics, int(state.step), evaluated=position.evaluated)
+    with _metrics(trainer.config, folder, first) as metrics, StopSignals() as signals:
+        state, evaluations = _Run(trainer, folder, metrics, signals, position).finish(state)
+    write_pictures(trainer, state, folder, best_of(evaluations))
     return evaluations
 
 
@@ -131,16 +138,22 @@ class _Run:
     def finish(self, state: TrainState) -> tuple[TrainState, Evaluations]:
         """Take all steps that are left, then evaluate the last weights."""
         done = int(state.step)
-        self._catch_up(state, done)
-        if done >= self._total:
-            return state, self._evaluations
+        with CheckpointWriter(self._folder.checkpoints, self._config.checkpoint) as checkpoints:
+            self._catch_up(state, done, checkpoints)
+            if done < self._total:
+                state = self._take_steps(state, done, checkpoints)
+        return state, self._evaluations
+
+    def _take_steps(
+        self, state: TrainState, done: int, checkpoints: CheckpointWriter
+    ) -> TrainState:
         with (
-            CheckpointWriter(self._folder.checkpoints, self._config.checkpoint) as checkpoints,
             contextlib.closing(
                 train_batches(self._trainer.train_data, self._config.data, done)
             ) as batches,
             ProgressDisplay(self._total, done) as display,
             StepTrace(self._config.profile, self._folder.profile, processes.index() == 0) as trace,
+            end_together(),  # before workers and checkpoints are waited for
         ):
             for step in range(done + 1, self._total + 1):
                 batch = put_batch(next(batches), self._trainer.compiled.batch)
@@ -151,7 +164,7 @@ class _Run:
                 if self._end_step(state, step, checkpoints, display):
                     checkpoints.wait()
                     raise Stopped(self._signals.number, step)
-        return state, self._evaluations
+        return state
 
     def _end_step(
         self, state: TrainState, step: int, checkpoints: CheckpointWriter, display: ProgressDisplay
@@ -176,11 +189,14 @@ class _Run:
     def _due(self, step: int, every: int) -> bool:
         return step % every == 0 or step == self._total
 
-    def _catch_up(self, state: TrainState, done: int) -> None:
+    def _catch_up(self, state: TrainState, done: int, checkpoints: CheckpointWriter) -> None:
         """Evaluate now where that was put off, or where nothing else is left to do."""
         try:
             if not self._evaluated:
-                self._evaluate_and_log(state, done)
+                score = self._evaluate_and_log(state, done)
+                # A checkpoint that is there only because of the stop never counts as best.
+                if self._due(done, self._config.checkpoint.every):
+                    checkpoints.rate(done, score)
             elif done >= self._total:
                 console.say("All steps are done already; evaluating again")
                 self._evaluate(state)

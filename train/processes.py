@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from natjax.train.config import DistributedConfig
-from natjax.train.errors import UserError
+from natjax.train.errors import UserError, explain
 from natjax.train.launchers import Launched, launched, own_gpus
 from natjax.train.meeting import meet
 
@@ -24,6 +24,7 @@ _SHUTDOWN_SECONDS = 60
 _BLOCK = 1024
 
 _index, _count = 0, 1
+_known: BaseException | None = None
 
 
 def index() -> int:
@@ -190,13 +191,29 @@ def first[Result](function: Callable[[], Result]) -> Result:
         try:
             answer = {"result": function()}
         except Exception as error:
-            failure, answer = error, {"exit": 2 if isinstance(error, UserError) else 1}
+            explained = explain(error)
+            failure, answer = error, {"exit": explained[1] if explained else 1}
     answer = _broadcast(answer)
     if failure is not None:
+        _know(failure)
         raise failure
     if "exit" in answer:
         raise SystemExit(answer["exit"])
     return answer["result"]
+
+
+def _know(error: BaseException) -> None:
+    global _known
+    _known = error
+
+
+def is_known(error: BaseException) -> bool:
+    """Whether the other processes end by themselves, as `first` has told them of this error.
+
+    Args:
+      error: What this process ends with.
+    """
+    return error is _known
 
 
 def any_problem(problem: str | None) -> str | None:

@@ -3,6 +3,7 @@ import dataclasses
 import errno
 import gc
 import itertools
+import json
 import os
 import shutil
 import time
@@ -22,7 +23,7 @@ from natjax.train.checkpoint import (
     state_items,
 )
 from natjax.train.config import CheckpointConfig, MeshConfig
-from natjax.train.errors import UserError
+from natjax.train.errors import UserError, storage_problem
 from natjax.train.fingerprint import fingerprint
 from natjax.train.sharding import make_mesh, state_sharding
 from natjax.train.state import TrainState
@@ -91,6 +92,38 @@ def test_newest_and_best_are_kept(tmp_path):
     save(tmp_path, [1, 2, 3, 4, 5], [0.1, 0.9, None, 0.3, 0.2])
     assert list_steps(tmp_path) == [2, 4, 5]
     assert sorted(p.stem for p in (tmp_path / "sums").iterdir()) == ["2", "4", "5"]
+
+
+def test_a_score_that_comes_later_counts(tmp_path):
+    save(tmp_path, [1, 2, 3, 4], [0.5, 0.9, None, None])
+    assert list_steps(tmp_path) == [2, 3, 4]
+    before = {path: path.read_bytes() for path in files_of(tmp_path / "3")}
+    with CheckpointWriter(tmp_path, CONFIG) as writer:
+        writer.rate(3, 0.8)
+        assert list_steps(tmp_path) == [2, 3, 4]
+        writer.rate(3, 0.9)  # the newer of equals, as if it had come in time
+        assert list_steps(tmp_path) == [3, 4]
+    assert {path: path.read_bytes() for path in files_of(tmp_path / "3")} == before
+    save(tmp_path, [5, 6, 7], [0.1, None, 0.2])
+    assert list_steps(tmp_path) == [3, 6, 7]
+    assert sorted(p.stem for p in (tmp_path / "sums").iterdir()) == ["3", "6", "7"]
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert (scores["3"], scores["7"]) == (0.9, 0.2)
+    assert "2" not in scores  # its checkpoint is gone
+
+
+def test_a_checkpoint_without_score_never_counts_as_best(tmp_path):
+    save(tmp_path, [1, 2, 3, 4], [None, 0.2, 0.1, None], dataclasses.replace(CONFIG, keep_best=3))
+    assert list_steps(tmp_path) == [2, 3, 4]
+
+
+@pytest.mark.parametrize("text", ["", "[1]", '{"x": 1}', '{"1": []}', None])
+def test_scores_that_are_lost_cost_only_their_places(tmp_path, text):
+    save(tmp_path, [1, 2, 3], [0.9, 0.1, 0.2])
+    path = tmp_path / "scores.json"
+    path.unlink() if text is None else path.write_text(text)
+    save(tmp_path, [4, 5], [0.3, 0.1])
+    assert list_steps(tmp_path) == [4, 5]
 
 
 @pytest.mark.oldest
@@ -266,7 +299,7 @@ def test_a_half_written_checkpoint_is_not_one(saved, capsys):
 
 
 def test_a_half_deleted_checkpoint_does_not_hinder(saved):
-    for name in ("metrics", "_CHECKPOINT_METADATA", "params"):
+    for name in ("meta", "_CHECKPOINT_METADATA", "params"):
         path = saved / "1" / name
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     save(saved, [3, 4])
@@ -286,6 +319,14 @@ def test_a_full_disk_is_a_clear_error(saved, monkeypatch, when):
         UserError, match=r"cannot write a checkpoint .*full.* is of step 2.* same command"
     ):
         writer.save(make_state(3), {}, None)
+
+
+def test_causes_that_go_round_in_a_circle_are_searched_once():
+    first, second = RuntimeError("first"), RuntimeError("second")
+    first.__cause__, second.__cause__ = second, first
+    assert storage_problem(first) is None
+    second.__cause__ = OSError(errno.ENOSPC, "No space left on device")
+    assert "full" in (storage_problem(first) or "")
 
 
 def test_other_errors_of_saving_are_not_disguised(saved, monkeypatch):

@@ -148,27 +148,64 @@ def children() -> list[int]:
     return [process.pid for process in multiprocessing.active_children() if process.pid]
 
 
-PARENT = """
-import multiprocessing, os, sys, time
-from natjax.train.workers import start_worker
-
-def work():
-    start_worker(0, 1)
-    print("ready", flush=True)
-    time.sleep(600)
+HOLDER = """
+import sys
+from natjax.train.config import AugmentConfig, DataConfig
+from natjax.train.data import Host, train_batches, train_dataset
+from natjax.train.datasets import get_spec, open_dataset, open_split
 
 if __name__ == "__main__":
-    multiprocessing.get_context("spawn").Process(target=work).start()
-    time.sleep(600)
+    data = DataConfig(name="digits", threads=1, workers=1)
+    spec = get_spec(data)
+    records = open_split(open_dataset(spec, data), spec.train_split)
+    made = train_dataset(records, spec, data, AugmentConfig(), seed=0, batch_size=8, host=Host())
+    batches = train_batches(made, data, 0)
+    held = [next(batches) for _ in range(3)]
+    print("ready", flush=True)
+    sys.stdin.readline()
+    batches.close()
 """
 
 
-def test_data_workers_end_with_a_run_that_is_killed(tmp_path, environment):
-    (tmp_path / "parent.py").write_text(PARENT)
-    words = [sys.executable, str(tmp_path / "parent.py")]
-    process = subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-    process.kill()
-    # The pipe ends when the last process that holds it does.
-    assert process.communicate(timeout=30)[0] == ""
+@pytest.fixture
+def holder(tmp_path, environment):
+    """A process that has batches of a data worker in its hands when it ends, and their number."""
+    (tmp_path / "holder.py").write_text(HOLDER)
+    with subprocess.Popen(
+        [sys.executable, str(tmp_path / "holder.py")],
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        yield process
+        process.kill()
+
+
+def test_no_shared_memory_is_left_where_batches_are_held_to_the_end(holder):
+    assert shared_memory(holder.pid)
+    assert holder.communicate("\n", timeout=60) == ("", "")
+    assert holder.returncode == 0
+
+
+def test_data_workers_and_their_memory_end_with_a_run_that_is_killed(holder):
+    names = shared_memory(holder.pid)
+    assert names
+    holder.kill()
+    # The pipes end when the last process that holds them does: Python's, which frees the memory.
+    assert holder.communicate(timeout=60)[0] == ""
+    assert not [name for name in names if os.path.exists(name)]
+
+
+def shared_memory(pid: int) -> set[str]:
+    """Files of shared memory that a process has open; waits until a worker has sent some."""
+    end = time.monotonic() + 30
+    while time.monotonic() < end:
+        with open(f"/proc/{pid}/maps") as maps:
+            if names := {line.split()[-1] for line in maps if "/dev/shm/psm_" in line}:
+                return names
+        time.sleep(0.02)
+    return set()

@@ -1,9 +1,8 @@
 import dataclasses
 import os
 import re
+import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 
@@ -12,6 +11,7 @@ import numpy as np
 import pico
 import pytest
 import two_processes
+from jobs import Ended, Job, free_port
 from runs import final_state, metrics
 
 from natjax.cli import main
@@ -26,37 +26,19 @@ from natjax.train.meeting import meet
 @pytest.fixture
 def address():
     """An address that nobody listens at."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    return f"127.0.0.1:{port}"
+    return f"127.0.0.1:{free_port()}"
 
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory, data_dir):
     """What `two_processes` left: the run folder and what each process printed."""
     run = tmp_path_factory.mktemp("pair") / "run"
-    path = os.pathsep.join([os.path.dirname(pico.__file__), *sys.path])
-    env = os.environ | {"PYTHONPATH": path, "NATJAX_DATA": str(data_dir)}
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    words = [sys.executable, "-m", "two_processes"]
-    children = [
-        subprocess.Popen(
-            [*words, str(index), "2", str(port), str(run)],
-            env=env,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for index in range(2)
-    ]
-    try:
-        said = [child.communicate(timeout=240) for child in children]
-    finally:
-        for child in children:
-            child.kill()
-    assert [child.returncode for child in children] == [0, 0], said
-    return run, said
+    port = str(free_port())
+    words = [["-m", "two_processes", str(index), "2", port, str(run)] for index in range(2)]
+    with Job(words, os.environ | {"NATJAX_DATA": str(data_dir)}) as job:
+        ended = job.ended()
+    assert [one.code for one in ended] == [0, 0], ended
+    return run, [(one.out, one.err) for one in ended]
 
 
 @pytest.mark.usefixtures("no_pictures")
@@ -78,6 +60,71 @@ def test_two_processes_equal_one(pair, tmp_path, data_dir):
         without_key_biases(final_state(run)),
         without_key_biases(final_state(tmp_path / "one")),
     )
+
+
+class Told:
+    """Two processes of a run that waits before every step; some of them are told to stop."""
+
+    def __init__(self, run, cache, data_dir):
+        port = str(free_port())
+        where = {"distributed__coordinator": f"127.0.0.1:{port}", "distributed__processes": 2}
+        flags = [
+            pico.flags(run, **two_processes.SETTINGS, **where, distributed__process=index)
+            for index in range(2)
+        ]
+        environment = os.environ | {
+            "NATJAX_DATA": str(data_dir),
+            "JAX_COMPILATION_CACHE_DIR": cache,
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+            "PICO_PAUSE": "0.6",
+        }
+        self._job = Job([["-m", "pico", "train", "digits", *words] for words in flags], environment)
+
+    def stop(self, step: int, process: int, number: int) -> list[Ended]:
+        """Send one process a signal after the line of `step`, and wait for both."""
+        with self._job as job:
+            for line in job.processes[0].stdout:
+                if line.startswith(f"step {step:>6}/"):
+                    break
+            job.processes[process].send_signal(number)
+            return job.ended()
+
+    def end(self) -> list[Ended]:
+        """Wait for both."""
+        with self._job as job:
+            return job.ended()
+
+
+# After the line of which step which process is told what, and with which codes both end.
+PREEMPTED = (4, 1, signal.SIGTERM, [143, 143])
+CTRL_C = (8, 0, signal.SIGINT, [130, 143])
+
+
+@pytest.mark.parametrize(
+    "stops",
+    [
+        pytest.param([PREEMPTED], id="SIGTERM"),
+        pytest.param([PREEMPTED, CTRL_C], marks=pytest.mark.slow, id="SIGTERM, then Ctrl-C"),
+    ],
+)
+def test_one_process_told_to_stop_stops_both_with_all_saved(pair, tmp_path, data_dir, stops):
+    whole, _ = pair
+    run, cache = tmp_path / "run", f"{whole}-cache"
+    steps = [0]
+    for step, process, number, codes in stops:
+        ended = Told(run, cache, data_dir).stop(step, process, number)
+        assert [one.code for one in ended] == codes, ended
+        after = {re.search(r"after step (\d+), all saved; the same", one.err)[1] for one in ended}
+        assert len(after) == 1, ended
+        steps.append(int(after.pop()))
+        assert steps[-2] < steps[-1] < 12
+        assert list_steps(run / "checkpoints")[-1] == steps[-1]
+    ended = Told(run, cache, data_dir).end()
+    assert [one.code for one in ended] == [0, 0], ended
+    assert f"after step {steps[-1]}/12" in ended[0].out
+    assert metrics(run) == metrics(whole)
+    jax.tree.map(np.testing.assert_array_equal, final_state(run), final_state(whole))
 
 
 def without_key_biases(state):

@@ -141,6 +141,41 @@ def test_a_run_that_is_stopped_again_and_again_ends_as_if_it_had_not_been(
     assert signal.getsignal(SIGINT) is signal.default_int_handler
 
 
+def fixed_scores(patch) -> None:
+    """Let evaluations score by step, so that which checkpoint is best is known."""
+    original = loop._Run._evaluate_and_log
+    scores = {8: 0.3, 16: 0.9, 24: 0.1}
+    patch.setattr(loop._Run, "_evaluate_and_log", lambda *a: (original(*a), scores[a[2]])[1])
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_an_evaluation_that_was_put_off_decides_about_the_best(tmp_path, monkeypatch):
+    fixed_scores(monkeypatch)
+    settings = {"eval_every": 8, "checkpoint__keep_latest": 1}
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert train(whole, **settings) == 0
+    with monkeypatch.context() as patch:
+        send(patch, "put_batch", 16, SIGTERM)
+        assert train(parts, **settings) == 143
+    assert list_steps(parts / "checkpoints") == [8, 16]  # 8 is the best that is known of
+    assert train(parts, **settings) == 0
+    for run in (whole, parts):
+        assert list_steps(run / "checkpoints") == [16, 24]
+    assert metrics(parts) == metrics(whole)
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_the_last_evaluation_decides_about_the_best_after_it_was_broken_off(tmp_path, monkeypatch):
+    fixed_scores(monkeypatch)
+    settings = {"steps": 16, "eval_every": 8, "checkpoint__keep_latest": 1}
+    with monkeypatch.context() as patch:
+        send(patch, "evaluate", 4, SIGTERM)
+        assert train(tmp_path, **settings) == 143
+    assert list_steps(tmp_path / "checkpoints") == [8, 16]
+    assert train(tmp_path, **settings) == 0
+    assert list_steps(tmp_path / "checkpoints") == [16]
+
+
 @pytest.mark.usefixtures("no_pictures")
 def test_a_damaged_checkpoint_costs_only_the_steps_since_the_one_before(copy, finished, capsys):
     data = max((copy / "checkpoints" / "24").rglob("*"), key=lambda p: p.stat().st_size)

@@ -1,11 +1,9 @@
 import os
 import signal
-import socket
-import subprocess
-import sys
 import threading
 
 import pytest
+from jobs import Job, free_port
 
 from natjax.train.stopping import StopRequestedError, StopSignals
 
@@ -71,20 +69,8 @@ with StopSignals() as signals:
 
 
 def test_all_processes_of_a_job_stop_after_the_same_step():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    jobs = [
-        subprocess.Popen(
-            [sys.executable, "-c", JOB, str(index), str(port), str(int(signal.SIGINT))],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for index in (0, 1)
-    ]
-    (first, err), (second, other) = (job.communicate(timeout=120) for job in jobs)
-    assert first.split()[0] == second.split()[0], err + other
-    assert [first.split()[1], second.split()[1]] == ["SIGINT", "SIGTERM"]
+    port, number = str(free_port()), str(int(signal.SIGINT))
+    with Job([["-c", JOB, str(index), port, number] for index in range(2)], os.environ) as job:
+        first, second = job.ended(timeout=120)
+    assert first.out.split()[0] == second.out.split()[0], first.err + second.err
+    assert [first.out.split()[1], second.out.split()[1]] == ["SIGINT", "SIGTERM"]

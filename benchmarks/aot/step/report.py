@@ -33,13 +33,14 @@ that the program needs at once, as its compiler counts, both in GB (1e9 bytes) a
 of a loop are counted once and in brackets. *CPU s* is the processor time of tracing and compiling.
 TFLOP are a device's, as XLA counts them (it counts the body of a loop once, and nothing for GPUs).
 
-A compiler that refuses a step for its size tells the size of its temporaries only, which is then the
-peak. Steps with remat are compiled for GPUs without XLA's latency-hiding scheduler, as in training.
+A compiler that refuses a step for its size tells the size of its temporaries only, which then is
+the peak. Steps with remat are compiled for GPUs without XLA's latency-hiding scheduler, as in
+training.
 
-All-reduces are gradients and metrics; those in loops are the same once for each part of an
-accumulated batch. The one collective-permute of each step is mixup's: each device gets the images (uint8) that its own are
-mixed with, from one other device. No activation crosses devices; `make aot-step-check` fails if one
-does.
+All-reduces are gradients and metrics; those in loops are the same, once for each part of an
+accumulated batch. The one collective-permute of each step is mixup's: each device gets the images
+(uint8) that its own are mixed with, from one other device. No activation crosses devices; `make
+aot-step-check` fails if one does.
 """
 
 _HEADER = [
