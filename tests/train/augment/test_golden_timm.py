@@ -274,7 +274,8 @@ def test_mixes_are_drawn_as_in_timm():
     theirs, pasted, drawn = (TRAINING[f"mix/{name}"] for name in ("own", "pastes", "box"))
     assert same_frequencies(*[np.bincount(x, minlength=2) for x in (pastes, pasted)])
     assert same_distribution(own[~pastes], theirs[~pasted])
-    assert same_distribution(own[pastes], theirs[pasted])
+    # In pixels, since float32 has the shares of equal boxes not quite equal.
+    assert same_distribution(*[(x * 48 * 40).round() for x in (own[pastes], theirs[pasted])])
     for ours, expected in zip(boxes[pastes].T, drawn[pasted].T, strict=True):
         assert same_distribution(ours, expected)
 
@@ -296,7 +297,7 @@ def test_boxes_of_cutmix_are_as_large_as_timms():
         inside = jax.vmap(lambda key: 1 - mix._outside_of_box(key, share, 224, 160))(keys)
         return jnp.stack([inside.max(axis=axis).sum(axis=1).max() for axis in (2, 1)])
 
-    # Those that fit into the half of the image where some of 64 middles must lie.
+    # Boxes of at most 0.7 of a side: some of 64 middles are far enough from all borders.
     shares, sizes = TRAINING["mix/sizes_share"], TRAINING["mix/sizes"]
     fitting = shares > 0.5
     found = [largest(jnp.float32(share)) for share in shares[fitting]]
