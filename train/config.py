@@ -90,7 +90,7 @@ class EraseConfig:
     Attributes:
       prob: Chance that an image is erased.
       mode: Standard normal noise for each pixel, one such colour a box, or zero (the mean colour).
-      count: Boxes an image, which share the area.
+      count: Most boxes an image: from one to so many, evenly drawn, which share the area.
       area: Smallest and largest part of the image.
       aspect: Smallest and largest height over width, drawn evenly in the logarithm.
     """

@@ -32,29 +32,38 @@ def erase(
 
     def one(image: Float[Array, "H W C"], row: Int[Array, ""]) -> Float[Array, "H W C"]:
         where_key, fill_key = jax.random.split(jax.random.fold_in(key, row))
-        mask = draw_mask(where_key, image.shape[0], image.shape[1], config)
-        return jnp.where(mask[:, :, None], _fill(fill_key, image, config.mode), image)
+        boxes = draw_boxes(where_key, image.shape[0], image.shape[1], config)
+        for index, box in enumerate(boxes):
+            fill = _fill(jax.random.fold_in(fill_key, index), image, config.mode)
+            image = jnp.where(box[:, :, None], fill, image)
+        return image
 
     return jax.vmap(one)(images, rows)
 
 
-def draw_mask(
+def draw_boxes(
     key: Key[Array, ""], height: int, width: int, config: EraseConfig
-) -> Bool[Array, "{height} {width}"]:
-    """Draw which pixels of an image are erased; mostly none."""
-    whether, boxes = jax.random.split(key)
+) -> Bool[Array, "{config.count} {height} {width}"]:
+    """Draw which pixels of an image each of its boxes erases; mostly there are none."""
+    whether, how_many, where = jax.random.split(key, 3)
     chosen = jax.random.uniform(whether) < config.prob
-    masks = [_box(box, height, width, config) for box in jax.random.split(boxes, config.count)]
-    return chosen & jnp.stack(masks).any(axis=0)
+    count = jax.random.randint(how_many, (), 1, config.count + 1)
+    keys = jax.random.split(where, config.count)
+    boxes = jnp.stack([_box(box, height, width, count, config) for box in keys])
+    return chosen & (jnp.arange(config.count) < count)[:, None, None] & boxes
 
 
 def _box(
-    key: Key[Array, ""], height: int, width: int, config: EraseConfig
+    key: Key[Array, ""], height: int, width: int, count: Int[Array, ""], config: EraseConfig
 ) -> Bool[Array, "{height} {width}"]:
-    """A box of uniform area and log-uniform aspect; the first of ten draws that fits, or none."""
+    """A box of uniform area and log-uniform aspect; the first of ten draws that fits, or none.
+
+    The area is that of the configuration divided by `count`, the boxes of the image.
+    """
     areas_key, aspects_key, top_key, left_key = jax.random.split(key, 4)
-    low, high = (part * height * width / config.count for part in config.area)
+    low, high = (part * height * width for part in config.area)
     areas = jax.random.uniform(areas_key, (_TRIES,), minval=low, maxval=high)
+    areas = areas / count.astype(areas.dtype)
     low, high = (math.log(aspect) for aspect in config.aspect)
     aspects = jnp.exp(jax.random.uniform(aspects_key, (_TRIES,), minval=low, maxval=high))
     heights = jnp.rint(jnp.sqrt(areas * aspects)).astype(jnp.int32)

@@ -6,6 +6,7 @@ import re
 from natjax.train.errors import UserError
 
 MAX_MAGNITUDE = 10.0
+_MOST_STD = 100
 _FORM = "rand-mM-mstdS-incI-nN"
 
 
@@ -53,6 +54,8 @@ def _checked(text: str, found: dict[str, float]) -> Policy:
         raise _error(text, "the magnitude, such as m9, must be there and in [0, 10]")
     if found.get("inc") != 1:
         raise _error(text, "only the increasing operations are supported: add inc1")
+    if found["mstd"] > _MOST_STD:
+        raise _error(text, f"mstd must be at most {_MOST_STD}: above, timm draws evenly instead")
     if found["n"] < 1 or found["n"] % 1:
         raise _error(text, "n must be a whole number from 1")
     return Policy(magnitude=found["m"], std=found["mstd"], layers=int(found["n"]))

@@ -1,5 +1,6 @@
 """Resizing of position biases."""
 
+import goldens
 import numpy as np
 import pytest
 
@@ -41,6 +42,13 @@ def test_plain_definition(old, new):
     found = resize_rpb(rpb, new)
     for head in range(2):
         np.testing.assert_allclose(found[head], plain(rpb[head], *new), atol=1e-14)
+
+
+@pytest.mark.parametrize("case", goldens.cases("torch_resize", "table"))
+def test_pytorchs_own_numbers(case):
+    table, expected = (goldens.load("torch_resize")[f"{case}/{x}"] for x in ("table", "resized"))
+    found = resize_rpb(table, expected.shape[1:])
+    np.testing.assert_allclose(found, expected, atol=1e-16)  # of values of about 0.02
 
 
 def test_equal_size_is_the_table_itself():

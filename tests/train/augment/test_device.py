@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from natjax.train.augment.erase import draw_mask, erase
+from natjax.train.augment.erase import draw_boxes, erase
 from natjax.train.augment.mix import draw_mix, mix_images
 from natjax.train.config import EraseConfig, MixConfig
 
@@ -91,7 +91,7 @@ ALWAYS = EraseConfig(prob=1.0)
 @functools.cache
 def masks(config, side=SIDE, count=1500):
     return np.asarray(
-        jax.jit(jax.vmap(lambda key: draw_mask(key, side, side, config)))(keys(count))
+        jax.jit(jax.vmap(lambda key: draw_boxes(key, side, side, config).any(axis=0)))(keys(count))
     )
 
 

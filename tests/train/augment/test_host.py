@@ -94,6 +94,7 @@ def test_the_published_policy():
         ("rand-inc1", "the magnitude, such as m9, must be there"),
         ("rand-m11-inc1", r"in \[0, 10\]"),
         ("rand-m9-inc1-w0", "'w0' is not supported"),
+        ("rand-m9-mstd101-inc1", "mstd must be at most 100: above, timm draws evenly instead"),
         ("rand-m9-inc1-n1.5", "n must be a whole number"),
         ("rand-m9-inc1-", "'' is not supported"),
     ],
