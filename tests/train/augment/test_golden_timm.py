@@ -252,7 +252,7 @@ def test_evaluation_sees_timms_pixels(case):
 
 
 @functools.cache
-def our_mixes(config, count=2500):
+def our_mixes(config, count=4000):
     """Own share, whether pasted, and box (top, bottom, left, right; zeros for none) of draws."""
     keys = jax.random.split(jax.random.key(1), count)
     weights, own = jax.jit(jax.vmap(lambda key: draw_mix(key, config, 48, 40)))(keys)
@@ -275,6 +275,9 @@ def test_mixes_are_drawn_as_in_timm():
     theirs, pasted, drawn = (TRAINING[f"mix/{name}"] for name in ("own", "pastes", "box"))
     assert same_frequencies(*[np.bincount(x, minlength=2) for x in (pastes, pasted)])
     assert same_distribution(own[~pastes], theirs[~pasted])
+    # Beta(1, 1) instead of Beta(0.8, 0.8) would pass there, as it differs by 0.03; not its spread.
+    spreads = [(x - 0.5) ** 2 for x in (own[~pastes], theirs[~pasted])]
+    assert scipy.stats.ttest_ind(*spreads, equal_var=False).pvalue > 1e-3
     # In pixels, since float32 has the shares of equal boxes not quite equal.
     assert same_distribution(*[(x * 48 * 40).round() for x in (own[pastes], theirs[pasted])])
     for ours, expected in zip(boxes[pastes].T, drawn[pasted].T, strict=True):
