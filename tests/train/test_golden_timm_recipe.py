@@ -46,7 +46,7 @@ def test_the_loss_of_smoothed_labels_is_timms():
 
 @pytest.mark.parametrize(("model", "warmup"), [("nat_tiny", 20), ("nat_isotropic_base", 50)])
 def test_learning_rates_are_those_of_timms_scheduler(model, warmup):
-    """At every 417th of the 310 epochs' steps, with timm's 1251 steps an epoch."""
+    """At the start of each of 310 epochs of 1251 steps, in the first steps and the last."""
     config = presets.get_preset(f"{model}_imagenet").optimizer
     rate = schedule(config, 310 * 1251, 1251.0)
     found = jax.vmap(rate)(jnp.asarray(TIMM["rates/step"]))

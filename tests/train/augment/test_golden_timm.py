@@ -165,7 +165,7 @@ def test_the_fill_is_timms():
 # Crops, colour jitter, all of it, and evaluation.
 
 
-@pytest.mark.parametrize("size", [(500, 375), (300, 300), (900, 180), (40, 400)])
+@pytest.mark.parametrize("size", [(500, 375), (900, 180), (40, 400)])
 def test_crops_are_drawn_as_in_timm(size):
     width, height = size
     theirs = AUGMENT[f"crop/{width}x{height}"].astype(int)
@@ -236,13 +236,14 @@ def test_the_whole_transform_makes_of_a_photo_what_timms_makes():
     transform = TrainTransform(augment=RECIPE, data=data, mean=MEAN)
     image, rng = Image.fromarray(AUGMENT["whole/image"]), np.random.default_rng(0)
     ours = np.array([features(transform(image, rng)) for _ in range(1500)])
+    ours = ours.astype(np.float16)  # as the golden
     for found, expected in zip(ours.T, AUGMENT["whole/features"].T, strict=True):
         assert same_distribution(found, expected)
 
 
 @pytest.mark.parametrize("case", goldens.cases("timm_augment", "crop_pct"))
 def test_evaluation_sees_timms_pixels(case):
-    data = DataConfig(name="digits", image_size=24, crop_pct=float(AUGMENT[f"{case}/crop_pct"]))
+    data = DataConfig(name="digits", image_size=16, crop_pct=float(AUGMENT[f"{case}/crop_pct"]))
     found = center_view(Image.fromarray(AUGMENT[f"{case}/image"]), data)
     np.testing.assert_array_equal(np.asarray(found), AUGMENT[f"{case}/pixels"])
 
@@ -251,7 +252,7 @@ def test_evaluation_sees_timms_pixels(case):
 
 
 @functools.cache
-def our_mixes(config, count=2500):
+def our_mixes(config, count=4000):
     """Own share, whether pasted, and box (top, bottom, left, right; zeros for none) of draws."""
     keys = jax.random.split(jax.random.key(1), count)
     weights, own = jax.jit(jax.vmap(lambda key: draw_mix(key, config, 48, 40)))(keys)
@@ -274,6 +275,9 @@ def test_mixes_are_drawn_as_in_timm():
     theirs, pasted, drawn = (TRAINING[f"mix/{name}"] for name in ("own", "pastes", "box"))
     assert same_frequencies(*[np.bincount(x, minlength=2) for x in (pastes, pasted)])
     assert same_distribution(own[~pastes], theirs[~pasted])
+    # Beta(1, 1) instead of Beta(0.8, 0.8) would pass there, as it differs by 0.03; not its spread.
+    spreads = [(x - 0.5) ** 2 for x in (own[~pastes], theirs[~pasted])]
+    assert scipy.stats.ttest_ind(*spreads, equal_var=False).pvalue > 1e-3
     # In pixels, since float32 has the shares of equal boxes not quite equal.
     assert same_distribution(*[(x * 48 * 40).round() for x in (own[pastes], theirs[pasted])])
     for ours, expected in zip(boxes[pastes].T, drawn[pasted].T, strict=True):
