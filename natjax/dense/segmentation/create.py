@@ -42,7 +42,7 @@ def create_segmentor(
 
     ``model(images)`` gives logits ``[B, H, W, classes]`` of every pixel of normalised images
     ``[B, H, W, C]`` of any size. `natjax.dense.segmentation.inference` makes class probabilities of
-    them as the papers do, `natjax.dense.segmentation.loss` the loss of ``model.heads(images, rngs)``.
+    them as the papers do, `natjax.dense.segmentation.loss` the loss of ``model.heads(...)``.
 
     Args:
       name: one of ``natjax.list_models(kind="segmentor")``.
