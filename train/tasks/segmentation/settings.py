@@ -2,6 +2,8 @@
 
 import dataclasses
 
+from natjax.train.config.settings import DataConfig
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SegmentationAugment:
@@ -24,3 +26,21 @@ class SegmentationAugment:
     category_limit: float = 0.75
     hflip: float = 0.5
     distort: bool = True
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LabelMapsConfig(DataConfig):
+    """The images with label maps and how they are seen.
+
+    Attributes:
+      window: Evaluation: side of a sliding window; None sees images whole, as published.
+      stride: Evaluation: pixels between windows.
+      scales: Evaluation: factors of the frame over which probabilities are averaged.
+      flip: Evaluation: average over mirror images, too.
+    """
+
+    name: str = "label_maps"
+    window: int | None = None
+    stride: int = 341
+    scales: tuple[float, ...] = (1.0,)
+    flip: bool = False
