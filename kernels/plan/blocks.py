@@ -1,4 +1,4 @@
-"""Cutting a neighborhood into the blocks that a GPU kernel works on.
+"""Cutting a neighborhood into the blocks that a kernel works on.
 
 A program of a kernel owns a *tile* of rows, which are queries, or keys in the backward pass for
 keys and values, and walks over the *slab* of columns (the others) that its rows can meet, one
@@ -6,9 +6,9 @@ keys and values, and walks over the *slab* of columns (the others) that its rows
 are powers of two. So a block of logits is tile by chunk, and the number of blocks is what a kernel
 costs.
 
-Slabs start at ``clip(tile start + offset, 0, positions - halo)``, as in `natjax.kernels.tiles`.
+Slabs start at ``clip(tile start + offset, 0, positions - halo)`` (`natjax.kernels.plan.slabs`).
 Everything here works on traced values, inside a kernel, and on NumPy arrays, in a plan; which
-query sees which key is asked of `natjax.kernels.window` alone.
+query sees which key is asked of `natjax.kernels.neighborhood` alone.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Int
 
-from natjax.kernels import tiles
-from natjax.kernels.window import AxisWindow, Neighborhood, window_end, window_start
+from natjax.kernels.neighborhood import AxisWindow, Neighborhood, window_end, window_start
+from natjax.kernels.plan.slabs import fit_slabs
 
 type Ints = Any
 type Bools = Any
+type Rows = Literal["queries", "keys"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,7 +46,7 @@ class AxisBlocks:
     """
 
     window: AxisWindow
-    rows: Literal["queries", "keys"]
+    rows: Rows
     tile: int
     chunk: int
     offset: int
@@ -93,44 +94,9 @@ class AxisBlocks:
         relative = column - row if self.rows == "queries" else row - column
         return relative + self.window.kernel_size - 1
 
-    def pattern(self) -> AxisPattern:
-        """What all blocks along the axis look like."""
-        group, first, start = self.locate(np.arange(self.num_tiles))
-        row = first[:, None] + np.arange(self.tile)
-        column = start[:, None] + np.arange(self.num_chunks * self.chunk)
-        row, column, group = row[:, :, None], column[:, None, :], group[:, None, None]
-        seen = self.is_neighbor(row, column, group)
-        # Tiles at one distance from their slab have the same biases.
-        signature = np.concatenate([seen.reshape(len(seen), -1), (start - first)[:, None]], axis=1)
-        _, examples, kind = np.unique(signature, axis=0, return_index=True, return_inverse=True)
-        bias = np.where(seen, self.distance(row, column), 0)
-
-        def by_chunk(x: np.ndarray) -> np.ndarray:
-            x = x[examples].reshape(-1, self.tile, self.num_chunks, self.chunk)
-            return x.transpose(0, 2, 1, 3)
-
-        return AxisPattern(kind.reshape(-1), by_chunk(seen), by_chunk(bias))
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class AxisPattern:
-    """What the blocks along an axis look like: ``c`` chunks of ``s`` columns for ``t`` rows.
-
-    Attributes:
-      kind: which of ``S`` kinds each tile is; tiles of one kind have the same blocks.
-      seen: who sees whom, for each kind and chunk.
-      bias: index of the bias of the axis, in range where they do.
-    """
-
-    kind: Int[np.ndarray, "A"]
-    seen: Bool[np.ndarray, "S c t s"]
-    bias: Int[np.ndarray, "S c t s"]
-
 
 @functools.cache
-def axis_blocks(
-    window: AxisWindow, rows: Literal["queries", "keys"], tile: int, chunk: int
-) -> AxisBlocks:
+def axis_blocks(window: AxisWindow, rows: Rows, tile: int, chunk: int) -> AxisBlocks:
     """Blocks along an axis, with the smallest slabs that hold what the rows meet."""
     positions = window.max_group_length
     starts = np.arange(0, positions, tile)
@@ -142,12 +108,12 @@ def axis_blocks(
         count = len(cuts)
         first[:count] = np.minimum(first[:count], np.minimum.reduceat(low, cuts))
         last[:count] = np.maximum(last[:count], np.maximum.reduceat(high, cuts))
-    offset, halo = tiles.fit_slabs(first, last, tile, positions)
+    offset, halo = fit_slabs(first, last, tile, positions)
     return AxisBlocks(window=window, rows=rows, tile=tile, chunk=chunk, offset=offset, halo=halo)
 
 
 def _meets(
-    window: AxisWindow, rows: Literal["queries", "keys"], group: int
+    window: AxisWindow, rows: Rows, group: int
 ) -> tuple[Int[np.ndarray, "positions"], Int[np.ndarray, "positions"]]:
     """The columns that each row of a dilation group meets: first, and one past the last."""
     if rows == "keys":
@@ -165,16 +131,25 @@ class Blocks:
     @classmethod
     def of(
         cls,
-        hood: Neighborhood,
-        rows: Literal["queries", "keys"],
+        neighborhood: Neighborhood,
+        rows: Rows,
         tile: Sequence[int],
         chunk: Sequence[int],
     ) -> Blocks:
-        """Blocks of a neighborhood; ``tile`` and ``chunk`` have one side an axis."""
+        """Blocks of a neighborhood.
+
+        Raises:
+          ValueError: tiles and chunks have not one side for each axis of the neighborhood.
+        """
+        if not len(tile) == len(chunk) == len(neighborhood.axes):
+            raise ValueError(
+                f"tile and chunk must have one side for each of {len(neighborhood.axes)} token "
+                f"axes; got {tuple(tile)} and {tuple(chunk)}"
+            )
         return cls(
             tuple(
                 axis_blocks(window, rows, t, c)
-                for window, t, c in zip(hood.axes, tile, chunk, strict=True)
+                for window, t, c in zip(neighborhood.axes, tile, chunk, strict=True)
             )
         )
 
@@ -206,11 +181,6 @@ class Blocks:
     def tile_at(self, index: Ints) -> Tile:
         """The tile with a number."""
         return Tile(self, index, _unravel(index, [axis.num_tiles for axis in self.axes]))
-
-    @property
-    def pattern(self) -> Pattern:
-        """What the blocks look like; see `AxisBlocks.pattern`."""
-        return _pattern(self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -283,80 +253,6 @@ class Tile:
             pair = (row, column) if axis.rows == "queries" else (column, row)
             slot = slot * axis.window.kernel_size + axis.slot(*pair, group)
         return slot
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Pattern:
-    """What the blocks of a layout look like; tiles of one kind look the same.
-
-    Attributes:
-      axes: the same along each axis.
-      bias_shape: shape of one head's biases.
-    """
-
-    axes: tuple[AxisPattern, ...]
-    bias_shape: tuple[int, ...]
-
-    @property
-    def num_kinds(self) -> int:
-        """Kinds of tiles."""
-        return math.prod(len(axis.seen) for axis in self.axes)
-
-    @functools.cached_property
-    def kind(self) -> Int[np.ndarray, "tiles"]:
-        """Kind of each tile, by number."""
-        kinds = np.zeros((), np.int32)
-        for axis in self.axes:
-            kinds = kinds[..., None] * len(axis.seen) + axis.kind.astype(np.int32)
-        return kinds.reshape(-1)
-
-    def table(
-        self, rpb: Float[Array, "N *R"] | None, hidden: float, factor: float
-    ) -> Float[Array, "N kinds chunks t s"]:
-        """What to add to the logits: the bias times a factor, and ``hidden`` for the unseen.
-
-        Without a bias there is one head.
-        """
-        n = len(self.axes)
-        masks = (self._spread(axis.seen, i) for i, axis in enumerate(self.axes))
-        seen = functools.reduce(np.logical_and, masks)
-        if rpb is None:
-            values = jnp.zeros((1, *seen.shape), jnp.float32)
-        else:
-            index = (self._spread(axis.bias, i) for i, axis in enumerate(self.axes))
-            values = factor * rpb.astype(jnp.float32)[:, *index]
-        table = jnp.where(seen[None], values, jnp.float32(hidden))
-        order = (1 + axis * 4 + part for part in range(4) for axis in range(n))
-        return self._merge(table.transpose(0, *order))
-
-    def bias_gradient(self, blocks: Float[Array, "N kinds chunks t s"]) -> Float[Array, "N *R"]:
-        """The transpose of `table`: sum of the blocks' entries by the bias that was added."""
-        n = len(self.axes)
-        shapes = [axis.seen.shape for axis in self.axes]
-        x = blocks.reshape(-1, *(shape[part] for part in range(4) for shape in shapes))
-        x = x.transpose(0, *(1 + part * n + axis for axis in range(n) for part in range(4)))
-        for axis, size in zip(self.axes, self.bias_shape, strict=True):
-            # Takes the foremost axis' four dimensions away and appends one for its biases.
-            index = np.where(axis.seen, axis.bias, -1)
-            one_hot = jax.nn.one_hot(index, size, dtype=x.dtype)
-            x = jnp.tensordot(x, one_hot, axes=((1, 2, 3, 4), (0, 1, 2, 3)), precision="highest")
-        return x
-
-    def _spread(self, x: np.ndarray, axis: int) -> np.ndarray:
-        """Put the four dimensions of one axis where they broadcast with those of the others."""
-        n = len(self.axes)
-        return x.reshape((1,) * (4 * axis) + x.shape + (1,) * (4 * (n - axis - 1)))
-
-    def _merge(self, x: Array) -> Array:
-        n = len(self.axes)
-        shape = [math.prod(x.shape[1 + part * n : 1 + part * n + n]) for part in range(4)]
-        return x.reshape(x.shape[0], *shape)
-
-
-@functools.lru_cache(64)
-def _pattern(blocks: Blocks) -> Pattern:
-    sizes = tuple(2 * axis.window.kernel_size - 1 for axis in blocks.axes)
-    return Pattern(tuple(axis.pattern() for axis in blocks.axes), sizes)
 
 
 def _unravel(index: Ints, sizes: Sequence[int]) -> tuple[Ints, ...]:

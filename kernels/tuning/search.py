@@ -11,6 +11,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
+import importlib
 import itertools
 import math
 import os
@@ -25,22 +26,19 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from natjax.kernels import api, configs, device, resources
-from natjax.kernels.configs import Kernel, KernelConfig, Op, Shape
-from natjax.kernels.problems import Problem
+from natjax.kernels import api, device
+from natjax.kernels.spec import CallSpec, Kernel, Op, kernels_of
+from natjax.kernels.tuning import settings
+from natjax.kernels.tuning.problems import Problem
 
-# Rows and columns of the largest blocks that are tried.
-_LARGEST_BLOCK = (128, 128)
 # How many of the fastest blocks are tried with other warps and stages.
 _FINALISTS = 2
-_WARPS = (1, 2, 4, 8)
-_STAGES = (1, 2, 3, 4)
 # A kernel is timed over as many runs as last this long, a good deal more than the clock's error.
 _SECONDS_OF_RUNS = 2e-3
 _MOST_RUNS = 50
 # What is this much slower than the best at first sight is not timed again.
 _HOPELESS = 1.5
-# Largest difference from the first candidate's result, of its largest entry.
+# Largest difference from the result of "xla", of its largest entry.
 _TOLERANCE = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
 _FAIL_ON_SPILLS = {"xla_gpu_fail_ptx_compilation_on_register_spilling": True}
 
@@ -64,7 +62,7 @@ class Result:
     Attributes:
       problem: name of the problem.
       kernel: which kernel.
-      shape: what the settings are for.
+      spec: what the settings are for.
       config: the settings, None where no candidate works.
       seconds: time of the kernel with them.
       suggested_seconds: time with the settings by rule of thumb; nan where those do not work.
@@ -74,8 +72,8 @@ class Result:
 
     problem: str
     kernel: Kernel
-    shape: Shape
-    config: KernelConfig | None
+    spec: CallSpec
+    config: Any | None
     seconds: float
     suggested_seconds: float
     measured: int
@@ -98,6 +96,7 @@ def require_gpu() -> None:
 def tune(
     problems: Sequence[Problem],
     *,
+    backend: str = "pallas_triton",
     dtype: str = "bfloat16",
     ops: Sequence[Op] = ("attention",),
     limit: int = 24,
@@ -109,6 +108,8 @@ def tune(
     Problems that differ in batch or heads alone are one, the first.
 
     Args:
+      backend: whose kernels; it has a module ``candidates`` with functions ``candidates`` and
+        ``variants``.
       problems: what to tune for; additional keys are left out, as no kernel sees them.
       dtype: of all arrays.
       ops: "attention" for the fused op, "qk" and "av" for the unfused ones (stride 1 only).
@@ -125,14 +126,14 @@ def tune(
     _require_unfused_without_stride(problems, ops)
     done: set[tuple[str, Kernel]] = set()
     for problem, op in itertools.product(problems, ops):
-        case = _Case.of(op, problem, dtype)
-        found: dict[Kernel, KernelConfig] = {}
-        for kernel in configs.kernels_of(op, case.shape.has_bias):
-            if (case.shape.key, kernel) in done:
+        case = _Case.of(op, problem, dtype, backend)
+        found: dict[Kernel, Any] = {}
+        for kernel in kernels_of(op, case.spec.has_bias):
+            if (case.spec.key, kernel) in done:
                 continue
-            done.add((case.shape.key, kernel))
+            done.add((case.spec.key, kernel))
             begin(problem.name, kernel)
-            with configs.using(found):
+            with settings.using(found):
                 result = _Search(case, kernel, repeats).run(limit)
             if result.config is not None:
                 found[kernel] = result.config
@@ -147,49 +148,6 @@ def _require_unfused_without_stride(problems: Iterable[Problem], ops: Sequence[O
             )
 
 
-def candidates(kernel: Kernel, shape: Shape, limit: int) -> list[KernelConfig]:
-    """The blocks of least estimated work that fit the device, after the suggested ones."""
-    suggested = configs.suggest(kernel, shape)
-    # Until warps have their turn, blocks are compared with as many as suit them.
-    fitting = (
-        best
-        for config in configs.candidates(kernel, shape, _LARGEST_BLOCK)
-        if (best := _with_warps(kernel, shape, config)) is not None and best != suggested
-    )
-    ranked = sorted(fitting, key=lambda config: configs.cost(kernel, shape, config))
-    return [suggested, *ranked[: limit - 1]]
-
-
-def _with_warps(kernel: Kernel, shape: Shape, config: KernelConfig) -> KernelConfig | None:
-    """The same blocks with the suggested warps, or the nearest number of them that fits."""
-    options = sorted(_WARPS, key=lambda warps: abs(math.log2(warps / config.num_warps)))
-    for warps in options:
-        option = dataclasses.replace(config, num_warps=warps)
-        if _fits(kernel, shape, option):
-            return option
-    return None
-
-
-def variants(kernel: Kernel, shape: Shape, config: KernelConfig) -> list[KernelConfig]:
-    """The same blocks with other warps and stages that fit the device, least changed first."""
-
-    def change(option: KernelConfig) -> float:
-        warps = math.log2(option.num_warps / config.num_warps)
-        return abs(warps) + abs(option.num_stages - config.num_stages)
-
-    options = (
-        dataclasses.replace(config, num_warps=warps, num_stages=stages)
-        for warps, stages in itertools.product(_WARPS, _STAGES)
-    )
-    others = [x for x in options if x != config and _fits(kernel, shape, x)]
-    return sorted(others, key=change)
-
-
-def _fits(kernel: Kernel, shape: Shape, config: KernelConfig) -> bool:
-    capability = getattr(device.target(), "compute_capability", None)
-    return resources.fits(kernel, shape, config, capability)
-
-
 @dataclasses.dataclass(frozen=True)
 class _Case:
     """An op on a problem's arrays.
@@ -197,19 +155,31 @@ class _Case:
     Attributes:
       op: which op.
       name: of the problem.
-      function: the op as a function of its arrays.
+      function: the op as a function of its arrays and ``implementation``.
       arrays: its arguments.
-      shape: what the settings of its kernels depend on.
+      backend: whose kernels are measured.
+      spec: what their settings depend on.
     """
 
     op: Op
     name: str
-    function: Callable[[dict[str, Array]], Array]
+    function: Callable[..., Array]
     arrays: dict[str, Array]
-    shape: Shape
+    backend: str
+    spec: CallSpec
+
+    @property
+    def measured(self) -> Callable[[dict[str, Array]], Array]:
+        """The op on the backend."""
+        return functools.partial(self.function, implementation=self.backend)
+
+    @property
+    def options(self) -> Any:
+        """The module that knows what there is to choose from."""
+        return importlib.import_module(f"natjax.kernels.backends.{self.backend}.candidates")
 
     @classmethod
-    def of(cls, op: Op, problem: Problem, dtype: str) -> _Case:
+    def of(cls, op: Op, problem: Problem, dtype: str, backend: str) -> _Case:
         problem = dataclasses.replace(problem, extra=0, rpb=problem.rpb and op != "av")
         arguments = problem.arguments
         if op != "attention":
@@ -223,12 +193,12 @@ class _Case:
         suffix = "" if op == "attention" else f"_{op}"
         named = getattr(api, f"na{problem.ndim}d{suffix}")
 
-        def function(arrays: dict[str, Array]) -> Array:
-            return named(**arrays, **arguments, implementation="triton")
+        def function(arrays: dict[str, Array], implementation: str) -> Array:
+            return named(**arrays, **arguments, implementation=implementation)
 
-        with configs.watching() as seen:
-            jax.eval_shape(function, arrays)
-        return cls(op, problem.name, function, arrays, seen[0].shape)
+        with settings.watching() as seen:
+            jax.eval_shape(functools.partial(function, implementation=backend), arrays)
+        return cls(op, problem.name, function, arrays, backend, seen[0].spec)
 
 
 def _weights(query: Array, neighbors: int) -> Array:
@@ -245,23 +215,23 @@ class _Search:
         self._kernel: Kernel = kernel
         self._repeats = repeats
         self._trace, self._inputs = _program(case, kernel)
-        self._expected: Any = None
-        self._programs: dict[KernelConfig, Callable[..., Any]] = {}
-        self._skipped: dict[KernelConfig, str] = {}
+        self._expected = _expected(case, kernel, self._inputs)
+        self._programs: dict[Any, Callable[..., Any]] = {}
+        self._skipped: dict[Any, str] = {}
 
     def run(self, limit: int) -> Result:
-        shape = self._case.shape
-        blocks = candidates(self._kernel, shape, limit)
+        spec, options = self._case.spec, self._case.options
+        blocks = options.candidates(self._kernel, spec, limit)
         times = self._measure(blocks)
         finalists = sorted(times, key=times.__getitem__)[:_FINALISTS]
-        others = [variants(self._kernel, shape, config)[:limit] for config in finalists]
+        others = [options.variants(self._kernel, spec, config)[:limit] for config in finalists]
         # The suggested settings stay in: what is compared is measured together.
         times = self._measure([blocks[0], *finalists, *itertools.chain(*others)])
         best = min(times, key=times.__getitem__, default=None)
         return Result(
             problem=self._case.name,
             kernel=self._kernel,
-            shape=shape,
+            spec=spec,
             config=best,
             seconds=times[best] if best else math.nan,
             suggested_seconds=times.get(blocks[0], math.nan),
@@ -269,7 +239,7 @@ class _Search:
             skipped=dict(collections.Counter(self._skipped.values())),
         )
 
-    def _measure(self, chosen: Iterable[KernelConfig]) -> dict[KernelConfig, float]:
+    def _measure(self, chosen: Iterable[Any]) -> dict[Any, float]:
         """Median time of each candidate that works; they take turns."""
         chosen = list(dict.fromkeys(chosen))
         self._compile([x for x in chosen if x not in self._programs and x not in self._skipped])
@@ -287,7 +257,7 @@ class _Search:
         times = map(statistics.median, zip(*rounds, strict=True))
         return dict(zip(hopeful, times, strict=True))
 
-    def _compile(self, chosen: Sequence[KernelConfig]) -> None:
+    def _compile(self, chosen: Sequence[Any]) -> None:
         """Compile candidates and check their results; those that fail are skipped for good."""
         traced = {x: self._attempt(x, lambda x=x: self._lower(x)) for x in chosen}
         pool = ThreadPoolExecutor(os.cpu_count())
@@ -300,22 +270,20 @@ class _Search:
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def _lower(self, config: KernelConfig) -> jax.stages.Lowered:
-        with configs.using({self._kernel: config}):
+    def _lower(self, config: Any) -> jax.stages.Lowered:
+        with settings.using({self._kernel: config}):
             return jax.jit(self._trace()).lower(*self._inputs)
 
     def _checked(self, program: Callable[..., Any]) -> Callable[..., Any]:
-        """The candidate, if it computes what the first did."""
+        """The candidate, if it computes what "xla" does."""
         actual = jax.device_get(program(*self._inputs))
-        if self._expected is None:
-            self._expected = actual
-        tolerance = _TOLERANCE[self._case.shape.dtype]
+        tolerance = _TOLERANCE[self._case.spec.dtype]
         pairs = zip(jax.tree.leaves(actual), jax.tree.leaves(self._expected), strict=True)
         if not all(_agree(x, y, tolerance) for x, y in pairs):
-            raise ArithmeticError("another result than the first candidate's")
+            raise ArithmeticError('another result than "xla"')
         return program
 
-    def _attempt[T](self, config: KernelConfig, action: Callable[[], T]) -> T | None:
+    def _attempt[T](self, config: Any, action: Callable[[], T]) -> T | None:
         """The result of a step, or None with the reason noted; a candidate may fail in any way."""
         try:
             return action()
@@ -335,10 +303,10 @@ def _program(
     """
     wanted = _GRADIENTS[case.op][kernel]
     if not wanted:
-        return lambda: functools.partial(case.function), (case.arrays,)
+        return lambda: functools.partial(case.measured), (case.arrays,)
 
     def differentiate(arrays: dict[str, Array]) -> Any:
-        return jax.vjp(case.function, arrays)
+        return jax.vjp(case.measured, arrays)
 
     out, pull = jax.jit(differentiate)(case.arrays)
     draws = np.random.default_rng(2).standard_normal(out.shape)
@@ -356,6 +324,22 @@ def _program(
         return run
 
     return trace, (jax.tree.leaves(pull), cotangent)
+
+
+def _expected(case: _Case, kernel: Kernel, inputs: tuple[Any, ...]) -> Any:
+    """What a kernel should compute, by an implementation that has none."""
+    function = functools.partial(case.function, implementation="xla")
+    wanted = _GRADIENTS[case.op][kernel]
+
+    @jax.jit
+    def run(arrays: dict[str, Array]) -> Any:
+        out, pull = jax.vjp(function, arrays)
+        if not wanted:
+            return out
+        (gradients,) = pull(inputs[-1])
+        return [gradients[name] for name in wanted]
+
+    return jax.device_get(run(case.arrays))
 
 
 def _compile(lowered: jax.stages.Lowered) -> Callable[..., Any]:

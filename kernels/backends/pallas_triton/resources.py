@@ -10,7 +10,8 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from natjax.kernels.configs import Kernel, KernelConfig, Shape, padded_head_dim
+from natjax.kernels.backends.pallas_triton.config import KernelConfig, padded_head_dim
+from natjax.kernels.spec import CallSpec, Kernel
 
 # KiB of shared memory that a block may have, by compute capability.
 _SHARED_KIB = {"8.0": 163, "8.7": 163, "9.0": 227, "10.0": 227, "10.3": 227}
@@ -54,33 +55,33 @@ _NEEDS: dict[Kernel, _Needs] = {
 _TAKE_A_TABLE = ("forward", "dquery", "dkeyvalue", "qk")
 
 
-def registers(kernel: Kernel, shape: Shape, config: KernelConfig) -> int:
+def registers(kernel: Kernel, spec: CallSpec, config: KernelConfig) -> int:
     """Registers of a thread, at least."""
     needs = _NEEDS[kernel]
     rows, columns = math.prod(config.tile), math.prod(config.chunk)
-    words = rows * _width(needs.sums, shape)
-    words += rows * columns * (needs.blocks + needs.halves * _bytes(shape) / 4)
+    words = rows * _width(needs.sums, spec)
+    words += rows * columns * (needs.blocks + needs.halves * _bytes(spec) / 4)
     return _OTHER_REGISTERS + math.ceil(words / _threads(config))
 
 
-def shared_memory(kernel: Kernel, shape: Shape, config: KernelConfig) -> int:
+def shared_memory(kernel: Kernel, spec: CallSpec, config: KernelConfig) -> int:
     """Bytes of shared memory of a block of threads, at most."""
     needs = _NEEDS[kernel]
     rows, columns = math.prod(config.tile), math.prod(config.chunk)
-    numbers = rows * _width(needs.rows, shape)
-    numbers += config.num_stages * columns * _width(needs.columns, shape)
-    table = shape.has_bias and kernel in _TAKE_A_TABLE
-    return numbers * _bytes(shape) + table * (config.num_stages - 1) * rows * columns * 4
+    numbers = rows * _width(needs.rows, spec)
+    numbers += config.num_stages * columns * _width(needs.columns, spec)
+    table = spec.has_bias and kernel in _TAKE_A_TABLE
+    return numbers * _bytes(spec) + table * (config.num_stages - 1) * rows * columns * 4
 
 
 def fits(
-    kernel: Kernel, shape: Shape, config: KernelConfig, compute_capability: str | None
+    kernel: Kernel, spec: CallSpec, config: KernelConfig, compute_capability: str | None
 ) -> bool:
     """Whether a kernel may fit a device, without spilling, and keeps its threads busy.
 
     Args:
       kernel: which kernel.
-      shape: what it runs on.
+      spec: what it runs on.
       config: its settings.
       compute_capability: of the device, such as "9.0"; unknown ones are taken for the smallest.
     """
@@ -88,8 +89,8 @@ def fits(
     shared = _SHARED_KIB.get(compute_capability or "", _LEAST_SHARED_KIB) * 1024
     most = min(_REGISTERS_OF_THREAD, _REGISTERS_OF_BLOCK // threads)
     return (
-        registers(kernel, shape, config) <= most
-        and shared_memory(kernel, shape, config) <= shared
+        registers(kernel, spec, config) <= most
+        and shared_memory(kernel, spec, config) <= shared
         and math.prod(config.tile) * math.prod(config.chunk) >= _ENTRIES_OF_THREAD * threads
     )
 
@@ -98,10 +99,10 @@ def _threads(config: KernelConfig) -> int:
     return 32 * config.num_warps
 
 
-def _width(units: tuple[int, int], shape: Shape) -> int:
-    padded = map(padded_head_dim, (shape.head_dim, shape.value_dim))
+def _width(units: tuple[int, int], spec: CallSpec) -> int:
+    padded = map(padded_head_dim, (spec.head_dim, spec.value_dim))
     return sum(unit * size for unit, size in zip(units, padded, strict=True))
 
 
-def _bytes(shape: Shape) -> int:
-    return 4 if shape.dtype == "float32" else 2
+def _bytes(spec: CallSpec) -> int:
+    return 4 if spec.dtype == "float32" else 2

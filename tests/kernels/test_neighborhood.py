@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from natjax.kernels import checks
-from natjax.kernels.window import AxisWindow, Neighborhood
+from natjax.kernels.neighborhood import AxisWindow, Neighborhood
 
 
 @st.composite
@@ -50,7 +50,7 @@ def test_dense_masks_of_natten_in_2d_and_3d():
     records = goldens.record("ops_masks", "index")
     assert records
     for record in records:
-        hood = checks.neighborhood(
+        neighborhood = checks.neighborhood(
             record["shape"],
             record["kernel_size"],
             record["stride"],
@@ -59,7 +59,7 @@ def test_dense_masks_of_natten_in_2d_and_3d():
         )
         tokens = record["tokens"]
         expected = np.unpackbits(golden[record["key"]])[: tokens * tokens]
-        np.testing.assert_array_equal(hood.dense_mask(), expected.reshape(tokens, tokens))
+        np.testing.assert_array_equal(neighborhood.dense_mask(), expected.reshape(tokens, tokens))
 
 
 @given(windows())
@@ -166,13 +166,15 @@ def test_stride_of_the_window_is_blocked_attention(kernel_size, blocks):
 
 @pytest.mark.parametrize("is_causal", [False, True])
 def test_neighbor_table_lists_the_dense_mask(is_causal):
-    hood = checks.neighborhood((5, 7), (3, 4), dilation=(1, 1), is_causal=(is_causal, False))
-    table, visible = hood.neighbor_table()
-    mask = np.zeros((hood.num_tokens,) * 2, bool)
+    neighborhood = checks.neighborhood(
+        (5, 7), (3, 4), dilation=(1, 1), is_causal=(is_causal, False)
+    )
+    table, visible = neighborhood.neighbor_table()
+    mask = np.zeros((neighborhood.num_tokens,) * 2, bool)
     for query, (keys, seen) in enumerate(zip(table, visible, strict=True)):
         mask[query, keys[seen]] = True
         assert len(set(keys[seen].tolist())) == seen.sum()
-    np.testing.assert_array_equal(mask, hood.dense_mask())
+    np.testing.assert_array_equal(mask, neighborhood.dense_mask())
 
 
 def test_interior_windows_are_translations_of_one_another():

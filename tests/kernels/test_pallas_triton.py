@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from calls import assert_close, fused, value_and_gradients
+from edges import named
 from jax.sharding import (
     AbstractDevice,
     AbstractMesh,
@@ -19,9 +20,11 @@ from jax.sharding import (
 from jax.sharding import PartitionSpec as P
 
 import natjax
-from natjax.kernels import configs, device, dispatch, problems, triton
-from natjax.kernels.configs import KERNELS, KernelConfig
-from natjax.kernels.problems import Problem
+from natjax.kernels import autodiff, device, registry
+from natjax.kernels.backends.pallas_triton.config import KernelConfig
+from natjax.kernels.spec import KERNELS
+from natjax.kernels.tuning import settings
+from natjax.kernels.tuning.problems import Problem
 
 BLOCKS = {
     "long tiles": {1: ((32,), (16,)), 2: ((2, 16), (4, 4)), 3: ((1, 2, 16), (2, 2, 4))},
@@ -41,11 +44,6 @@ def _interpreted(interpreted):
     pass
 
 
-def problem_named(name):
-    (problem,) = (p for p in problems.EDGES if p.name == name)
-    return problem
-
-
 def run(problem, arrays, implementation):
     return value_and_gradients(fused(problem, implementation), arrays)
 
@@ -53,21 +51,21 @@ def run(problem, arrays, implementation):
 @pytest.mark.parametrize(("name", "blocks"), CHOSEN)
 def test_blocks_of_any_size_give_the_same(name, blocks):
     """Many tiles and many chunks each, where the suggested ones would be few."""
-    problem = problem_named(name)
+    problem = named(name)
     config = KernelConfig(*BLOCKS[blocks][problem.ndim], num_warps=1)
     arrays = problem.arrays()
-    with configs.using(dict.fromkeys(KERNELS, config)):
-        actual = run(problem, arrays, "triton")
+    with settings.using(dict.fromkeys(KERNELS, config)):
+        actual = run(problem, arrays, "pallas_triton")
     assert_close(actual, run(problem, arrays, "reference"))
 
 
 @pytest.mark.parametrize("name", ["1d-causal-stride-dilation", "2d-no-bias"])
 def test_a_computed_mask_is_as_good_as_a_table(name, monkeypatch):
     """As for windows too large for a table."""
-    monkeypatch.setattr(triton, "_LARGEST_TABLE", 0)
-    problem = problem_named(name)
+    monkeypatch.setattr(autodiff, "_LARGEST_TABLE", 0)
+    problem = named(name)
     arrays = {k: v for k, v in problem.arrays().items() if k != "rpb"}
-    assert_close(run(problem, arrays, "triton"), run(problem, arrays, "reference"))
+    assert_close(run(problem, arrays, "pallas_triton"), run(problem, arrays, "reference"))
 
 
 @pytest.mark.parametrize("head_dim", [48, 96, 256])
@@ -75,7 +73,7 @@ def test_head_sizes(head_dim):
     """Further ones, 8, 24, 32 and 80, are among the problems that all implementations run."""
     problem = Problem(name="d", shape=(20,), kernel_size=(5,), heads=2, head_dim=head_dim)
     arrays = problem.arrays()
-    assert_close(run(problem, arrays, "triton"), run(problem, arrays, "reference"))
+    assert_close(run(problem, arrays, "pallas_triton"), run(problem, arrays, "reference"))
 
 
 def test_without_a_gpu_it_says_what_would_work(monkeypatch):
@@ -88,7 +86,7 @@ def test_without_a_gpu_it_says_what_would_work(monkeypatch):
         'implementation="xla".*NATJAX_INTERPRET=1'
     )
     with pytest.raises(NotImplementedError, match=message):
-        natjax.na1d(x, x, x, 3, implementation="triton")
+        natjax.na1d(x, x, x, 3, implementation="pallas_triton")
 
 
 @pytest.mark.parametrize(
@@ -101,9 +99,9 @@ def test_without_a_gpu_it_says_what_would_work(monkeypatch):
 def test_refusals_say_what_would_work(dtype, head_dim, message, x64):
     x = jnp.zeros((1, 9, 1, head_dim), dtype)
     with pytest.raises(NotImplementedError, match=message):
-        natjax.na1d(x, x, x, 3, implementation="triton")
+        natjax.na1d(x, x, x, 3, implementation="pallas_triton")
     with pytest.raises(NotImplementedError, match=message):
-        natjax.na1d_qk(x, x, 3, implementation="triton")
+        natjax.na1d_qk(x, x, 3, implementation="pallas_triton")
     assert natjax.na1d(x, x, x, 3).dtype == dtype
 
 
@@ -124,12 +122,12 @@ def test_older_and_other_gpus_are_refused(kind, capability, accepted, monkeypatc
     assert ("natjax_forward" in attend(None)) == accepted
     if not accepted:
         with pytest.raises(NotImplementedError, match=f"Ampere or later; got '{kind}'"):
-            attend("triton")
+            attend("pallas_triton")
 
 
 def test_more_than_can_be_indexed_is_refused():
     x = jax.ShapeDtypeStruct((2**11, 2**20, 1, 8), jnp.bfloat16)
-    run = functools.partial(natjax.na1d, kernel_size=3, implementation="triton")
+    run = functools.partial(natjax.na1d, kernel_size=3, implementation="pallas_triton")
     with pytest.raises(NotImplementedError, match=r"fewer than 2\*\*31 queries"):
         jax.eval_shape(run, x, x, x)
 
@@ -139,7 +137,7 @@ def test_compiles_for_a_gpu_that_is_not_there():
     """Lowering and export for an H100, as far as Triton's code; benchmarks/aot.py goes further."""
     h100 = AbstractDevice(device_kind="NVIDIA H100 80GB HBM3", num_cores=132, platform="gpu")
     mesh = AbstractMesh((1,), ("x",), abstract_device=h100)
-    problem = problem_named("2d-everything")
+    problem = named("2d-everything")
     here = SingleDeviceSharding(jax.devices()[0])
     arrays = {
         k: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16, sharding=here)
@@ -162,10 +160,10 @@ def test_compiles_for_a_gpu_that_is_not_there():
 
 
 def test_biases_of_huge_windows_are_refused(monkeypatch):
-    monkeypatch.setattr(triton, "_LARGEST_TABLE", 100)
-    arrays = problem_named("2d-prime").arrays()
+    monkeypatch.setattr(autodiff, "_LARGEST_TABLE", 100)
+    arrays = named("2d-prime").arrays()
     with pytest.raises(NotImplementedError, match=r"bias where .* got kernel_size=\(7, 7\) and 2"):
-        natjax.na2d(**arrays, kernel_size=7, implementation="triton")
+        natjax.na2d(**arrays, kernel_size=7, implementation="pallas_triton")
 
 
 @pytest.mark.oldest
@@ -174,9 +172,9 @@ def test_second_derivatives_say_who_gives_them(op):
     x = jnp.ones((1, 9, 1, 8))
     w = jnp.ones((1, 9, 1, 3))
     functions = {
-        "attention": lambda x: natjax.na1d(x, x, x, 3, implementation="triton"),
-        "qk": lambda x: natjax.na1d_qk(x, x, 3, implementation="triton"),
-        "av": lambda x: natjax.na1d_av(w, x, 3, implementation="triton") ** 2,
+        "attention": lambda x: natjax.na1d(x, x, x, 3, implementation="pallas_triton"),
+        "qk": lambda x: natjax.na1d_qk(x, x, 3, implementation="pallas_triton"),
+        "av": lambda x: natjax.na1d_av(w, x, 3, implementation="pallas_triton") ** 2,
     }
 
     def norm(x):
@@ -191,7 +189,7 @@ def test_forward_mode_says_who_has_it():
     x = jnp.ones((1, 9, 1, 8))
 
     def attend(x):
-        return natjax.na1d(x, x, x, 3, implementation="triton")
+        return natjax.na1d(x, x, x, 3, implementation="pallas_triton")
 
     with pytest.raises(NotImplementedError, match='no forward mode; use implementation="xla"'):
         jax.jvp(attend, (x,), (x,))
@@ -202,16 +200,16 @@ def test_forward_mode_says_who_has_it():
 
 def test_none_takes_it_where_it_runs():
     """Interpreted, it accepts what a GPU would; float64 goes on to the next."""
-    problem = problem_named("1d")
+    problem = named("1d")
     arrays = problem.arrays()
     jaxpr = str(jax.make_jaxpr(lambda a: problem.op(**a, **problem.arguments))(arrays))
     assert "natjax_forward" in jaxpr
-    assert dispatch.available()[0] == "triton"
+    assert registry.names()[0] == "pallas_triton"
 
 
 @pytest.mark.parametrize("setting", [None, "highest", "tensorfloat32", "high"])
 def test_float32_products_are_exact_unless_asked(setting):
-    problem = problem_named("1d")
+    problem = named("1d")
     arrays = problem.arrays()
     with jax.default_matmul_precision(setting):
         jaxpr = str(jax.make_jaxpr(lambda a: problem.op(**a, **problem.arguments))(arrays))
@@ -232,7 +230,7 @@ def test_inputs_are_read_in_place(dilation):
 
     def forward_and_backward(arrays):
         out, pull = jax.vjp(
-            lambda a: natjax.na2d(**a, **problem.arguments, implementation="triton"), arrays
+            lambda a: natjax.na2d(**a, **problem.arguments, implementation="pallas_triton"), arrays
         )
         return pull(out)
 
@@ -276,7 +274,7 @@ def test_grouped_heads_stay_on_their_devices(kv_heads):
 
     @functools.partial(jax.jit, in_shardings=(shardings,))
     def gradients(arrays):
-        attend = functools.partial(problem.op, **problem.arguments, implementation="triton")
+        attend = functools.partial(problem.op, **problem.arguments, implementation="pallas_triton")
         return jax.grad(lambda arrays: jnp.sum(attend(**arrays) ** 2))(arrays)
 
     placed = jax.device_put(arrays, shardings)
@@ -290,9 +288,9 @@ def test_grouped_heads_stay_on_their_devices(kv_heads):
 
 @pytest.mark.oldest
 def test_vmap_over_several_things_at_once():
-    problem = problem_named("1d")
+    problem = named("1d")
     stacked = [problem.arrays(seed) for seed in range(3)]
-    attend = functools.partial(problem.op, **problem.arguments, implementation="triton")
+    attend = functools.partial(problem.op, **problem.arguments, implementation="pallas_triton")
     keys = jnp.stack([a["key"] for a in stacked])
     biases = jnp.stack([a["rpb"] for a in stacked])
     first = stacked[0]

@@ -6,7 +6,7 @@ queries. Slabs start at ``clip(size * tile + offset, 0, positions - halo)``: eve
 the borders, so that all of them are static slices and blocks of one array, whose transpose is a sum
 of pads and never a scatter.
 
-All of this is NumPy at trace time, from `natjax.kernels.window`.
+All of this is NumPy at trace time, from `natjax.kernels.neighborhood`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
-from natjax.kernels.window import AxisWindow, Neighborhood
+from natjax.kernels.neighborhood import AxisWindow, Neighborhood
+from natjax.kernels.plan.slabs import fit_slabs
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -99,35 +100,15 @@ def axis_tiles(window: AxisWindow, size: int) -> AxisTiles:
     )
 
 
-def fit_slabs(
-    first: Int[np.ndarray, "T"], last: Int[np.ndarray, "T"], size: int, positions: int
-) -> tuple[int, int]:
-    """The smallest slabs that cover what each tile needs, ``[first, last)``.
-
-    Returns:
-      The offset from a tile's start to its slab's, and the slab's length ``halo``; slabs start at
-      ``clip(tile start + offset, 0, positions - halo)``.
-    """
-    tile_start = np.arange(len(first)) * size
-    # The largest offset comes first: fewer slabs are clipped at the left border.
-    offsets = np.unique(first - tile_start)[::-1]
-    for halo in range(int((last - first).max()), positions + 1):
-        starts = np.clip(tile_start + offsets[:, None], 0, positions - halo)
-        covers = ((starts <= first) & (last <= starts + halo)).all(1)
-        if covers.any():
-            return int(offsets[covers.argmax()]), halo
-    raise AssertionError("a slab of the whole axis covers every tile")
-
-
-def choose_tiles(hood: Neighborhood, overhead: int) -> tuple[AxisTiles, ...]:
+def choose_tiles(neighborhood: Neighborhood, overhead: int) -> tuple[AxisTiles, ...]:
     """The tiles of least work: logits computed, plus the cost of cutting the slabs.
 
     Args:
-      hood: the neighborhood.
+      neighborhood: the neighborhood.
       overhead: cost of moving one key into a slab, in units of the cost of one logit. Larger
         values give larger tiles.
     """
-    options = [[axis_tiles(axis, size) for size in _sizes(axis)] for axis in hood.axes]
+    options = [[axis_tiles(axis, size) for size in _sizes(axis)] for axis in neighborhood.axes]
 
     def cost(tiles: tuple[AxisTiles, ...]) -> float:
         keys = math.prod(t.halo for t in tiles)

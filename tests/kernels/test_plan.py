@@ -10,16 +10,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from natjax.kernels import blocks as blocks_module
-from natjax.kernels.blocks import Blocks
-from natjax.kernels.window import AxisWindow, Neighborhood
+from natjax.kernels.neighborhood import AxisWindow, Neighborhood
+from natjax.kernels.plan import blocks as blocks_module
+from natjax.kernels.plan.blocks import Blocks
+from natjax.kernels.plan.pattern import pattern_of
 
 HIDDEN = -1e30
 ROLES = pytest.mark.parametrize("rows", ["queries", "keys"])
 
 
 @st.composite
-def cut_hoods(draw):
+def cuts(draw):
     """A neighborhood of few tokens, and sides of tiles and chunks."""
     ndim = draw(st.integers(1, 3))
     longest = {1: 40, 2: 12, 3: 6}[ndim]
@@ -43,8 +44,8 @@ def cut_hoods(draw):
 def build(cut, rows):
     """Built here, since run-time checks draw random numbers, which a strategy must not."""
     axes, tile, chunk = cut
-    hood = Neighborhood(axes)
-    return hood, Blocks.of(hood, rows, tile, chunk)
+    neighborhood = Neighborhood(axes)
+    return neighborhood, Blocks.of(neighborhood, rows, tile, chunk)
 
 
 def block(blocks, number, chunk):
@@ -79,17 +80,17 @@ def pairs(evaluated, rows):
 
 
 @ROLES
-@given(cut=cut_hoods())
+@given(cut=cuts())
 def test_every_pair_that_sees_one_another_is_in_one_block_once(rows, cut):
-    hood, blocks = build(cut, rows)
+    neighborhood, blocks = build(cut, rows)
     evaluated = evaluate(blocks)
     query, key = (x[evaluated["seen"]] for x in pairs(evaluated, rows))
-    counts = np.zeros((hood.num_tokens,) * 2, int)
+    counts = np.zeros((neighborhood.num_tokens,) * 2, int)
     np.add.at(counts, (query, key), 1)
-    np.testing.assert_array_equal(counts, hood.dense_mask())
+    np.testing.assert_array_equal(counts, neighborhood.dense_mask())
     # Each token is a row of one tile.
     token, exists = (x[:, 0] for x in evaluated["row"])
-    np.testing.assert_array_equal(np.sort(token[exists]), np.arange(hood.num_tokens))
+    np.testing.assert_array_equal(np.sort(token[exists]), np.arange(neighborhood.num_tokens))
     # And what does not exist sees nothing, though its number may be that of a token.
     row_exists, column_exists = evaluated["row"][1], evaluated["column"][1]
     assert not (evaluated["seen"] & ~row_exists[..., :, None]).any()
@@ -110,41 +111,41 @@ def test_blocks_are_the_same_in_a_traced_program():
 
 
 @ROLES
-@given(cut=cut_hoods())
+@given(cut=cuts())
 def test_slots_are_those_of_the_neighbor_table(rows, cut):
-    hood, blocks = build(cut, rows)
+    neighborhood, blocks = build(cut, rows)
     evaluated = evaluate(blocks)
     seen = evaluated["seen"]
     query, key = (x[seen] for x in pairs(evaluated, rows))
-    table, visible = hood.neighbor_table()
+    table, visible = neighborhood.neighbor_table()
     np.testing.assert_array_equal(table[query, evaluated["slot"][seen]], key)
     assert visible[query, evaluated["slot"][seen]].all()
 
 
 @pytest.mark.parametrize("has_bias", [True, False])
-@given(cut=cut_hoods(), rows=st.sampled_from(["queries", "keys"]))
+@given(cut=cuts(), rows=st.sampled_from(["queries", "keys"]))
 @settings(max_examples=12)  # each example compiles programs of its own
 def test_the_table_is_the_dense_mask_and_bias(rows, has_bias, cut):
-    hood, blocks = build(cut, rows)
+    neighborhood, blocks = build(cut, rows)
     evaluated = evaluate(blocks)
-    rpb = np.random.default_rng(0).standard_normal((2, *hood.bias_shape)).astype(np.float32)
-    table = blocks.pattern.table(jnp.asarray(rpb) if has_bias else None, HIDDEN, 1.5)
+    rpb = np.random.default_rng(0).standard_normal((2, *neighborhood.bias_shape)).astype(np.float32)
+    table = pattern_of(blocks).table(jnp.asarray(rpb) if has_bias else None, HIDDEN, 1.5)
     seen = evaluated["seen"]
     query, key = (np.where(seen, x, 0) for x in pairs(evaluated, rows))
-    bias = 1.5 * rpb[:, *(index[query, key] for index in hood.dense_bias_index())]
+    bias = 1.5 * rpb[:, *(index[query, key] for index in neighborhood.dense_bias_index())]
     expected = np.where(seen, bias if has_bias else np.zeros((1, *seen.shape)), HIDDEN)
-    actual = np.asarray(table)[:, blocks.pattern.kind]
+    actual = np.asarray(table)[:, pattern_of(blocks).kind]
     assert actual.shape == expected.shape
     np.testing.assert_array_equal(actual, expected.astype(np.float32))
 
 
-@given(cut=cut_hoods(), rows=st.sampled_from(["queries", "keys"]))
+@given(cut=cuts(), rows=st.sampled_from(["queries", "keys"]))
 @settings(max_examples=10)  # each example compiles programs of its own
 def test_bias_gradient_is_the_transpose_of_the_table(rows, cut):
-    hood, blocks = build(cut, rows)
-    pattern = blocks.pattern
+    neighborhood, blocks = build(cut, rows)
+    pattern = pattern_of(blocks)
     rng = np.random.default_rng(0)
-    rpb = jnp.asarray(rng.standard_normal((2, *hood.bias_shape)), jnp.float32)
+    rpb = jnp.asarray(rng.standard_normal((2, *neighborhood.bias_shape)), jnp.float32)
     table = pattern.table(rpb, 0.0, 1.0)
     cotangent = jnp.asarray(rng.standard_normal(table.shape), jnp.float32)
     gradient = pattern.bias_gradient(cotangent)
@@ -161,7 +162,7 @@ def test_longer_axes_have_more_tiles_of_the_same_kinds(rows, dilation, is_causal
     kinds = []
     for length in (240, 480):
         axis = AxisWindow(length=length, kernel_size=7, dilation=dilation, is_causal=is_causal)
-        pattern = Blocks.of(Neighborhood((axis,)), rows, (8,), (16,)).pattern
+        pattern = pattern_of(Blocks.of(Neighborhood((axis,)), rows, (8,), (16,)))
         assert len(pattern.kind) == length // 8
         assert sorted(set(pattern.kind)) == list(range(pattern.num_kinds))
         kinds.append(pattern.num_kinds)
@@ -170,8 +171,8 @@ def test_longer_axes_have_more_tiles_of_the_same_kinds(rows, dilation, is_causal
 
 def test_kinds_of_axes_multiply():
     axis = AxisWindow(length=56, kernel_size=7)
-    one = Blocks.of(Neighborhood((axis,)), "queries", (8,), (8,)).pattern
-    two = Blocks.of(Neighborhood((axis, axis)), "queries", (8, 8), (8, 8)).pattern
+    one = pattern_of(Blocks.of(Neighborhood((axis,)), "queries", (8,), (8,)))
+    two = pattern_of(Blocks.of(Neighborhood((axis, axis)), "queries", (8, 8), (8, 8)))
     assert two.num_kinds == one.num_kinds**2 == 9
     assert len(two.kind) == 49
     # Tiles away from the borders are of one kind.
@@ -180,11 +181,11 @@ def test_kinds_of_axes_multiply():
 
 
 @ROLES
-@given(cut=cut_hoods())
+@given(cut=cuts())
 def test_slabs_are_as_small_as_they_can_be(rows, cut):
     """No smaller slab, wherever it starts, holds what the rows of every tile meet."""
-    hood, blocks = build(cut, rows)
-    for window, axis in zip(hood.axes, blocks.axes, strict=True):
+    neighborhood, blocks = build(cut, rows)
+    for window, axis in zip(neighborhood.axes, blocks.axes, strict=True):
         mask = Neighborhood((window,)).dense_mask()
         mask = mask if rows == "queries" else mask.T
         seen = [

@@ -16,15 +16,15 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from natjax.kernels.checks import accumulation_dtype
-from natjax.kernels.window import Neighborhood
+from natjax.kernels.neighborhood import Neighborhood
 
 
-@functools.partial(jax.jit, static_argnames=("hood", "scale"))
+@functools.partial(jax.jit, static_argnames=("neighborhood", "scale"))
 def attention(
     query: Float[Array, "B *X N D"],
     key: Float[Array, "B *X M D"],
     value: Float[Array, "B *X M Dv"],
-    hood: Neighborhood,
+    neighborhood: Neighborhood,
     *,
     rpb: Float[Array, "N *R"] | None,
     scale: float,
@@ -35,8 +35,8 @@ def attention(
     q, k, v = _flat(query), _flat(key, query), _flat(value, query)
     logits = scale * jnp.einsum("bqnd,bknd->bnqk", q, k, precision="highest")
     if rpb is not None:
-        logits += rpb.astype(logits.dtype)[:, *hood.dense_bias_index()][None]
-    logits = jnp.where(hood.dense_mask()[None, None], logits, -jnp.inf)
+        logits += rpb.astype(logits.dtype)[:, *neighborhood.dense_bias_index()][None]
+    logits = jnp.where(neighborhood.dense_mask()[None, None], logits, -jnp.inf)
     if additional_keys is not None and additional_values is not None:
         extra_k, extra_v = _flat(additional_keys, query), _flat(additional_values, query)
         extra = scale * jnp.einsum("bqnd,bknd->bnqk", q, extra_k, precision="highest")
@@ -48,35 +48,38 @@ def attention(
     return out, jnp.moveaxis(lse[..., 0], 1, 2).reshape(query.shape[:-1])
 
 
-@functools.partial(jax.jit, static_argnames=("hood", "scale"))
+@functools.partial(jax.jit, static_argnames=("neighborhood", "scale"))
 def qk(
     query: Float[Array, "B *X N D"],
     key: Float[Array, "B *X M D"],
-    hood: Neighborhood,
+    neighborhood: Neighborhood,
     *,
     rpb: Float[Array, "N *R"] | None,
     scale: float,
 ) -> Float[Array, "B *X N K"]:
     """Logits of every window slot, ``-inf`` in the empty slots of causal windows."""
     q, k = _flat(query), _flat(key, query)
-    neighbors, visible = hood.neighbor_table()
+    neighbors, visible = neighborhood.neighbor_table()
     logits = scale * jnp.einsum("btnd,btknd->btnk", q, k[:, neighbors], precision="highest")
     if rpb is not None:
-        index = (x[np.arange(hood.num_tokens)[:, None], neighbors] for x in hood.dense_bias_index())
+        index = (
+            x[np.arange(neighborhood.num_tokens)[:, None], neighbors]
+            for x in neighborhood.dense_bias_index()
+        )
         logits += jnp.moveaxis(rpb.astype(logits.dtype)[:, *index], 0, 1)[None]
     logits = jnp.where(visible[None, :, None], logits, -jnp.inf)
-    return logits.reshape(*query.shape[:-1], hood.num_neighbors).astype(query.dtype)
+    return logits.reshape(*query.shape[:-1], neighborhood.num_neighbors).astype(query.dtype)
 
 
-@functools.partial(jax.jit, static_argnames=("hood",))
+@functools.partial(jax.jit, static_argnames=("neighborhood",))
 def av(
     weights: Float[Array, "B *X N K"],
     value: Float[Array, "B *X M Dv"],
-    hood: Neighborhood,
+    neighborhood: Neighborhood,
 ) -> Float[Array, "B *X N Dv"]:
     """Sum of the window's values, weighted; weights of empty slots are ignored."""
     w, v = _flat(weights), _flat(value, weights)
-    neighbors, visible = hood.neighbor_table()
+    neighbors, visible = neighborhood.neighbor_table()
     w = jnp.where(visible[None, :, None], w, 0)
     out = jnp.einsum("btnk,btknd->btnd", w, v[:, neighbors], precision="highest")
     return out.reshape(*weights.shape[:-1], value.shape[-1]).astype(weights.dtype)

@@ -1,15 +1,4 @@
-"""Implementation "xla": tiles of queries against slabs of keys, in plain JAX, for any device.
-
-Queries are cut into tiles, and each tile attends densely, under a mask, to the slab of keys that
-holds all its windows (`natjax.kernels.tiles`). A loop runs over the rows of tiles along the first
-axis; its body is rematerialised in reverse mode. What is stored is the slabs along that axis (keys
-and values about twice over, never ``K`` times) and the logits of a few tiles.
-
-Slabs are cut by static slices, and the bias is laid out by small products with one-hot matrices.
-So the transpose that JAX derives has no scatter and is as good as a hand-written backward pass,
-and forward mode and higher derivatives come with it. Tokens are never mixed with batch or heads:
-arrays sharded over these stay where they are.
-"""
+"""The fused op of implementation "xla": tiles of queries against slabs of keys, in plain JAX."""
 
 from __future__ import annotations
 
@@ -20,14 +9,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from natjax.kernels import spmd
-from natjax.kernels import tiles as tiling
+from natjax.kernels.backends.xla import tiles as tiling
+from natjax.kernels.backends.xla.tiles import AxisTiles
 from natjax.kernels.checks import accumulation_dtype
-from natjax.kernels.tiles import AxisTiles
-from natjax.kernels.window import AxisWindow, Neighborhood, window_start
+from natjax.kernels.neighborhood import Neighborhood
+from natjax.kernels.sharding.device_parts import on_device_parts
 
 # Cost of moving a key into a slab, in logits: `python benchmarks/ops.py --sweep` on a CPU.
 _SLAB_OVERHEAD = 64
@@ -38,22 +26,22 @@ _LOGITS_AT_ONCE_ELSEWHERE = 2**26
 _MASKED = -1e30
 
 
-@functools.partial(jax.jit, static_argnames=("hood", "scale"))
+@functools.partial(jax.jit, static_argnames=("neighborhood", "scale"))
 def attention(
     query: Float[Array, "B *X N D"],
     key: Float[Array, "B *X M D"],
     value: Float[Array, "B *X M Dv"],
-    hood: Neighborhood,
+    neighborhood: Neighborhood,
     *,
     rpb: Float[Array, "N *R"] | None,
     scale: float,
     additional_keys: Float[Array, "B E M D"] | None,
     additional_values: Float[Array, "B E M Dv"] | None,
 ) -> tuple[Float[Array, "B *X N Dv"], Float[Array, "B *X N"]]:
-    """See `natjax.kernels.reference.attention`."""
-    attend = functools.partial(_attention, hood=hood, scale=scale)
+    """See `natjax.kernels.backends.reference.attention`."""
+    attend = functools.partial(_attention, neighborhood=neighborhood, scale=scale)
     batched = (query, key, value, additional_keys, additional_values)
-    return spmd.each_share(attend, batched, rpb)
+    return on_device_parts(attend, batched, rpb)
 
 
 def _attention(
@@ -64,10 +52,10 @@ def _attention(
     additional_values: Float[Array, "B E M Dv"] | None,
     rpb: Float[Array, "N *R"] | None,
     *,
-    hood: Neighborhood,
+    neighborhood: Neighborhood,
     scale: float,
 ) -> tuple[Float[Array, "B *X N Dv"], Float[Array, "B *X N"]]:
-    tiles = tiling.choose_tiles(hood, _SLAB_OVERHEAD)
+    tiles = tiling.choose_tiles(neighborhood, _SLAB_OVERHEAD)
     dtype, heads = accumulation_dtype(query.dtype), key.shape[-2]
     table = None if rpb is None else _bias_table(rpb.astype(dtype), tiles, heads)
     rows_at_once, tiles_at_once = _at_once(query.shape[0] * query.shape[-2], tiles)
@@ -92,69 +80,7 @@ def _attention(
     return _untile(out, tiles, query.shape), _untile(lse[..., None], tiles, query.shape)[..., 0]
 
 
-@functools.partial(jax.jit, static_argnames=("hood", "scale"))
-def qk(
-    query: Float[Array, "B *X N D"],
-    key: Float[Array, "B *X M D"],
-    hood: Neighborhood,
-    *,
-    rpb: Float[Array, "N *R"] | None,
-    scale: float,
-) -> Float[Array, "B *X N K"]:
-    """See `natjax.kernels.reference.qk`; one pass over the keys for each window slot."""
-    return spmd.each_share(functools.partial(_qk, hood=hood, scale=scale), (query, key), rpb)
-
-
-def _qk(
-    query: Float[Array, "B *X N D"],
-    key: Float[Array, "B *X M D"],
-    rpb: Float[Array, "N *R"] | None,
-    *,
-    hood: Neighborhood,
-    scale: float,
-) -> Float[Array, "B *X N K"]:
-    dtype = accumulation_dtype(query.dtype)
-    heads = key.shape[-2]
-    grouped = (*query.shape[:-2], heads, query.shape[-2] // heads, query.shape[-1])
-    q = query.reshape(grouped).astype(dtype)
-    bias = None if rpb is None else rpb.astype(dtype)
-
-    def logits(slot: Array) -> Float[Array, "B *X N"]:
-        k = _slot_keys(key, hood, slot)[..., None, :]
-        z = scale * jnp.sum(q * k.astype(dtype), axis=-1)
-        z = z.reshape(query.shape[:-1])
-        if bias is not None:
-            z += _slot_bias(bias, hood, slot)[None]
-        return jnp.where(_slot_mask(hood, slot)[None, ..., None], z, -jnp.inf).astype(query.dtype)
-
-    by_slot = jax.lax.map(jax.checkpoint(logits, prevent_cse=False), _slots(hood))
-    return jnp.moveaxis(by_slot, 0, -1)
-
-
-@functools.partial(jax.jit, static_argnames=("hood",))
-def av(
-    weights: Float[Array, "B *X N K"],
-    value: Float[Array, "B *X M Dv"],
-    hood: Neighborhood,
-) -> Float[Array, "B *X N Dv"]:
-    """See `natjax.kernels.reference.av`; one pass over the values for each window slot."""
-    dtype = accumulation_dtype(weights.dtype)
-    heads = value.shape[-2]
-    grouped = (*weights.shape[:-2], heads, weights.shape[-2] // heads)
-
-    def add(total: Array, xs: tuple[Array, Array]) -> tuple[Array, None]:
-        w, slot = xs
-        w = jnp.where(_slot_mask(hood, slot)[None, ..., None], w, 0).astype(dtype).reshape(grouped)
-        v = _slot_keys(value, hood, slot).astype(dtype)
-        return total + w[..., None] * v[..., None, :], None
-
-    start = jnp.zeros((*grouped, value.shape[-1]), dtype)
-    by_slot = jnp.moveaxis(weights, -1, 0)
-    total, _ = jax.lax.scan(jax.checkpoint(add, prevent_cse=False), start, (by_slot, _slots(hood)))
-    return total.reshape(*weights.shape[:-1], value.shape[-1]).astype(weights.dtype)
-
-
-# Fused: layout. Tiles first, so that a loop may take them one by one: A tiles of the first axis,
+# Layout. Tiles first, so that a loop may take them one by one: A tiles of the first axis,
 # each a row of R tiles of the others; q queries in a tile, k keys in a slab; G query heads for
 # each key head.
 
@@ -209,7 +135,7 @@ def _queries(tiles: tuple[AxisTiles, ...]) -> int:
     return math.prod(axis.size for axis in tiles)
 
 
-# Fused: what each query of a row of tiles sees, and its bias. Both broadcast against
+# What each query of a row of tiles sees, and its bias. Both broadcast against
 # [*A, M, G, *t, *h], where *A are the tiles of all axes but the first.
 
 
@@ -273,7 +199,7 @@ def _pick(table: Float[Array, "S *Y"], one_hot: Float[Array, "A S"]) -> Float[Ar
     return jnp.sum(one_hot * table[None], axis=1)
 
 
-# Fused: one tile, and the loops over tiles.
+# One tile, and the loops over tiles.
 
 
 def _attend(
@@ -298,10 +224,10 @@ def _attend(
     # Every shift gives the same result, so this one needs no gradient.
     top = functools.reduce(jnp.maximum, (x.max(-1, keepdims=True) for x in logits))
     top = jax.lax.stop_gradient(top)
-    shares = [jnp.exp(x - top) for x in logits]
-    total = sum(x.sum(-1, keepdims=True) for x in shares)
+    probs = [jnp.exp(x - top) for x in logits]
+    total = sum(x.sum(-1, keepdims=True) for x in probs)
     parts = (
-        jnp.einsum("bmgqk,bkmd->bmgqd", x / total, y) for x, y in zip(shares, values, strict=True)
+        jnp.einsum("bmgqk,bkmd->bmgqd", x / total, y) for x, y in zip(probs, values, strict=True)
     )
     return sum(parts).astype(q.dtype), (top + jnp.log(total))[..., 0]
 
@@ -332,77 +258,3 @@ def _map(function: Callable[..., Any], xs: tuple[Array, ...], at_once: int) -> A
     # A loop body is its own scope for common subexpressions.
     function = jax.checkpoint(function, prevent_cse=False)
     return jax.lax.map(lambda x: function(*x), xs, batch_size=at_once)
-
-
-# Unfused: one window slot at a time, for all queries.
-
-
-def _slots(hood: Neighborhood) -> Int[np.ndarray, "K axes"]:
-    slots = np.unravel_index(np.arange(hood.num_neighbors), hood.kernel_size)
-    return np.stack(slots, axis=-1).astype(np.int32)
-
-
-def _slot_keys(
-    x: Float[Array, "B *X M D"], hood: Neighborhood, slot: Int[Array, "axes"]
-) -> Float[Array, "B *X M D"]:
-    """The key (or value) in one window slot of every query."""
-    for j, axis in enumerate(hood.axes):
-        length = axis.max_group_length
-        x = tiling.split_groups(x, 1 + j, axis, length)
-        longer = axis.length % axis.dilation or axis.dilation
-        groups = [jax.lax.slice_in_dim(x, 0, longer, axis=1 + j)]
-        if longer < axis.dilation:
-            shorter = jax.lax.slice_in_dim(x, longer, axis.dilation, axis=1 + j)
-            groups.append(jax.lax.slice_in_dim(shorter, 0, length - 1, axis=2 + j))
-        groups = [_slide(group, 2 + j, axis, slot[j], length) for group in groups]
-        x = tiling.merge_groups(jnp.concatenate(groups, axis=1 + j), 1 + j, axis)
-    return x
-
-
-def _slide(x: Array, axis: int, window: AxisWindow, slot: Int[Array, ""], length: int) -> Array:
-    """`_slot_keys` along the positions of dilation groups of one length, padded to ``length``.
-
-    The window slides by one key a query but stands still at the borders: a slice, whose ends are
-    repeated.
-    """
-    positions = x.shape[axis]
-    start = window_start(
-        np.arange(positions),
-        positions,
-        kernel_size=window.kernel_size,
-        is_causal=window.is_causal,
-    )
-    left, slides = int((start == 0).sum()) - 1, int(start.max())
-    x = jax.lax.dynamic_slice_in_dim(x, slot, slides + 1, axis=axis)
-    ends = (
-        jax.lax.slice_in_dim(x, 0, 1, axis=axis),
-        jax.lax.slice_in_dim(x, slides, None, axis=axis),
-    )
-    first, last = (
-        jnp.broadcast_to(end, (*x.shape[:axis], count, *x.shape[axis + 1 :]))
-        for end, count in zip(ends, (left, positions - 1 - left - slides), strict=True)
-    )
-    padding = [(0, 0)] * x.ndim
-    padding[axis] = (0, length - positions)
-    return jnp.pad(jnp.concatenate([first, x, last], axis=axis), padding)
-
-
-def _slot_mask(hood: Neighborhood, slot: Int[Array, "axes"]) -> Bool[Array, "*X"]:
-    """Which queries have a key in the slot."""
-    masks = [
-        axis.slot_is_visible(jnp.arange(axis.length, dtype=slot.dtype), slot[j])
-        for j, axis in enumerate(hood.axes)
-    ]
-    return functools.reduce(jnp.logical_and, jnp.meshgrid(*masks, indexing="ij", sparse=True))
-
-
-def _slot_bias(
-    rpb: Float[Array, "N *R"], hood: Neighborhood, slot: Int[Array, "axes"]
-) -> Float[Array, "*X N"]:
-    """The bias of the key in the slot, by one-hot products: a gather would scatter in reverse."""
-    for j, axis in enumerate(hood.axes):
-        query = jnp.arange(axis.length, dtype=slot.dtype)
-        index = axis.bias_index(query, axis.neighbor(query, slot[j]))
-        one_hot = jax.nn.one_hot(index, 2 * axis.kernel_size - 1, dtype=rpb.dtype)
-        rpb = jnp.tensordot(rpb, one_hot, axes=(1, 1), precision="highest")
-    return jnp.moveaxis(rpb, 0, -1)
