@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from natjax.attention import NeighborhoodAttention2D
-from natjax.layers import LayerNorm, Mlp, drop_path
+from natjax.nn.attention import NeighborhoodAttention2D
+from natjax.nn.layers import LayerNorm, Mlp, drop_path
 
 
 class Block(nnx.Module):
@@ -83,6 +83,15 @@ class Block(nnx.Module):
         if gamma is not None:
             branch = gamma[...].astype(branch.dtype)[None, None, None, :] * branch
         return x + drop_path(branch, self.drop_path_rate, rngs)
+
+
+def drop_path_rates(last: float, depth: int) -> list[float]:
+    """Rates of all blocks: a linear ramp from 0 to ``last`` (exactly 0 for a single block).
+
+    >>> drop_path_rates(0.2, 5)
+    [0.0, 0.05, 0.1, 0.15000000000000002, 0.2]
+    """
+    return [last * i / max(1, depth - 1) for i in range(depth)]
 
 
 def run_block(block: Block, x: Array, rngs: nnx.Rngs | None, *, remat: bool) -> Array:

@@ -2,15 +2,55 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from natjax.config import ModelConfig
 from natjax.kernels.checks import accumulation_dtype
-from natjax.layers import LayerNorm, linear
+from natjax.nn.arguments import check_rate, check_size
+from natjax.nn.layers import LayerNorm, linear
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Fields of every model.
+
+    Attributes:
+      mlp_ratio: hidden size of the MLPs in units of their channels.
+      drop_path: stochastic depth rate of the last block; the first has 0, in between it is linear.
+      dropout: dropout rate after the attention's projection and in the MLPs (0 in every paper).
+      attn_dropout: dropout rate of the attention weights (0 in every paper).
+      num_classes: outputs of the classifier; 0 for none.
+      in_channels: channels of the images.
+      input_size: height and width of the images the model was designed for.
+      output_norms: whether ``features()`` normalises each map, as dense-prediction backbones do.
+    """
+
+    mlp_ratio: float = 4.0
+    drop_path: float = 0.0
+    dropout: float = 0.0
+    attn_dropout: float = 0.0
+    num_classes: int = 1000
+    in_channels: int = 3
+    input_size: int = 224
+    output_norms: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("drop_path", "dropout", "attn_dropout"):
+            check_rate(name, getattr(self, name))
+        check_size("num_classes", self.num_classes, at_least=0)
+        for name in ("in_channels", "input_size"):
+            check_size(name, getattr(self, name))
+        if not self.mlp_ratio > 0:
+            raise ValueError(f"mlp_ratio must be positive; got {self.mlp_ratio!r}")
+
+    def _set(self, **fields: Any) -> None:
+        """Set checked fields; for ``__post_init__`` only."""
+        for name, value in fields.items():
+            object.__setattr__(self, name, value)
 
 
 class VisionModel(nnx.Module):

@@ -12,10 +12,10 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 
-from natjax.isotropic import Isotropic, IsotropicConfig
+from natjax.backbones.isotropic import Isotropic, IsotropicConfig
+from natjax.backbones.nat import NAT, NATConfig
+from natjax.backbones.variants import VARIANTS
 from natjax.kernels.api import Implementation
-from natjax.nat import NAT, NATConfig
-from natjax.variants import VARIANTS
 
 
 def list_models(pattern: str = "*") -> list[str]:
