@@ -21,6 +21,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from natjax.kernels.checks import accumulation_dtype
+from natjax.products import Conv, Linear
 
 # The published initialiser cuts at +-2 absolute, 100 deviations, which a normal never reaches.
 # jax.nn.initializers.truncated_normal must not be used for that: in float32 its tail collapses, and
@@ -28,9 +29,9 @@ from natjax.kernels.checks import accumulation_dtype
 normal_init = nnx.initializers.normal(0.02)
 
 
-def linear(inputs: int, outputs: int, *, use_bias: bool = True, **options: Any) -> nnx.Linear:
+def linear(inputs: int, outputs: int, *, use_bias: bool = True, **options: Any) -> Linear:
     """Linear layer, initialised as published; ``options`` are dtype, param_dtype and rngs."""
-    return nnx.Linear(inputs, outputs, use_bias=use_bias, kernel_init=normal_init, **options)
+    return Linear(inputs, outputs, use_bias=use_bias, kernel_init=normal_init, **options)
 
 
 def full_precision(options: dict[str, Any]) -> dict[str, Any]:
@@ -51,7 +52,7 @@ def conv(
     padding: int = 0,
     use_bias: bool = True,
     **options: Any,
-) -> nnx.Conv:
+) -> Conv:
     """2-D convolution with PyTorch's default initialisation: U(+-1/sqrt(fan_in)), bias too."""
     bound = (inputs * kernel_size**2) ** -0.5
 
@@ -59,7 +60,7 @@ def conv(
         del out_sharding
         return jax.random.uniform(key, shape, dtype, -bound, bound)
 
-    return nnx.Conv(
+    return Conv(
         inputs,
         outputs,
         (kernel_size, kernel_size),
