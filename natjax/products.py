@@ -6,8 +6,8 @@ in between: in bfloat16, with a rounding to 8 bits for every device. Here a grad
 product in float32, in which products are summed anyway, so that devices exchange and add up
 float32, as data parallel training does under PyTorch's autocast.
 
-The price is that mixed precision has reverse mode only. A layer whose ``dtype`` is not below that of
-its kernel is a plain layer of Flax.
+The price is that mixed precision has reverse mode only. A layer whose ``dtype`` is not below
+that of its kernel is a plain layer of Flax.
 """
 
 from __future__ import annotations
