@@ -24,7 +24,7 @@ from benchmarks.aot.step import report as step_report
 from benchmarks.gpu import flex, functions, plan, timing, torch_worker
 from benchmarks.gpu import report as gpu_report
 from natjax.kernels import configs, problems
-from natjax.train.functional import functional
+from natjax.train.engine.functional import functional
 
 ROOT = pathlib.Path(__file__).parents[1]
 ROW = {
