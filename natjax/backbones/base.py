@@ -1,4 +1,8 @@
-"""What every model does with its maps: pyramid, pooling and classifier."""
+"""What every model does with its maps: pyramid, pooling and classifier.
+
+Maps, norms, pooling and classifier are in float32 whatever the ``dtype`` of a model (float64 in
+float64 models): `natjax.nn.block` says why.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +13,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from natjax.kernels.checks import accumulation_dtype
 from natjax.nn.arguments import check_rate, check_size
-from natjax.nn.layers import LayerNorm, linear
+from natjax.nn.layers import LayerNorm, full_precision, linear
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,7 +62,7 @@ class VisionModel(nnx.Module):
     Args:
       config: the shape of the model.
       channels: channels of each map of the pyramid.
-      dtype: dtype of the computation.
+      dtype: dtype of matrix products, convolutions and attention.
       param_dtype: dtype of the parameters.
       rngs: draws the initial parameters.
     """
@@ -74,17 +77,16 @@ class VisionModel(nnx.Module):
         rngs: nnx.Rngs,
     ):
         options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        exact = full_precision(options)
         self.config = config
         self.dtype = jnp.dtype(dtype)
         has_norm = config.num_classes or not config.output_norms
-        self.norm = LayerNorm(channels[-1], **options) if has_norm else None
+        self.norm = LayerNorm(channels[-1], **exact) if has_norm else None
         if config.output_norms:
             for i, size in enumerate(channels):
-                setattr(self, f"norm{i}", LayerNorm(size, **options))
-        # In full precision: cheap, and losses need it.
-        options["dtype"] = accumulation_dtype(self.dtype)
+                setattr(self, f"norm{i}", LayerNorm(size, **exact))
         classes = config.num_classes
-        self.head = linear(channels[-1], classes, **options) if classes else None
+        self.head = linear(channels[-1], classes, **exact) if classes else None
 
     def maps(
         self, images: Float[Array, "B H W I"], rngs: nnx.Rngs | None = None
@@ -102,9 +104,9 @@ class VisionModel(nnx.Module):
           rngs: as for a call.
 
         Returns:
-          The output of each level before its downsampler, at strides 4, 8, 16, ...; under the norms
-          ``norm0``, ``norm1``, ... if the model was made with ``output_norms=True``. An isotropic
-          model has one level.
+          The output of each level before its downsampler, at strides 4, 8, 16, ..., in float32
+          (float64 for a float64 model); under the norms ``norm0``, ``norm1``, ... if the model was
+          made with ``output_norms=True``. An isotropic model has one level.
         """
         maps = self.maps(images, rngs)
         if not self.config.output_norms:
@@ -124,8 +126,7 @@ class VisionModel(nnx.Module):
                 "pooled features need the final norm, which a model with output_norms=True and "
                 "num_classes=0 does not have; use features(), or another num_classes"
             )
-        x = self.norm(self.maps(images, rngs)[-1])
-        return jnp.mean(x, axis=(1, 2), dtype=accumulation_dtype(x.dtype))
+        return jnp.mean(self.norm(self.maps(images, rngs)[-1]), axis=(1, 2))
 
     def __call__(
         self, images: Float[Array, "B H W I"], rngs: nnx.Rngs | None = None

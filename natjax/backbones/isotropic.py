@@ -68,7 +68,9 @@ class Isotropic(VisionModel):
 
     Args:
       config: the shape of the model.
-      dtype: dtype of the computation; None is ``param_dtype``.
+      dtype: dtype of matrix products, convolutions and attention, such as ``jnp.bfloat16``; None
+        is ``param_dtype``. Residual stream, norms, LayerScale, pooling and classifier are in
+        float32 whatever it is (float64 where it is float64), and so are features and logits.
       param_dtype: dtype of the parameters.
       remat: whether the backward pass recomputes each block instead of storing its inside.
       implementation: of the attention op, as in `natjax.na2d`.
