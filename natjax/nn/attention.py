@@ -14,9 +14,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from natjax.config import check_rate
 from natjax.kernels import api, checks
-from natjax.layers import dropout, linear, normal_init, pad_to
+from natjax.nn.arguments import check_rate
+from natjax.nn.layers import dropout, linear, normal_init, pad_to
 
 
 class _NeighborhoodAttention(nnx.Module):

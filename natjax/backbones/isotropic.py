@@ -13,15 +13,15 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from natjax import config as checks
-from natjax.base import VisionModel
-from natjax.block import Block, run_block
+from natjax.backbones.base import ModelConfig, VisionModel
 from natjax.kernels.api import Implementation
-from natjax.layers import PatchTokenizer
+from natjax.nn import arguments
+from natjax.nn.block import Block, drop_path_rates, run_block
+from natjax.nn.layers import PatchTokenizer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class IsotropicConfig(checks.ModelConfig):
+class IsotropicConfig(ModelConfig):
     """Shape of an isotropic model.
 
     Attributes:
@@ -44,12 +44,12 @@ class IsotropicConfig(checks.ModelConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("dim", "depth", "num_heads", "patch_size"):
-            checks.check_size(name, getattr(self, name))
+            arguments.check_size(name, getattr(self, name))
         if self.kernel_size is not None:
-            checks.check_size("kernel_size", self.kernel_size)
-        checks.check_heads(self.dim, self.num_heads)
+            arguments.check_size("kernel_size", self.kernel_size)
+        arguments.check_heads(self.dim, self.num_heads)
         dilations = self.dilations if self.dilations != () else (1,) * self.depth
-        dilations = checks.check_sizes("dilations", dilations, self.depth, "block")
+        dilations = arguments.check_sizes("dilations", dilations, self.depth, "block")
         if self.kernel_size is None and max(dilations) > 1:
             raise ValueError(f"dilations must all be 1 for global attention; got {dilations}")
         self._set(dilations=dilations)
@@ -68,7 +68,9 @@ class Isotropic(VisionModel):
 
     Args:
       config: the shape of the model.
-      dtype: dtype of the computation; None is ``param_dtype``.
+      dtype: dtype of matrix products, convolutions and attention, such as ``jnp.bfloat16``; None
+        is ``param_dtype``. Residual stream, norms, LayerScale, pooling and classifier are in
+        float32 whatever it is (float64 where it is float64), and so are features and logits.
       param_dtype: dtype of the parameters.
       remat: whether the backward pass recomputes each block instead of storing its inside.
       implementation: of the attention op, as in `natjax.na2d`.
@@ -95,7 +97,7 @@ class Isotropic(VisionModel):
         options = {"dtype": dtype or param_dtype, "param_dtype": param_dtype, "rngs": rngs}
         channels, patch = config.dim, config.patch_size
         self.patch_embed = PatchTokenizer(config.in_channels, channels, patch, **options)
-        rates = checks.drop_path_rates(config.drop_path, config.depth)
+        rates = drop_path_rates(config.drop_path, config.depth)
         self.layers = nnx.List(
             Block(
                 channels,

@@ -1,5 +1,7 @@
 """Models as a whole: outputs, options, training mode, errors."""
 
+import dataclasses
+
 import draw
 import jax
 import jax.numpy as jnp
@@ -10,6 +12,7 @@ from flax import nnx
 
 import natjax
 from natjax import NAT, Isotropic, IsotropicConfig, NATConfig
+from natjax.create import model_config
 
 TINY = {"dim": 8, "depths": (2, 1), "num_heads": (1, 2), "kernel_size": 3, "num_classes": 5}
 FLAT = {"dim": 8, "depth": 2, "num_heads": 2, "kernel_size": 3, "num_classes": 5, "patch_size": 4}
@@ -167,9 +170,35 @@ def test_low_precision_computation():
     model = _nat(dtype=jnp.bfloat16)
     logits, maps = jax.jit(lambda x: (model(x), model.features(x)))(x)
     assert logits.dtype == jnp.float32
-    assert {m.dtype.name for m in maps} == {"bfloat16"}
+    assert {m.dtype.name for m in maps} == {"float32"}
     assert {p.dtype.name for p in torch_keys.flat_params(model).values()} == {"float32"}
     np.testing.assert_allclose(logits, _logits(_nat(), x), atol=5e-2)
+
+
+@pytest.mark.oldest
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_low_precision_keeps_what_the_branches_add(dtype):
+    """Under LayerScale 1e-5, a residual stream in bfloat16 keeps 1 of 10,000 entries' changes."""
+    config = model_config("nat_small")
+    first_level = {"depths": (2,), "num_heads": config.num_heads[:1], "dilations": ()}
+    config = dataclasses.replace(config, num_classes=0, **first_level)
+    assert config.layer_scale == 1e-5
+    model = NAT(config, dtype=dtype, rngs=nnx.Rngs(0))
+
+    def changed(images):
+        (after,) = model.maps(images)
+        return jnp.mean(after != model.patch_embed(images.astype(dtype)), dtype=jnp.float32)
+
+    assert 0.9 < float(jax.jit(changed)(_images(64, 64))) < 0.97
+
+
+def test_low_precision_is_for_products_and_attention():
+    model = _nat({"layer_scale": 1e-5}, dtype=jnp.bfloat16)
+    level, image = model.levels[0], _images()[..., :1]
+    stream = jnp.concatenate([image] * 8, axis=-1)
+    layers = [level.blocks[0].attn, level.blocks[0].mlp, level.blocks[0], level.downsample]
+    kinds = [jax.eval_shape(lambda x, run=run: run(x), stream).dtype.name for run in layers]
+    assert kinds == ["bfloat16", "bfloat16", "float32", "float32"]
 
 
 def test_low_precision_parameters():

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from natjax.cli.convert import add_convert
+from natjax.cli.tune import add_tune
 from natjax.train.cli.data import add_data
 from natjax.train.cluster import processes
 from natjax.train.errors import Stopped, UserError, explain
-from natjax.tune_command import add_tune
-from natjax.weights.command import add_convert
 
 _EXIT_CODES = """\
 exit codes:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from natjax import layers
+from natjax.nn import layers
 
 OPTIONS = {"dtype": jnp.float32, "param_dtype": jnp.float32}
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-from natjax.isotropic import IsotropicConfig
-from natjax.nat import NATConfig
+from natjax.backbones.isotropic import IsotropicConfig
+from natjax.backbones.nat import NATConfig
 
 IMAGENET_22K_CLASSES = 21841
 

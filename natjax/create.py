@@ -12,10 +12,10 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 
-from natjax.isotropic import Isotropic, IsotropicConfig
+from natjax.backbones.isotropic import Isotropic, IsotropicConfig
+from natjax.backbones.nat import NAT, NATConfig
+from natjax.backbones.variants import VARIANTS
 from natjax.kernels.api import Implementation
-from natjax.nat import NAT, NATConfig
-from natjax.variants import VARIANTS
 
 
 def list_models(pattern: str = "*") -> list[str]:
@@ -82,7 +82,9 @@ def create_model(
       in_channels: channels of the images.
       output_norms: whether ``features()`` normalises each map by ``norm0``, ``norm1``, ..., as the
         published dense-prediction backbones do; None is False.
-      dtype: dtype of the computation, such as ``jnp.bfloat16``; None is ``param_dtype``.
+      dtype: dtype of matrix products, convolutions and attention, such as ``jnp.bfloat16``; None
+        is ``param_dtype``. Residual stream, norms, LayerScale, pooling and classifier are in
+        float32 whatever it is (float64 where it is float64), and so are features and logits.
       param_dtype: dtype of the parameters.
       remat: whether the backward pass recomputes each block instead of storing its inside.
       implementation: of the attention op, as in `natjax.na2d`.

@@ -3,6 +3,11 @@
 Maps are channels-last, ``[B, H, W, C]``. No module holds random state: `dropout` and `drop_path`
 draw from the ``rngs`` of the call, and ``rngs=None`` means evaluation. Parameters start as
 published: linear layers normal with deviation 0.02, convolutions by PyTorch's default.
+
+``dtype`` is the type of the matrix products and convolutions, as in PyTorch's autocast: norms are
+computed in float32 whatever it is (float64 where it is float64), and round their result to it only
+where the next layer would. The layers that make maps, tokenizers and downsamplers, return them as
+the norm gives them, in float32: `natjax.nn.block` says why.
 """
 
 from __future__ import annotations
@@ -16,6 +21,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from natjax.kernels.checks import accumulation_dtype
+from natjax.nn.products import Conv, Linear
 
 # The published initialiser cuts at +-2 absolute, 100 deviations, which a normal never reaches.
 # jax.nn.initializers.truncated_normal must not be used for that: in float32 its tail collapses, and
@@ -23,9 +29,18 @@ from natjax.kernels.checks import accumulation_dtype
 normal_init = nnx.initializers.normal(0.02)
 
 
-def linear(inputs: int, outputs: int, *, use_bias: bool = True, **options: Any) -> nnx.Linear:
+def linear(inputs: int, outputs: int, *, use_bias: bool = True, **options: Any) -> Linear:
     """Linear layer, initialised as published; ``options`` are dtype, param_dtype and rngs."""
-    return nnx.Linear(inputs, outputs, use_bias=use_bias, kernel_init=normal_init, **options)
+    return Linear(inputs, outputs, use_bias=use_bias, kernel_init=normal_init, **options)
+
+
+def full_precision(options: dict[str, Any]) -> dict[str, Any]:
+    """Options of a layer that computes in float32 (float64 in float64 models).
+
+    Args:
+      options: dtype, param_dtype and rngs of the layers around it.
+    """
+    return options | {"dtype": accumulation_dtype(jnp.dtype(options["dtype"]))}
 
 
 def conv(
@@ -37,7 +52,7 @@ def conv(
     padding: int = 0,
     use_bias: bool = True,
     **options: Any,
-) -> nnx.Conv:
+) -> Conv:
     """2-D convolution with PyTorch's default initialisation: U(+-1/sqrt(fan_in)), bias too."""
     bound = (inputs * kernel_size**2) ** -0.5
 
@@ -45,7 +60,7 @@ def conv(
         del out_sharding
         return jax.random.uniform(key, shape, dtype, -bound, bound)
 
-    return nnx.Conv(
+    return Conv(
         inputs,
         outputs,
         (kernel_size, kernel_size),
@@ -158,7 +173,7 @@ class ConvTokenizer(nnx.Module):
         first = conv(inputs, channels // 2, 3, 2, padding=1, **options)
         second = conv(channels // 2, channels, 3, 2, padding=1, **options)
         self.proj = nnx.List([first, second])
-        self.norm = LayerNorm(channels, **options)
+        self.norm = LayerNorm(channels, **full_precision(options))
 
     def __call__(self, images: Float[Array, "B H W I"]) -> Float[Array, "B H4 W4 C"]:
         """Tokens at a quarter of the resolution, rounded up."""
@@ -175,7 +190,7 @@ class PatchTokenizer(nnx.Module):
 
     def __init__(self, inputs: int, channels: int, patch_size: int, **options: Any):
         self.proj = conv(inputs, channels, patch_size, patch_size, **options)
-        self.norm = LayerNorm(channels, **options)
+        self.norm = LayerNorm(channels, **full_precision(options))
         self.patch_size = patch_size
 
     def __call__(self, images: Float[Array, "B H W I"]) -> Float[Array, "B Hp Wp C"]:
@@ -188,7 +203,7 @@ class ConvDownsampler(nnx.Module):
 
     def __init__(self, channels: int, **options: Any):
         self.reduction = conv(channels, 2 * channels, 3, 2, padding=1, use_bias=False, **options)
-        self.norm = LayerNorm(2 * channels, **options)
+        self.norm = LayerNorm(2 * channels, **full_precision(options))
 
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H2 W2 C2"]:
         """The map at half the resolution, rounded up."""
@@ -199,7 +214,8 @@ class PatchMerging(nnx.Module):
     """Halve the map and double its channels: LayerNorm of each 2x2 patch, then a linear layer.
 
     The order in a patch is (row, column) = (0, 0), (1, 0), (0, 1), (1, 1). Odd sizes are zero
-    padded right and bottom. (Swin Transformer, section 3.1; DiNAT_s.)
+    padded right and bottom. The result is a matrix product, in ``dtype``; the next block's residual
+    stream goes on from it in float32. (Swin Transformer, section 3.1; DiNAT_s.)
     """
 
     def __init__(self, channels: int, **options: Any):

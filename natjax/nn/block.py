@@ -1,4 +1,11 @@
-"""The transformer layer that all models stack, and how a stack of them is run."""
+"""The transformer layer that all models stack, and how a stack of them is run.
+
+The residual stream, the norms and the factors of LayerScale are in float32 (float64 in float64
+models), the matrix products and the attention in ``dtype``. bfloat16 has 8 bits of mantissa, and
+would round away what a branch adds that is 500 times smaller than the stream, which is nearly
+everything under LayerScale's initial 1e-5. PyTorch's autocast, under which the published models
+were trained, keeps the stream in float32 as well.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +15,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from natjax.attention import NeighborhoodAttention2D
-from natjax.layers import LayerNorm, Mlp, drop_path
+from natjax.kernels.checks import accumulation_dtype
+from natjax.nn.attention import NeighborhoodAttention2D
+from natjax.nn.layers import LayerNorm, Mlp, drop_path
 
 
 class Block(nnx.Module):
@@ -29,7 +37,7 @@ class Block(nnx.Module):
       attn_dropout: dropout rate of the attention weights.
       layer_scale: initial value of the gammas; None for no gammas.
       implementation: of the attention op.
-      **options: dtype, param_dtype and rngs.
+      **options: dtype (of matrix products and attention), param_dtype and rngs.
     """
 
     def __init__(
@@ -73,16 +81,30 @@ class Block(nnx.Module):
     def __call__(
         self, x: Float[Array, "B H W C"], rngs: nnx.Rngs | None = None
     ) -> Float[Array, "B H W C"]:
-        """Run the layer; ``rngs`` serves the dropouts, None means evaluation."""
+        """Run the layer; ``rngs`` serves the dropouts, None means evaluation.
+
+        ``x`` may have any floating dtype; the result is float32 (float64 in float64 models).
+        """
         x = self._add(x, self.gamma1, self.attn(self.norm1(x), rngs), rngs)
         return self._add(x, self.gamma2, self.mlp(self.norm2(x), rngs), rngs)
 
     def _add(
         self, x: Array, gamma: nnx.Param | None, branch: Array, rngs: nnx.Rngs | None
     ) -> Array:
+        exact = accumulation_dtype(branch.dtype)
+        branch = branch.astype(exact)
         if gamma is not None:
-            branch = gamma[...].astype(branch.dtype)[None, None, None, :] * branch
-        return x + drop_path(branch, self.drop_path_rate, rngs)
+            branch = gamma[...].astype(exact)[None, None, None, :] * branch
+        return x.astype(exact) + drop_path(branch, self.drop_path_rate, rngs)
+
+
+def drop_path_rates(last: float, depth: int) -> list[float]:
+    """Rates of all blocks: a linear ramp from 0 to ``last`` (exactly 0 for a single block).
+
+    >>> drop_path_rates(0.2, 5)
+    [0.0, 0.05, 0.1, 0.15000000000000002, 0.2]
+    """
+    return [last * i / max(1, depth - 1) for i in range(depth)]
 
 
 def run_block(block: Block, x: Array, rngs: nnx.Rngs | None, *, remat: bool) -> Array:

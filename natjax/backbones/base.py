@@ -1,16 +1,59 @@
-"""What every model does with its maps: pyramid, pooling and classifier."""
+"""What every model does with its maps: pyramid, pooling and classifier.
+
+Maps, norms, pooling and classifier are in float32 whatever the ``dtype`` of a model (float64 in
+float64 models): `natjax.nn.block` says why.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from natjax.config import ModelConfig
-from natjax.kernels.checks import accumulation_dtype
-from natjax.layers import LayerNorm, linear
+from natjax.nn.arguments import check_rate, check_size
+from natjax.nn.layers import LayerNorm, full_precision, linear
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Fields of every model.
+
+    Attributes:
+      mlp_ratio: hidden size of the MLPs in units of their channels.
+      drop_path: stochastic depth rate of the last block; the first has 0, in between it is linear.
+      dropout: dropout rate after the attention's projection and in the MLPs (0 in every paper).
+      attn_dropout: dropout rate of the attention weights (0 in every paper).
+      num_classes: outputs of the classifier; 0 for none.
+      in_channels: channels of the images.
+      input_size: height and width of the images the model was designed for.
+      output_norms: whether ``features()`` normalises each map, as dense-prediction backbones do.
+    """
+
+    mlp_ratio: float = 4.0
+    drop_path: float = 0.0
+    dropout: float = 0.0
+    attn_dropout: float = 0.0
+    num_classes: int = 1000
+    in_channels: int = 3
+    input_size: int = 224
+    output_norms: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("drop_path", "dropout", "attn_dropout"):
+            check_rate(name, getattr(self, name))
+        check_size("num_classes", self.num_classes, at_least=0)
+        for name in ("in_channels", "input_size"):
+            check_size(name, getattr(self, name))
+        if not self.mlp_ratio > 0:
+            raise ValueError(f"mlp_ratio must be positive; got {self.mlp_ratio!r}")
+
+    def _set(self, **fields: Any) -> None:
+        """Set checked fields; for ``__post_init__`` only."""
+        for name, value in fields.items():
+            object.__setattr__(self, name, value)
 
 
 class VisionModel(nnx.Module):
@@ -19,7 +62,7 @@ class VisionModel(nnx.Module):
     Args:
       config: the shape of the model.
       channels: channels of each map of the pyramid.
-      dtype: dtype of the computation.
+      dtype: dtype of matrix products, convolutions and attention.
       param_dtype: dtype of the parameters.
       rngs: draws the initial parameters.
     """
@@ -34,17 +77,16 @@ class VisionModel(nnx.Module):
         rngs: nnx.Rngs,
     ):
         options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        exact = full_precision(options)
         self.config = config
         self.dtype = jnp.dtype(dtype)
         has_norm = config.num_classes or not config.output_norms
-        self.norm = LayerNorm(channels[-1], **options) if has_norm else None
+        self.norm = LayerNorm(channels[-1], **exact) if has_norm else None
         if config.output_norms:
             for i, size in enumerate(channels):
-                setattr(self, f"norm{i}", LayerNorm(size, **options))
-        # In full precision: cheap, and losses need it.
-        options["dtype"] = accumulation_dtype(self.dtype)
+                setattr(self, f"norm{i}", LayerNorm(size, **exact))
         classes = config.num_classes
-        self.head = linear(channels[-1], classes, **options) if classes else None
+        self.head = linear(channels[-1], classes, **exact) if classes else None
 
     def maps(
         self, images: Float[Array, "B H W I"], rngs: nnx.Rngs | None = None
@@ -62,9 +104,9 @@ class VisionModel(nnx.Module):
           rngs: as for a call.
 
         Returns:
-          The output of each level before its downsampler, at strides 4, 8, 16, ...; under the norms
-          ``norm0``, ``norm1``, ... if the model was made with ``output_norms=True``. An isotropic
-          model has one level.
+          The output of each level before its downsampler, at strides 4, 8, 16, ..., in float32
+          (float64 for a float64 model); under the norms ``norm0``, ``norm1``, ... if the model was
+          made with ``output_norms=True``. An isotropic model has one level.
         """
         maps = self.maps(images, rngs)
         if not self.config.output_norms:
@@ -84,8 +126,7 @@ class VisionModel(nnx.Module):
                 "pooled features need the final norm, which a model with output_norms=True and "
                 "num_classes=0 does not have; use features(), or another num_classes"
             )
-        x = self.norm(self.maps(images, rngs)[-1])
-        return jnp.mean(x, axis=(1, 2), dtype=accumulation_dtype(x.dtype))
+        return jnp.mean(self.norm(self.maps(images, rngs)[-1]), axis=(1, 2))
 
     def __call__(
         self, images: Float[Array, "B H W I"], rngs: nnx.Rngs | None = None

@@ -10,8 +10,8 @@ import torch_keys
 from flax import nnx
 
 import natjax
+from natjax.backbones.variants import VARIANTS, alternate
 from natjax.summary import count_flops, count_parameters
-from natjax.variants import VARIANTS, alternate
 
 # Measured on the official PyTorch models: parameters, GFLOPs, keys of the state dict (for ViT
 # less one buffer a block).

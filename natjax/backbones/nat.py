@@ -15,15 +15,15 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from natjax import config as checks
-from natjax.base import VisionModel
-from natjax.block import Block, run_block
+from natjax.backbones.base import ModelConfig, VisionModel
 from natjax.kernels.api import Implementation
-from natjax.layers import ConvDownsampler, ConvTokenizer, PatchMerging, PatchTokenizer
+from natjax.nn import arguments
+from natjax.nn.block import Block, drop_path_rates, run_block
+from natjax.nn.layers import ConvDownsampler, ConvTokenizer, PatchMerging, PatchTokenizer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class NATConfig(checks.ModelConfig):
+class NATConfig(ModelConfig):
     """Shape of a NAT, DiNAT or DiNAT_s.
 
     Attributes:
@@ -47,16 +47,16 @@ class NATConfig(checks.ModelConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        checks.check_size("dim", self.dim)
-        checks.check_size("kernel_size", self.kernel_size)
+        arguments.check_size("dim", self.dim)
+        arguments.check_size("kernel_size", self.kernel_size)
         if self.overlapping and self.dim % 2:
             raise ValueError(f"dim must be even for an overlapping tokenizer; got {self.dim}")
-        depths = checks.check_sizes("depths", self.depths, None, "level")
-        heads = checks.check_sizes("num_heads", self.num_heads, len(depths), "level")
+        depths = arguments.check_sizes("depths", self.depths, None, "level")
+        heads = arguments.check_sizes("num_heads", self.num_heads, len(depths), "level")
         dilations = _check_dilations(self.dilations, depths)
         self._set(depths=depths, num_heads=heads, dilations=dilations)
         for channels, heads in zip(self.channels, self.num_heads, strict=True):
-            checks.check_heads(channels, heads)
+            arguments.check_heads(channels, heads)
 
     @property
     def channels(self) -> tuple[int, ...]:
@@ -74,7 +74,7 @@ def _check_dilations(
     if not dilations:
         return tuple((1,) * depth for depth in depths)
     return tuple(
-        checks.check_sizes(f"dilations[{i}]", level, depth, "block")
+        arguments.check_sizes(f"dilations[{i}]", level, depth, "block")
         for i, (level, depth) in enumerate(zip(dilations, depths, strict=True))
     )
 
@@ -96,7 +96,9 @@ class NAT(VisionModel):
 
     Args:
       config: the shape of the model.
-      dtype: dtype of the computation; None is ``param_dtype``.
+      dtype: dtype of matrix products, convolutions and attention, such as ``jnp.bfloat16``; None
+        is ``param_dtype``. Residual stream, norms, LayerScale, pooling and classifier are in
+        float32 whatever it is (float64 where it is float64), and so are features and logits.
       param_dtype: dtype of the parameters.
       remat: whether the backward pass recomputes each block instead of storing its inside.
       implementation: of the attention op, as in `natjax.na2d`.
@@ -152,7 +154,7 @@ class NAT(VisionModel):
 
 def _levels(config: NATConfig, *, implementation: Any, **options: Any) -> list[Level]:
     """All levels, from the first."""
-    rates = iter(checks.drop_path_rates(config.drop_path, sum(config.depths)))
+    rates = iter(drop_path_rates(config.drop_path, sum(config.depths)))
     downsampler = ConvDownsampler if config.overlapping else PatchMerging
     levels = []
     for i, (channels, heads) in enumerate(zip(config.channels, config.num_heads, strict=True)):
