@@ -4,7 +4,7 @@ Ops: `na1d`, `na2d`, `na3d`, their unfused halves ``na*_qk`` and ``na*_av``, and
 `explain` tells which implementation runs a call, and why.
 Modules (Flax NNX): `NeighborhoodAttention1D`, `NeighborhoodAttention2D`, `NeighborhoodAttention3D`.
 Models: `create_model`, `list_models`, `model_summary`; from configs of one's own, `NAT` and
-`Isotropic`.
+`Isotropic`. Semantic segmentation: `create_segmentor`, `UPerNet`; more in `natjax.dense`.
 Weights: `load_weights`, `save_weights`; more in `natjax.weights`.
 
 Names are imported when first used, so that ``natjax --help`` does not wait for JAX.
@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from natjax.attention import NeighborhoodAttention1D as NeighborhoodAttention1D
     from natjax.attention import NeighborhoodAttention2D as NeighborhoodAttention2D
     from natjax.attention import NeighborhoodAttention3D as NeighborhoodAttention3D
+    from natjax.dense.segmentation.create import create_segmentor as create_segmentor
+    from natjax.dense.segmentation.create import segmentor_config as segmentor_config
+    from natjax.dense.segmentation.upernet import UPerNet as UPerNet
+    from natjax.dense.segmentation.upernet import UPerNetConfig as UPerNetConfig
     from natjax.isotropic import Isotropic as Isotropic
     from natjax.isotropic import IsotropicConfig as IsotropicConfig
     from natjax.kernels.api import merge_attentions as merge_attentions
@@ -32,10 +36,10 @@ if TYPE_CHECKING:
     from natjax.kernels.explain import Explanation as Explanation
     from natjax.kernels.explain import explain as explain
     from natjax.models import create_model as create_model
-    from natjax.models import list_models as list_models
     from natjax.models import model_config as model_config
     from natjax.nat import NAT as NAT
     from natjax.nat import NATConfig as NATConfig
+    from natjax.registry import list_models as list_models
     from natjax.summary import ModelSummary as ModelSummary
     from natjax.summary import model_summary as model_summary
     from natjax.weights.load import load_weights as load_weights
@@ -62,9 +66,12 @@ _HOME = {
         "NeighborhoodAttention2D",
         "NeighborhoodAttention3D",
     ),
+    "natjax.dense.segmentation.create": ("create_segmentor", "segmentor_config"),
+    "natjax.dense.segmentation.upernet": ("UPerNet", "UPerNetConfig"),
     "natjax.isotropic": ("Isotropic", "IsotropicConfig"),
-    "natjax.models": ("create_model", "list_models", "model_config"),
+    "natjax.models": ("create_model", "model_config"),
     "natjax.nat": ("NAT", "NATConfig"),
+    "natjax.registry": ("list_models",),
     "natjax.summary": ("ModelSummary", "model_summary"),
     "natjax.weights.load": ("load_weights",),
     "natjax.weights.save": ("save_weights",),

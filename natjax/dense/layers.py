@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from natjax.kernels.checks import accumulation_dtype
 
@@ -59,8 +59,20 @@ class BatchNorm(nnx.Module):
         self.num_batches = nnx.BatchStat(jnp.zeros((), jnp.int32))
         self.dtype = jnp.dtype(dtype)
 
-    def __call__(self, x: Float[Array, "B *S C"], *, train: bool) -> Float[Array, "B *S C"]:
+    def __call__(
+        self,
+        x: Float[Array, "B *S C"],
+        *,
+        train: bool,
+        mask: Bool[Array, " B"] | None = None,
+    ) -> Float[Array, "B *S C"]:
         """Normalise; a training call updates the running statistics.
+
+        Args:
+          x: the batch.
+          train: whether to use the statistics of the batch.
+          mask: rows of the batch that its statistics are of; None is all. Without any row the
+            statistics are taken for 0.
 
         Raises:
           ValueError: training on one value a channel, whose variance is 0 whatever it is.
@@ -68,29 +80,36 @@ class BatchNorm(nnx.Module):
         exact = accumulation_dtype(self.dtype)
         x = x.astype(exact)
         if train:
-            mean, var = self._batch_statistics(x)
+            mean, var = self._batch_statistics(x, mask)
         else:
             mean, var = self.mean[...].astype(exact), self.var[...].astype(exact)
         factor = jax.lax.rsqrt(var + _EPSILON) * self.scale[...].astype(exact)
-        shape = (1,) * (x.ndim - 1) + (-1,)
-        x = (x - mean.reshape(shape)) * factor.reshape(shape)
-        return (x + self.bias[...].astype(exact).reshape(shape)).astype(self.dtype)
+        x = (x - _along_channels(mean, x)) * _along_channels(factor, x)
+        return (x + _along_channels(self.bias[...].astype(exact), x)).astype(self.dtype)
 
-    def _batch_statistics(self, x: Array) -> tuple[Array, Array]:
+    def _batch_statistics(self, x: Array, mask: Array | None) -> tuple[Array, Array]:
         """Mean and biased variance of the batch, which the running statistics move towards."""
-        count = math.prod(x.shape[:-1])
-        if count < 2:
+        if math.prod(x.shape[:-1]) < 2:
             raise ValueError(
                 "x must hold at least two values a channel to train batch normalisation; got"
                 f" {x.shape}: train on at least two images at a time (on all devices together)"
             )
         axes = tuple(range(x.ndim - 1))
-        mean = jnp.mean(x, axes)
-        var = jnp.mean(jnp.square(x - mean.reshape((1,) * len(axes) + (-1,))), axes)
+        # Rows that do not count are multiplied away, so that shapes stay the same.
+        rows = jnp.ones(x.shape[:1], x.dtype) if mask is None else mask.astype(x.dtype)
+        count = jnp.sum(rows) * math.prod(x.shape[1:-1])
+        rows = rows.reshape(-1, *(1,) * (x.ndim - 1))
+        mean = jnp.sum(rows * x, axes) / jnp.maximum(count, 1)
+        var = jnp.sum(rows * jnp.square(x - _along_channels(mean, x)), axes)
         _move(self.mean, mean)
-        _move(self.var, var * (count / (count - 1)))
+        _move(self.var, var / jnp.maximum(count - 1, 1))
         self.num_batches[...] = self.num_batches[...] + 1
-        return mean, var
+        return mean, var / jnp.maximum(count, 1)
+
+
+def _along_channels(values: Array, x: Array) -> Array:
+    """One value a channel, in a shape that broadcasts against ``x``."""
+    return values.reshape((1,) * (x.ndim - 1) + (-1,))
 
 
 def _move(running: nnx.BatchStat, batch: Array) -> None:
@@ -137,9 +156,15 @@ class ConvModule(nnx.Module):
         self.bn = BatchNorm(outputs, **options) if norm else None
         self.relu = relu
 
-    def __call__(self, x: Float[Array, "B H W I"], *, train: bool) -> Float[Array, "B H W O"]:
-        """Run the layers; ``train`` is for the norm."""
+    def __call__(
+        self,
+        x: Float[Array, "B H W I"],
+        *,
+        train: bool,
+        mask: Bool[Array, " B"] | None = None,
+    ) -> Float[Array, "B H W O"]:
+        """Run the layers; ``train`` and ``mask`` are for the norm."""
         x = self.conv(x)
         if self.bn is not None:
-            x = self.bn(x, train=train)
+            x = self.bn(x, train=train, mask=mask)
         return nnx.relu(x) if self.relu else x
