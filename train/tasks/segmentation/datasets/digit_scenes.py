@@ -17,8 +17,8 @@ import cv2
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from natjax.train.tasks.segmentation.config import LabelMapsConfig
 from natjax.train.tasks.segmentation.datasets.registry import LabelMaps
-from natjax.train.tasks.segmentation.settings import LabelMapsConfig
 
 SIDE = 96
 _COUNTS = {"train": 4000, "val": 400}

@@ -2,9 +2,9 @@
 
 import numpy as np
 
+from natjax.train.tasks.segmentation.config import LabelMapsConfig
 from natjax.train.tasks.segmentation.datasets.digit_scenes import SIDE, Scenes
 from natjax.train.tasks.segmentation.datasets.registry import get_label_maps
-from natjax.train.tasks.segmentation.settings import LabelMapsConfig
 
 
 def test_scenes_are_functions_of_their_index():

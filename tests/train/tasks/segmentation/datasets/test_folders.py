@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from natjax.train.errors import UserError
+from natjax.train.tasks.segmentation.config import LabelMapsConfig
 from natjax.train.tasks.segmentation.datasets.registry import get_label_maps
 from natjax.train.tasks.segmentation.pairs import LabelError, decode_pair
-from natjax.train.tasks.segmentation.settings import LabelMapsConfig
 
 
 def _write(folder, *, images="images", labels="labels", splits=("train", "val"), raw=1):
