@@ -40,10 +40,10 @@ from flax import nnx
 import natjax
 from benchmarks import swin
 from benchmarks.imagenet import step_setup
-from natjax.attention import NeighborhoodAttention2D
-from natjax.nat import NAT, NATConfig
+from natjax.backbones.nat import NAT, NATConfig
+from natjax.nn.attention import NeighborhoodAttention2D
 from natjax.train.config.settings import MeshConfig
-from natjax.train.engine.compile import Compiled, compile_step
+from natjax.train.engine.compile import Compiled, compile_training
 from natjax.train.engine.network import split_network
 from natjax.train.engine.sharding import device_grid, mesh_of, put_batch
 from natjax.train.engine.step import StepSetup
@@ -76,7 +76,7 @@ def variants(dtype: str, tiny: bool) -> list[Variant]:
     """What is measured; the first is what the others are compared with."""
 
     def nat(attends: bool) -> nnx.Module:
-        config = natjax.variants.VARIANTS["nat_tiny"]
+        config = natjax.backbones.variants.VARIANTS["nat_tiny"]
         if tiny:
             config = NATConfig(dim=32, depths=(1, 1), num_heads=(1, 2))
         model = NAT(config, dtype=dtype, rngs=nnx.Rngs(0))
@@ -112,7 +112,7 @@ class Step:
     def __init__(self, build: Build, batch: int, side: int, *, augments: bool = True):
         setup = _setup(build, batch, side, augments)
         mesh = mesh_of(device_grid(MeshConfig(data=1), jax.devices()[:1]))
-        self._functions: Compiled = compile_step(setup, mesh)
+        self._functions: Compiled = compile_training(setup, mesh)
         self._batches = [
             put_batch(rows, self._functions.batch) for rows in host_batches(batch, side, 1)
         ]

@@ -9,6 +9,8 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
+from natjax.cli.convert import add_convert
+from natjax.cli.tune import add_tune
 from natjax.train.cli.data import add_data
 from natjax.train.cli.evaluate import add_eval
 from natjax.train.cli.export import add_export
@@ -17,8 +19,6 @@ from natjax.train.cli.predict import add_predict
 from natjax.train.cli.train import add_train
 from natjax.train.cluster import processes
 from natjax.train.errors import Stopped, UserError, explain
-from natjax.tune_command import add_tune
-from natjax.weights.command import add_convert
 
 _CONVERT_MODULES = {"safetensors"}
 

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 import natjax
-from natjax.models import model_config
-from natjax.nat import NATConfig
+from natjax.backbones.nat import NATConfig
+from natjax.create import model_config
 from natjax.train.config.settings import ModelConfig, read_dilations
 from natjax.train.engine.network import Network, Params, Statistics
 from natjax.train.errors import UserError, did_you_mean
@@ -30,7 +30,7 @@ def build_model(
       UserError: there is no model of that name, near names being suggested; or the model cannot
         have the window or the dilations.
     """
-    names = natjax.list_models()
+    names = natjax.list_models(kind="classifier")
     if config.name not in names:
         near = did_you_mean(config.name, names)
         raise UserError(f"unknown model {config.name!r}{near} (`natjax models` lists all)")

@@ -65,7 +65,7 @@ def compile_evaluation(task: Task[Any], mesh: Mesh, weights: Any = None) -> Comp
     )
 
 
-def compile_step(setup: StepSetup, mesh: Mesh, step: Step = train_step) -> Compiled:
+def compile_training(setup: StepSetup, mesh: Mesh, step: Step = train_step) -> Compiled:
     """Return the functions of a run on `mesh`; shapes are worked out, nothing is computed.
 
     Args:

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from natjax.train import console
 from natjax.train.cluster import processes
 from natjax.train.config.settings import RunConfig
-from natjax.train.engine.compile import Compiled, compile_step
+from natjax.train.engine.compile import Compiled, compile_training
 from natjax.train.engine.finite import choose_step
 from natjax.train.engine.sharding import check_batch_size, make_mesh, request_devices
 from natjax.train.engine.step import set_up_step
@@ -75,7 +75,7 @@ def build_trainer(task: Task[Any]) -> Trainer:
     return Trainer(
         task=task,
         mesh=mesh,
-        compiled=compile_step(setup, mesh, choose_step(config)),
+        compiled=compile_training(setup, mesh, choose_step(config)),
         host=processes.this_host(),
         total_steps=total,
         train_size=train_size,

@@ -8,7 +8,7 @@ from typing import Any
 from flax import nnx
 
 from benchmarks.imagenet import step_setup
-from natjax.nat import NAT, NATConfig
+from natjax.backbones.nat import NAT, NATConfig
 from natjax.train.config.settings import MeshConfig
 from natjax.train.engine.network import split_network
 from natjax.train.engine.step import StepSetup

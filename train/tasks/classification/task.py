@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
-from natjax.models import model_config
-from natjax.summary import count_flops
+from natjax.backbones.flops import count_flops
+from natjax.create import model_config
 from natjax.train.cluster.processes import Host
 from natjax.train.engine.backbone import build_model, network_shape, scaled_by_fan_in
 from natjax.train.engine.network import Network, Params, Statistics, split_network
