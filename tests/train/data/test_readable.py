@@ -8,7 +8,7 @@ from damaged_photos import Photos
 from natjax.train.config.settings import AugmentConfig, DataConfig
 from natjax.train.data.datasets import get_spec
 from natjax.train.data.pipeline import Host, test_dataset, train_batches, train_dataset
-from natjax.train.data.readable import Readable, UnreadableError
+from natjax.train.data.readable import DecodeImage, Readable, UnreadableError
 
 test_dataset.__test__ = False  # natjax's function, not a test
 
@@ -56,8 +56,8 @@ def test_evaluation_leaves_them_out(capsys):
 
 def test_too_many_are_an_error():
     with pytest.raises(UnreadableError, match="3 images in a row of train cannot be read, from"):
-        Readable(Photos(3, range(3)), 3, "train")[1]
-    readable = Readable(Photos(60, range(0, 60, 2)), 3, "train")
+        Readable(Photos(3, range(3)), DecodeImage(3), "train")[1]
+    readable = Readable(Photos(60, range(0, 60, 2)), DecodeImage(3), "train")
     for i in range(32):
         readable.get(i)
     with pytest.raises(UnreadableError, match="17 of 60 images of train cannot be read"):
@@ -65,7 +65,7 @@ def test_too_many_are_an_error():
 
 
 def test_each_process_counts_its_own():
-    readable = Readable(Photos(4, (1,)), 3, "train", says=False)
+    readable = Readable(Photos(4, (1,)), DecodeImage(3), "train", says=False)
     assert readable.get(1) is None
     copy = pickle.loads(pickle.dumps(readable))
     assert copy._seen.bad == set()
@@ -73,5 +73,5 @@ def test_each_process_counts_its_own():
 
 
 def test_other_processes_say_nothing(capsys):
-    assert Readable(Photos(4, (1,)), 3, "train", says=False)[1]["label"] == 2
+    assert Readable(Photos(4, (1,)), DecodeImage(3), "train", says=False)[1]["label"] == 2
     assert capsys.readouterr().err == ""

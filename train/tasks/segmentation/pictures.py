@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from natjax.train.reporting.plots import INK, save
+from natjax.train.reporting.curves import INK, save
 from natjax.train.tasks.segmentation.transforms import IGNORE
 
 _SHARE = 0.6
