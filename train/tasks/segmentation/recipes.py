@@ -70,8 +70,8 @@ def describe(recipe: Recipe) -> str:
     """Return the help text of a recipe's preset."""
     return (
         f"{recipe.model} on ADE20K, as published (mIoU {recipe.miou}, multi-scale"
-        f" {recipe.multi_scale}).\n\nStarts from published weights of the backbone, or from those of"
-        " --init; --data.dir is the folder ADEChallengeData2016."
+        f" {recipe.multi_scale}).\n\nStarts from published weights of the backbone, or from what"
+        " --init names; --data.dir is the folder ADEChallengeData2016."
     )
 
 
