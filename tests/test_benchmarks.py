@@ -333,7 +333,9 @@ def test_models_without_attention_have_the_same_parameters():
         weights = jax.eval_shape(whole.init)
         assert weights == jax.eval_shape(without.init)
         images = jax.ShapeDtypeStruct((1, 28, 28, 3), jnp.float32)
-        programs = [str(jax.make_jaxpr(model.apply)(*weights, images)) for model in (whole, without)]
+        programs = [
+            str(jax.make_jaxpr(model.apply)(*weights, images)) for model in (whole, without)
+        ]
         assert ["exp" in program for program in programs] == [True, False]
 
 
