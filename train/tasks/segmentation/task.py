@@ -61,8 +61,8 @@ class Segmentation(Task[SegmentationConfig]):
         "aacc": Quantity("aAcc", ".2%"),
     }
     panels = (
-        Panel("cross-entropy (nats)", "loss_decode", None, "training"),
-        Panel("mIoU", None, "miou", None, percent=True),
+        Panel("cross-entropy (nats)", training="loss_decode"),
+        Panel("mIoU", score="miou", percent=True),
     )
 
     def __init__(self, config: SegmentationConfig, maps: LabelMaps | None = None):
