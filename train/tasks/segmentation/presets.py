@@ -28,13 +28,13 @@ def segment_demo() -> SegmentationConfig:
     but for mirror images, which would turn digits into what is none.
     """
     return SegmentationConfig(
-        model=ModelConfig(name="upernet_nat_micro", init="fan_in"),
+        model=ModelConfig(name="upernet_nat_micro", kernel_size=5, init="fan_in"),
         data=LabelMapsConfig(name="digit_scenes"),
         augment=AugmentConfig(
             frame=(96, 96), scale=(0.75, 1.5), crop=96, category_limit=0.95, hflip=0.0
         ),
         optimizer=OptimizerConfig(
-            learning_rate=2e-3,
+            learning_rate=3e-3,
             schedule="poly",
             final_learning_rate=0.0,
             warmup_steps=50,
@@ -42,9 +42,9 @@ def segment_demo() -> SegmentationConfig:
         ),
         checkpoint=CheckpointConfig(every=100),
         batch_size=16,
-        steps=600,
+        steps=1000,
         log_every=20,
-        eval_every=300,
+        eval_every=500,
     )
 
 

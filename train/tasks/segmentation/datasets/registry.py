@@ -16,6 +16,7 @@ IMAGENET_MEAN = (123.675 / 255, 116.28 / 255, 103.53 / 255)
 IMAGENET_STD = (58.395 / 255, 57.12 / 255, 57.375 / 255)
 
 
+@typing.runtime_checkable
 class PairSource(typing.Protocol):
     """Images with label maps, with random access.
 
