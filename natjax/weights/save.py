@@ -19,7 +19,7 @@ from natjax.weights.load import named_params
 from natjax.weights.metadata import write_metadata
 from natjax.weights.structure import Config, config_names
 from natjax.weights.tables import NAMINGS
-from natjax.weights.torch_writer import write_torch
+from natjax.weights.torchfile.writer import write_torch
 
 NamingName = Literal["natjax", "official", "hf"]
 _TORCH = (".pth", ".pt", ".bin")

@@ -21,7 +21,7 @@ from natjax.weights.save import rename_arrays
 from natjax.weights.state_dict import StateDict
 from natjax.weights.structure import candidates, config_names, config_structure, source_structure
 from natjax.weights.tables import HUGGING_FACE, NATJAX, OFFICIAL
-from natjax.weights.torch_writer import write_torch
+from natjax.weights.torchfile.writer import write_torch
 
 
 @pytest.fixture(scope="module")

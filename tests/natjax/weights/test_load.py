@@ -21,7 +21,7 @@ from natjax.weights import MismatchError, WeightsError
 from natjax.weights.files import SourceFile
 from natjax.weights.load import named_params
 from natjax.weights.state_dict import find_state_dict
-from natjax.weights.torch_writer import write_torch
+from natjax.weights.torchfile.writer import write_torch
 
 OFFICIAL = golden_models.official("nat", "b")
 

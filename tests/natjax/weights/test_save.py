@@ -18,7 +18,7 @@ from natjax.weights import WeightsError
 from natjax.weights.files import read_file
 from natjax.weights.load import named_params
 from natjax.weights.save import rename_arrays
-from natjax.weights.torch_writer import write_torch
+from natjax.weights.torchfile.writer import write_torch
 
 ARRAYS = {
     "a.weight": np.arange(6, dtype=np.float32).reshape(2, 3),
