@@ -157,9 +157,9 @@ def natjax_batches(files: list[bytes], args: argparse.Namespace):
     import grain
     import PIL
 
-    from natjax.train.config import AugmentConfig, DataConfig
-    from natjax.train.data import Host, train_batches, train_dataset
-    from natjax.train.datasets import get_spec
+    from natjax.train.config.settings import AugmentConfig, DataConfig
+    from natjax.train.data.datasets import get_spec
+    from natjax.train.data.pipeline import Host, train_batches, train_dataset
 
     processes = args.worker.endswith("workers")
     threads, workers = (1, args.parallel) if processes else (args.parallel, 0)

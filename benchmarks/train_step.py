@@ -42,13 +42,13 @@ from benchmarks import swin
 from benchmarks.imagenet import IMAGENET, IMAGES
 from natjax.attention import NeighborhoodAttention2D
 from natjax.nat import NAT, NATConfig
-from natjax.train.compiled import Compiled, compile_task
-from natjax.train.config import EraseConfig, MeshConfig, MixConfig
-from natjax.train.functional import functional
-from natjax.train.presets import get_preset
-from natjax.train.sharding import device_grid, mesh_of, put_batch
-from natjax.train.step import Network, Task
-from natjax.train.task import build_task
+from natjax.train.config.settings import EraseConfig, MeshConfig, MixConfig
+from natjax.train.engine.compile import Compiled, compile_task
+from natjax.train.engine.functional import functional
+from natjax.train.engine.sharding import device_grid, mesh_of, put_batch
+from natjax.train.engine.step import Network, Task
+from natjax.train.engine.task import build_task
+from natjax.train.tasks.classification.presets import get_preset
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 _DROP_PATH = 0.2

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from natjax.train import processes
-from natjax.train.data_command import add_data
+from natjax.train.cli.data import add_data
+from natjax.train.cluster import processes
 from natjax.train.errors import Stopped, UserError, explain
 from natjax.tune_command import add_tune
 from natjax.weights.command import add_convert
@@ -84,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_train(commands: argparse._SubParsersAction) -> None:
-    from natjax.train.presets import summaries
+    from natjax.train.tasks.classification.presets import summaries
 
     texts = summaries()
     width = max(map(len, texts))
@@ -163,11 +163,11 @@ def _add_models(commands: argparse._SubParsersAction) -> None:
 
 
 def _train(args: argparse.Namespace) -> int:
-    from natjax.train.overrides import parse_train
+    from natjax.train.cli.overrides import parse_train
 
     config = parse_train(args.preset, args.settings)
     run = config.run or Path("runs") / args.preset
-    from natjax.train.loop import train
+    from natjax.train.engine.loop import train
 
     try:
         train(config, run)
@@ -183,7 +183,7 @@ def _eval(args: argparse.Namespace) -> int:
         raise UserError("eval takes either RUN or --weights (see `natjax eval --help`)")
     if args.weights is not None:
         return _eval_weights(args)
-    from natjax.train.eval_run import evaluate_run, show_evaluation
+    from natjax.train.cli.evaluate_run import evaluate_run, show_evaluation
 
     show_evaluation(
         *evaluate_run(args.run, step=args.step, devices=args.devices, data_dir=args.data_dir)
@@ -192,7 +192,10 @@ def _eval(args: argparse.Namespace) -> int:
 
 
 def _eval_weights(args: argparse.Namespace) -> int:
-    from natjax.train.eval_weights import evaluate_weights, show_weights_evaluation
+    from natjax.train.tasks.classification.evaluate_weights import (
+        evaluate_weights,
+        show_weights_evaluation,
+    )
 
     result = evaluate_weights(
         args.weights,
@@ -206,7 +209,7 @@ def _eval_weights(args: argparse.Namespace) -> int:
 
 
 def _export(args: argparse.Namespace) -> int:
-    from natjax.train.export import export_run
+    from natjax.train.cli.export import export_run
 
     export_run(args.run, args.out, step=args.step, weights=args.weights, naming=args.to)
     return 0
@@ -214,7 +217,11 @@ def _export(args: argparse.Namespace) -> int:
 
 def _predict(args: argparse.Namespace) -> int:
     from natjax.train import console
-    from natjax.train.predict import load_predictor, predict_files, prediction_table
+    from natjax.train.tasks.classification.predict import (
+        load_predictor,
+        predict_files,
+        prediction_table,
+    )
 
     predictor = load_predictor(args.run, step=args.step, weights=args.weights)
     results, failures = predict_files(predictor, args.images, args.top)
@@ -227,7 +234,7 @@ def _predict(args: argparse.Namespace) -> int:
 
 def _models(args: argparse.Namespace) -> int:
     from natjax.train import console
-    from natjax.train.model_table import model_table
+    from natjax.train.cli.models import model_table
 
     console.say(model_table(args.pattern))
     return 0

@@ -21,10 +21,10 @@ from benchmarks.aot.step import __main__ as aot_step
 from benchmarks.aot.step import cases as step_cases
 from benchmarks.aot.step import collectives
 from benchmarks.aot.step import report as step_report
-from benchmarks.gpu import flex, functions, plan, timing, torch_worker
+from benchmarks.gpu import flex, functions, plan, suite, timing, torch_worker
 from benchmarks.gpu import report as gpu_report
 from natjax.kernels import configs, problems
-from natjax.train.functional import functional
+from natjax.train.engine.functional import functional
 
 ROOT = pathlib.Path(__file__).parents[1]
 ROW = {
@@ -338,3 +338,17 @@ def test_numbers_of_tiny_models_stay_out_of_the_results(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         train_step.main()
     assert "--tiny needs --json" in capsys.readouterr().err
+
+
+def test_a_failure_is_told_even_if_its_share_of_the_suite_is_out_of_time(tmp_path, capsys):
+    file = tmp_path / "test_two.py"
+    file.write_text(
+        "import time\n"
+        "def test_wrong(): assert 1 + 1 == 3, 'sums are wrong'\n"
+        "def test_endless(): time.sleep(600)\n"
+    )
+    assert not suite.run([str(file)], processes=1, seconds=8)
+    told = capsys.readouterr().out
+    assert "out of time after 1 tests" in told
+    assert "test_wrong" in told
+    assert "sums are wrong" in told

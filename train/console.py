@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from rich.console import Console, RenderableType
 
-from natjax.train import processes
+from natjax.train.cluster import processes
 
 _speaks = True
 
@@ -18,7 +18,7 @@ def only_first_process(index: int) -> None:
     """Silence every process but that with index 0.
 
     Args:
-      index: `natjax.train.processes.index()`.
+      index: `natjax.train.cluster.processes.index()`.
     """
     global _speaks
     _speaks = index == 0

@@ -55,7 +55,7 @@ def _flag(name: str, value: object) -> list[str]:
 
 
 def _pause(seconds: float) -> None:
-    from natjax.train import loop
+    from natjax.train.engine import loop
 
     put_batch = loop.put_batch
 

@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from natjax.train.checkpoint import restore, state_items
-from natjax.train.run_folder import RunFolder
-from natjax.train.trainer import Trainer, build_trainer
+from natjax.train.checkpoint.checkpointer import restore, state_items
+from natjax.train.checkpoint.run_folder import RunFolder
+from natjax.train.engine.trainer import Trainer, build_trainer
 
 _CLOCK = {"images_per_second", "mfu"}
 

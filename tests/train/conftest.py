@@ -7,9 +7,10 @@ import pico
 import pytest
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
-from natjax.train import loop, presets
-from natjax.train.config import CheckpointConfig, DataConfig, ModelConfig, OptimizerConfig
-from natjax.train.datasets import get_spec, open_dataset, open_split
+from natjax.train.config.settings import CheckpointConfig, DataConfig, ModelConfig, OptimizerConfig
+from natjax.train.data.datasets import get_spec, open_dataset, open_split
+from natjax.train.engine import loop
+from natjax.train.tasks.classification import presets
 
 # Everything is kept, however small; None: the folder.
 CACHE = {

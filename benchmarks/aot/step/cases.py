@@ -9,11 +9,11 @@ from flax import nnx
 
 from benchmarks.imagenet import IMAGENET, IMAGES
 from natjax.nat import NAT, NATConfig
-from natjax.train.config import MeshConfig, TrainConfig
-from natjax.train.functional import functional
-from natjax.train.presets import get_preset
-from natjax.train.step import Network, Task
-from natjax.train.task import build_task
+from natjax.train.config.settings import MeshConfig, TrainConfig
+from natjax.train.engine.functional import functional
+from natjax.train.engine.step import Network, Task
+from natjax.train.engine.task import build_task
+from natjax.train.tasks.classification.presets import get_preset
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

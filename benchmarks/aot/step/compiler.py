@@ -17,8 +17,8 @@ from jax.sharding import Mesh, use_abstract_mesh
 from benchmarks.aot.chips import CHIPS
 from benchmarks.aot.step import collectives
 from benchmarks.aot.step.cases import MACHINES, Machine, StepCase, config_of, task_of
-from natjax.train.compiled import compile_task
-from natjax.train.sharding import device_grid, mesh_of
+from natjax.train.engine.compile import compile_task
+from natjax.train.engine.sharding import device_grid, mesh_of
 
 # Without them libtpu looks for a TPU, and complains.
 _NO_TPU = {
