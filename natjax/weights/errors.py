@@ -2,7 +2,6 @@
 
 from typing import Any
 
-_LONGEST = 80
 _LONGEST_MESSAGE = 8000
 
 
@@ -23,7 +22,7 @@ class WeightsError(ValueError):
         super().__init__(shown if len(message) <= _LONGEST_MESSAGE else f"{shown}...")
 
 
-def show(value: Any, *, bare: bool = False) -> str:
+def show(value: Any, *, bare: bool = False, longest: int = 80) -> str:
     """Return a short form of a value from an untrusted file or server, for a message.
 
     Containers are named by type only: printing a small file's nested lists can take for ever.
@@ -32,12 +31,13 @@ def show(value: Any, *, bare: bool = False) -> str:
     Args:
       value: Anything.
       bare: Leave out the quotes of text that can be printed as it is, such as a key in a list.
+      longest: Characters of text at most.
     """
     if isinstance(value, str | bytes):
-        text = value[: _LONGEST + 1]  # before it is escaped, which takes time for what is long
+        text = value[: longest + 1]  # before it is escaped, which takes time for what is long
         plain = bare and isinstance(text, str) and text.isprintable() and text
         text = text if plain else repr(text)
-        return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
+        return text if len(text) <= longest else f"{text[: longest - 3]}..."
     if isinstance(value, int | float | None):
         return _number(value)
     if isinstance(value, tuple) and all(type(entry) is int for entry in value[:9]):
@@ -47,10 +47,10 @@ def show(value: Any, *, bare: bool = False) -> str:
 
 
 def _number(value: int | float | None) -> str:
-    if isinstance(value, int) and value.bit_length() > 4 * _LONGEST:
+    if isinstance(value, int) and value.bit_length() > 1000:
         return f"an integer of {value.bit_length()} bits"  # Python refuses to print the longest
     text = repr(value)
-    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def show_some(names: list[str], most: int = 20) -> list[str]:

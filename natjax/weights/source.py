@@ -98,9 +98,8 @@ class Source:
         self._budget.left -= cost
         if self._budget.left < 0:
             raise self.error(
-                "reading must cost at most"
-                f" {FACTOR} times the bytes of the file and {BASE // 2**20} MiB, but the file asks for"
-                " more; it is damaged or hostile"
+                f"reading must cost at most {FACTOR} times the bytes of the file and"
+                f" {BASE // 2**20} MiB, but the file asks for more; it is damaged or hostile"
             )
 
     def read(self, count: int) -> bytes:

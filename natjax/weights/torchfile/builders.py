@@ -12,7 +12,7 @@ import numpy as np
 
 from natjax.weights.errors import show
 from natjax.weights.source import Source
-from natjax.weights.torchfile.tensors import DTYPES, STORAGE_DTYPES, Skipped, Storage, Storages
+from natjax.weights.torchfile.tensors import DTYPES, Skipped, Storage, Storages
 
 
 def _ordered_dict(args: tuple[Any, ...], storages: Storages, source: Source) -> dict[Any, Any]:
@@ -86,7 +86,9 @@ def _refuse_metadata(rest: list[Any], source: Source) -> None:
     """Metadata say that the values are to be negated or conjugated, which no weights need."""
     for metadata in rest:
         if metadata is not None and not (isinstance(metadata, dict) and len(metadata) == 0):
-            raise source.error("a tensor must be stored as it is, not marked as negated or conjugated")
+            raise source.error(
+                "a tensor must be stored as it is, not marked as negated or conjugated"
+            )
 
 
 def _types(args: tuple[Any, ...]) -> str:

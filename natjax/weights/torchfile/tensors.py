@@ -64,7 +64,7 @@ STORAGE_DTYPES = {f"torch.{name}": DTYPES[f"torch.{kind}"] for name, kind in _ST
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """What stands in a file's content for an object that was not built, such as of an unknown class.
+    """What stands in a file's content for an object that was not built.
 
     Attributes:
       name: Its class or function, such as ``argparse.Namespace``.
@@ -167,7 +167,9 @@ class Storages:
         """
         if dtype == np.bool_:
             self._truths[id(storage.data)] = storage.data
-        _check_layout(storage.data.size // dtype.itemsize, dtype, offset, shape, strides, self._source)
+        _check_layout(
+            storage.data.size // dtype.itemsize, dtype, offset, shape, strides, self._source
+        )
         return _view_array(storage.data, dtype, offset, shape, strides)
 
     def check_truths(self) -> None:

@@ -14,10 +14,10 @@ from flax import nnx
 
 import natjax
 from natjax.variants import VARIANTS
-from natjax.weights import PUBLISHED, WeightsError, load, published_weights, resolve
+from natjax.weights import PUBLISHED, WeightsError, load, published_weights
+from natjax.weights import published as module
 from natjax.weights.load import named_params
-from natjax.weights.published import find_published
-from natjax.weights.resolve import is_published_name
+from natjax.weights.published import find_published, is_published_name
 
 DINAT_SIZES = ["mini", "tiny", "small", "base", "large", "s_tiny", "s_small", "s_base", "s_large"]
 # Every file of the official project, as its documents list them.
@@ -118,7 +118,7 @@ def fetched(monkeypatch, tmp_path):
             raise WeightsError("not found") from HTTPError(url, status, "", Message(), None)
         return path
 
-    monkeypatch.setattr(resolve, "download", download)
+    monkeypatch.setattr(module, "download", download)
     return addresses
 
 

@@ -120,10 +120,12 @@ def test_safetensors_say_what_they_hold(model, tmp_path):
 def test_index_buffers_of_vit_rpb_are_written_for_strict_loading():
     """Each entry is where the flattened bias of a pair of tokens is: key minus query."""
     official = golden_models.official("vit_rpb", "a")
-    config = golden_models.abstract("vit_rpb", "a").config
+    model = golden_models.abstract("vit_rpb", "a")
+    config = model.config
+    arrays = {n: np.zeros(p.shape, np.float32) for n, p in named_params(model).items()}
     buffers = {
         key: array
-        for key, array in rename_arrays({}, config, "official").items()
+        for key, array in rename_arrays(arrays, config, "official").items()
         if key.endswith("relative_position_index")
     }
     side = config.map_size

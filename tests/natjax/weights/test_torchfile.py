@@ -433,7 +433,9 @@ LAYOUTS = {
 @pytest.mark.parametrize(("held", "shape", "strides", "offset"), LAYOUTS.values(), ids=LAYOUTS)
 def test_layouts_that_do_not_fit_are_refused(read, refused, held, shape, strides, offset):
     if held is ORDERED_DICT:  # stands for a storage of a type that is not known
-        assert read(zip_file(tensor(held, shape, strides), {})) == Skipped("collections.OrderedDict")
+        assert read(zip_file(tensor(held, shape, strides), {})) == Skipped(
+            "collections.OrderedDict"
+        )
         return
     message = "must (lie|be|have)"
     content = tensor(held, shape, strides, offset)
