@@ -234,6 +234,7 @@ def _attempt(request: _Request, part: PartialFile, show_progress: _Show) -> None
 def _receive(
     request: _Request, response: HTTPResponse, part: PartialFile, show_progress: _Show
 ) -> None:
+    request.left()  # headers that were ended by us look whole
     _check_headers(request, response)
     if response.status == 206:
         total = _continue(response, part)
