@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from natjax.base import VisionModel
+from natjax.backbones.base import VisionModel
 from natjax.weights.files import SourceFile, read_file
 from natjax.weights.names import Naming, Shape
 from natjax.weights.published import resolve

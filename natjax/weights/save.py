@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from natjax.nat import NATConfig
+from natjax.backbones.nat import NATConfig
 from natjax.weights.errors import WeightsError
 from natjax.weights.load import named_params
 from natjax.weights.names import Naming

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 import natjax
-from natjax.isotropic import IsotropicConfig
-from natjax.nat import NATConfig
-from natjax.variants import VARIANTS
+from natjax.backbones.isotropic import IsotropicConfig
+from natjax.backbones.nat import NATConfig
+from natjax.backbones.variants import VARIANTS
 from natjax.weights.errors import WeightsError, show
 from natjax.weights.names import SAME, Shape, match_template
 from natjax.weights.state_dict import StateDict

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 import numpy as np
 from flax import nnx
 
-from natjax.base import VisionModel
-from natjax.isotropic import IsotropicConfig
+from natjax.backbones.base import VisionModel
+from natjax.backbones.isotropic import IsotropicConfig
 from natjax.weights.errors import WeightsError
 from natjax.weights.names import (
     CONV,

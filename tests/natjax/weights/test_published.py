@@ -14,7 +14,7 @@ import pytest
 from flax import nnx
 
 import natjax
-from natjax.variants import VARIANTS
+from natjax.backbones.variants import VARIANTS
 from natjax.weights import PUBLISHED, WeightsError, load, published_weights
 from natjax.weights import published as module
 from natjax.weights.load import named_params
