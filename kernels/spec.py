@@ -136,6 +136,7 @@ class KernelCall:
 
     Attributes:
       launch: runs a kernel of the backend (`natjax.kernels.registry.KernelBackend`).
+      platform: the only one, as JAX lowers for it, on which to run kernels; None for any.
       spec: what the kernels are specialised for.
       scale: factor on the products of queries and keys.
       groups: query heads for each key head.
@@ -147,6 +148,7 @@ class KernelCall:
     """
 
     launch: Callable[..., tuple[jax.Array, ...]]
+    platform: str | None
     spec: CallSpec
     scale: float
     groups: int

@@ -38,7 +38,7 @@ def supports(op: Op, spec: CallSpec, shape: tuple[int, ...]) -> None:
 
 
 def _require_device() -> None:
-    target = device.target()
+    target = device.target("gpu")
     if device.is_interpreted() or _is_ampere_or_later(target):
         return
     raise NotImplementedError(
