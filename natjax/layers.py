@@ -13,6 +13,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
 from natjax.kernels.checks import accumulation_dtype
@@ -23,9 +25,24 @@ from natjax.kernels.checks import accumulation_dtype
 normal_init = nnx.initializers.normal(0.02)
 
 
-def linear(inputs: int, outputs: int, *, use_bias: bool = True, **options: Any) -> nnx.Linear:
+class Linear(nnx.Linear):
+    """Linear layer that may sum over channels that are split over explicit axes of a mesh.
+
+    JAX then wants to be told how the result is laid out: as the input, with the output channels
+    split as those of the kernel are.
+    """
+
+    def __call__(self, inputs: Array, out_sharding: Any = None) -> Array:
+        """Apply the layer; without ``out_sharding`` that is decided here, if JAX would not."""
+        x, kernel = (jax.typeof(array).sharding for array in (inputs, self.kernel[...]))
+        if out_sharding is None and x.spec[-1] is not None and x.spec[-1] == kernel.spec[0]:
+            out_sharding = NamedSharding(x.mesh, P(*x.spec[:-1], kernel.spec[1]))
+        return super().__call__(inputs, out_sharding)
+
+
+def linear(inputs: int, outputs: int, *, use_bias: bool = True, **options: Any) -> Linear:
     """Linear layer, initialised as published; ``options`` are dtype, param_dtype and rngs."""
-    return nnx.Linear(inputs, outputs, use_bias=use_bias, kernel_init=normal_init, **options)
+    return Linear(inputs, outputs, use_bias=use_bias, kernel_init=normal_init, **options)
 
 
 def conv(
@@ -80,7 +97,11 @@ def drop_path(x: Float[Array, "B *S"], rate: float, rngs: nnx.Rngs | None) -> Fl
 
 
 def _drop(x: Array, rate: float, key: Array, mask_shape: tuple[int, ...]) -> Array:
-    keep = jax.random.bernoulli(key, 1 - rate, mask_shape)
+    # Over explicit axes of a mesh, the mask is laid out as what it is for; the draws are the same.
+    mesh, spec = jax.typeof(x).sharding.mesh, jax.typeof(x).sharding.spec
+    places = [s if n == m else None for s, n, m in zip(spec, x.shape, mask_shape, strict=True)]
+    sharding = NamedSharding(mesh, P(*places)) if any(places) else None
+    keep = jax.random.bernoulli(key, 1 - rate, mask_shape, out_sharding=sharding)
     return jnp.where(keep, x / (1 - rate), jnp.zeros_like(x))
 
 
