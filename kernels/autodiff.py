@@ -34,10 +34,11 @@ from natjax.kernels.linear import linear_call
 from natjax.kernels.merge import merge_attentions
 from natjax.kernels.neighborhood import Neighborhood
 from natjax.kernels.plan.pattern import HIDDEN, pattern_of
+from natjax.kernels.sharding.batching import in_indexable_parts
 from natjax.kernels.sharding.operands import Dim, Dims, Signature
 from natjax.kernels.sharding.partitioning import align_varying, split_over_batch_and_heads
 from natjax.kernels.spec import Kernel, KernelBackend, KernelCall, Op
-from natjax.kernels.specialise import specialise
+from natjax.kernels.specialise import INDEXABLE, specialise
 
 type Arrays = tuple[Array, ...]
 
@@ -47,14 +48,14 @@ LOG2_E = math.log2(math.e)
 _QUERY = (Dim.BATCH, Dim.WHOLE, Dim.HEADS, Dim.WHOLE)
 _KEY = (Dim.BATCH, Dim.WHOLE, Dim.KV_HEADS, Dim.WHOLE)
 _PER_QUERY = (Dim.BATCH, Dim.WHOLE, Dim.HEADS)
+_WEIGHTS = (Dim.BATCH, Dim.WHOLE, Dim.HEADS, Dim.SLOTS)
 _VECTOR = (Dim.WHOLE,)
 # Kinds of tiles, chunks, rows and columns; without a bias, one table is for all heads.
 _BIAS_TABLE = (Dim.HEADS, *(Dim.WHOLE,) * 4)
 _MASK_TABLE = (Dim.WHOLE,) * 5
 
 _BACKWARD = (_QUERY, _KEY, _KEY, _QUERY, _PER_QUERY, _PER_QUERY)
-# What each kernel takes, before a table, and returns. Weights are like queries, with window slots
-# for the size of a head.
+# What each kernel takes, before a table, and returns.
 _SIGNATURES: dict[Kernel, Signature] = {
     # query, key, value -> output, log-sum-exp
     "forward": Signature((_QUERY, _KEY, _KEY), (_QUERY, _PER_QUERY)),
@@ -64,11 +65,11 @@ _SIGNATURES: dict[Kernel, Signature] = {
     # ... and the tiles in order of their kind, and where each kind begins -> blocks summed by kind
     "dbias": Signature(_BACKWARD, (_BIAS_TABLE,)),
     # query, key -> logits
-    "qk": Signature((_QUERY, _KEY), (_QUERY,)),
+    "qk": Signature((_QUERY, _KEY), (_WEIGHTS,)),
     # weights, value -> output
-    "av": Signature((_QUERY, _KEY), (_QUERY,)),
+    "av": Signature((_WEIGHTS, _KEY), (_QUERY,)),
     # weights, what queries have -> its weighted sum over the queries of each key
-    "av_transposed": Signature((_QUERY, _QUERY), (_KEY,)),
+    "av_transposed": Signature((_WEIGHTS, _QUERY), (_KEY,)),
 }
 
 
@@ -263,6 +264,8 @@ def _by_platform(
 def _launch(call: KernelCall, kernel: Kernel, signature: Signature) -> Callable[..., Arrays]:
     """A launch that is vmapped and partitioned."""
     function = functools.partial(call.launch, kernel, call)
+    slots = call.spec.neighborhood.num_neighbors if kernel == "qk" else 1
+    function = in_indexable_parts(function, signature, INDEXABLE // slots)
     return split_over_batch_and_heads(function, signature, call.groups)
 
 

@@ -115,13 +115,12 @@ class KernelBackend(Protocol):
     NAME: str
     settings: type[Settings]
 
-    def supports(self, op: Op, spec: CallSpec, shape: tuple[int, ...]) -> None:
+    def supports(self, op: Op, spec: CallSpec) -> None:
         """Raise `NotImplementedError`, saying what would work, unless the kernels take a call.
 
         Args:
           op: which op.
           spec: what its kernels are specialised for.
-          shape: of the queries, or of the weights of "av".
         """
         ...
 

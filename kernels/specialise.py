@@ -13,6 +13,8 @@ from natjax.kernels.plan.pattern import table_entries
 from natjax.kernels.spec import CallSpec, Kernel, KernelBackend, KernelCall, Op, kernels_of
 from natjax.kernels.tuning import settings
 
+# Kernels number rows of arrays, and entries of weights, by 32-bit integers.
+INDEXABLE = 2**31
 # The most entries of a table of blocks for all heads, 256 MiB of float32.
 _LARGEST_TABLE = 2**26
 # Up to which a mask is laid out in a table too, rather than computed.
@@ -38,7 +40,8 @@ def specialise(
         dtype=query.dtype.name,
         has_bias=rpb is not None,
     )
-    backend.supports(op, spec, query.shape)
+    backend.supports(op, spec)
+    _require_indexable(backend, op, spec, query.shape[-2])
     kind = device.kind(registry.available()[backend.NAME].platform)
     chosen = tuple(
         (kernel, settings.resolve(backend, kernel, spec, kind)[0])
@@ -56,6 +59,19 @@ def specialise(
         with_table=frozenset(),
     )
     return dataclasses.replace(call, with_table=_with_table(backend, call, query.shape[-2]))
+
+
+def _require_indexable(backend: KernelBackend, op: Op, spec: CallSpec, heads: int) -> None:
+    """Of one image; larger batches go in parts."""
+    neighborhood = spec.neighborhood
+    slots = 1 if op == "attention" else neighborhood.num_neighbors
+    entries = neighborhood.num_tokens * heads * slots
+    if entries >= INDEXABLE:
+        raise NotImplementedError(
+            f'implementation "{backend.NAME}" takes fewer than 2**31 queries an image, times '
+            f"heads, and times window slots in the unfused ops; got {entries}; use "
+            'implementation="xla"'
+        )
 
 
 def _allows_tf32() -> bool:

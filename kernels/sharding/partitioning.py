@@ -140,7 +140,7 @@ def _propagation(
     used: list[str] = []
 
     def name(dim: Dim) -> str:
-        if dim is Dim.WHOLE:
+        if dim not in factors:
             used.append(next(whole))
             return used[-1]
         return factors[dim]

@@ -91,21 +91,42 @@ def test_unfused_agrees_with_the_reference_and_with_fused(problem, name, interpr
 
 
 @pytest.mark.parametrize(
-    "problem",
+    ("problem", "name"),
     [
         pytest.param(
             problem,
-            id=problem.name,
-            marks=[] if problem in problems.DINAT_TINY[1:3] else [pytest.mark.slow],
+            name,
+            id=f"{problem.name}-{name}",
+            marks=[]
+            if problem in (problems.NAT_TINY[3], *problems.DINAT_TINY[2:3])
+            or (problem is problems.DINAT_TINY[1] and name == "xla")
+            else [pytest.mark.slow],
         )
         for problem in problems.NAT_TINY + problems.NAT_BASE + problems.DINAT_TINY
+        for name in OTHERS
     ],
 )
-def test_layers_of_the_published_models(problem):
+def test_layers_of_the_published_models(problem, name, interpreted):
     problem = Problem(**{f: getattr(problem, f) for f in problem.__slots__} | {"batch": 1})
     arrays = problem.arrays()
     expected = value_and_gradients(fused(problem, "reference"), arrays)
-    assert_close(value_and_gradients(fused(problem, "xla"), arrays), expected, "float32")
+    assert_close(value_and_gradients(fused(problem, name), arrays), expected, "float32")
+
+
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_nan_in_a_key_stays_with_those_who_see_it(with_bias, implementation):
+    """What a query does not see is not computed with; here the tiles and slabs hold all tokens."""
+    problem = problems.Problem(name="nan", shape=(9, 8), kernel_size=(3, 3), heads=2, rpb=with_bias)
+    arrays = problem.arrays()
+    broken = arrays | {"key": arrays["key"].at[0, 4, 3].set(jnp.nan)}
+    seen = problem.neighborhood.dense_mask()[:, 4 * 8 + 3].reshape(9, 8)
+    expected = fused(problem, implementation)(arrays)
+    actual = fused(problem, implementation)(broken)
+    for x, y in zip(actual, expected, strict=True):
+        assert np.isnan(np.asarray(x)[0, seen]).all()
+        np.testing.assert_array_equal(np.asarray(x)[0, ~seen], np.asarray(y)[0, ~seen])
+    logits = unfused(problem, implementation)(broken)[1]
+    np.testing.assert_array_equal(np.isnan(logits).any(axis=(-1, -2))[0], seen)
 
 
 @pytest.mark.parametrize(

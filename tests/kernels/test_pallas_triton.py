@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from calls import assert_close, fused, value_and_gradients
+from calls import assert_close, fused, unfused, value_and_gradients
 from edges import named
 from jax.sharding import (
     AbstractDevice,
@@ -20,7 +20,8 @@ from jax.sharding import (
 from jax.sharding import PartitionSpec as P
 
 import natjax
-from natjax.kernels import autodiff, device, registry
+from natjax.kernels import autodiff, device, registry, specialise
+from natjax.kernels.backends import pallas_triton
 from natjax.kernels.backends.pallas_triton.config import KernelConfig
 from natjax.kernels.spec import KERNELS
 from natjax.kernels.tuning import settings
@@ -62,10 +63,19 @@ def test_blocks_of_any_size_give_the_same(name, blocks):
 @pytest.mark.parametrize("name", ["1d-causal-stride-dilation", "2d-no-bias"])
 def test_a_computed_mask_is_as_good_as_a_table(name, monkeypatch):
     """As for windows too large for a table."""
-    monkeypatch.setattr(autodiff, "_LARGEST_TABLE", 0)
     problem = named(name)
     arrays = {k: v for k, v in problem.arrays().items() if k != "rpb"}
+    calls = []
+
+    def counted(backend, call, heads):
+        calls.append(with_table(backend, call, heads))
+        return calls[-1]
+
+    with_table = specialise._with_table
+    monkeypatch.setattr(specialise, "_with_table", counted)
+    monkeypatch.setattr(specialise, "_SMALL_TABLE", 0)
     assert_close(run(problem, arrays, "pallas_triton"), run(problem, arrays, "reference"))
+    assert calls == [frozenset()]
 
 
 @pytest.mark.parametrize("head_dim", [48, 96, 256])
@@ -126,10 +136,43 @@ def test_older_and_other_gpus_are_refused(kind, capability, accepted, monkeypatc
 
 
 def test_more_than_can_be_indexed_is_refused():
-    x = jax.ShapeDtypeStruct((2**11, 2**20, 1, 8), jnp.bfloat16)
+    x = jax.ShapeDtypeStruct((1, 2**21, 2**10, 8), jnp.bfloat16)
     run = functools.partial(natjax.na1d, kernel_size=3, implementation="pallas_triton")
-    with pytest.raises(NotImplementedError, match=r"fewer than 2\*\*31 queries"):
+    with pytest.raises(NotImplementedError, match=r"fewer than 2\*\*31 queries an image"):
         jax.eval_shape(run, x, x, x)
+
+
+@pytest.mark.parametrize("function", [fused, unfused])
+def test_a_batch_that_cannot_be_indexed_goes_in_parts(function, monkeypatch):
+    """Also one that `jax.vmap` made, after the arguments were checked."""
+    problem = Problem(name="p", shape=(7,), kernel_size=(3,), batch=4, heads=2)
+    arrays = problem.arrays()
+    stacked = jax.tree.map(lambda x: jnp.stack([x, 2 * x]), arrays)
+    calls = [
+        lambda: value_and_gradients(function(problem, "pallas_triton"), arrays),
+        lambda: jax.vmap(function(problem, "pallas_triton"), in_axes=(0,))(stacked),
+        lambda: jax.vmap(
+            lambda query: function(problem, "pallas_triton")(arrays | {"query": query})
+        )(stacked["query"]),
+    ]
+    expected = [call() for call in calls]
+    entries = 7 * 2 * (3 if function is unfused else 1)
+    # One image alone is below it, two are not.
+    monkeypatch.setattr(autodiff, "INDEXABLE", entries + 1)
+    autodiff._launch.cache_clear()
+    jax.clear_caches()
+    sizes = []
+    launch = pallas_triton.launch
+
+    def watched(kernel, call, *arrays):
+        sizes.append(arrays[0].shape[0])
+        return launch(kernel, call, *arrays)
+
+    monkeypatch.setattr(pallas_triton, "launch", watched)
+    actual = [call() for call in calls]
+    assert set(sizes) == {1}
+    for x, y in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.oldest
@@ -160,7 +203,7 @@ def test_compiles_for_a_gpu_that_is_not_there():
 
 
 def test_biases_of_huge_windows_are_refused(monkeypatch):
-    monkeypatch.setattr(autodiff, "_LARGEST_TABLE", 100)
+    monkeypatch.setattr(specialise, "_LARGEST_TABLE", 100)
     arrays = named("2d-prime").arrays()
     with pytest.raises(NotImplementedError, match=r"bias where .* got kernel_size=\(7, 7\) and 2"):
         natjax.na2d(**arrays, kernel_size=7, implementation="pallas_triton")
