@@ -22,12 +22,12 @@ from benchmarks.aot.step import __main__ as aot_step
 from benchmarks.aot.step import cases as step_cases
 from benchmarks.aot.step import collectives
 from benchmarks.aot.step import report as step_report
-from benchmarks.gpu import flex, functions, plan, timing, torch_worker
+from benchmarks.gpu import flex, functions, plan, suite, timing, torch_worker
 from benchmarks.gpu import report as gpu_report
 from natjax.kernels.backends import pallas_triton
 from natjax.kernels.spec import KERNELS, CallSpec
 from natjax.kernels.tuning import problems, settings
-from natjax.train.functional import functional
+from natjax.train.engine.network import split_network
 
 ROOT = pathlib.Path(__file__).parents[1]
 ROW = {
@@ -328,11 +328,14 @@ def test_the_step_is_measured_beside_swins(tmp_path, monkeypatch, capsys):
 
 def test_models_without_attention_have_the_same_parameters():
     for variant in train_step.variants("float32", tiny=True):
-        whole, without = (functional(build) for build in (variant.build, variant.build_without))
-        params = jax.eval_shape(whole.init)
-        assert params == jax.eval_shape(without.init)
+        both = (variant.build, variant.build_without)
+        whole, without = (split_network(build) for build in both)
+        weights = jax.eval_shape(whole.init)
+        assert weights == jax.eval_shape(without.init)
         images = jax.ShapeDtypeStruct((1, 28, 28, 3), jnp.float32)
-        programs = [str(jax.make_jaxpr(model.apply)(params, images)) for model in (whole, without)]
+        programs = [
+            str(jax.make_jaxpr(model.apply)(*weights, images)) for model in (whole, without)
+        ]
         assert ["exp" in program for program in programs] == [True, False]
 
 
@@ -341,3 +344,17 @@ def test_numbers_of_tiny_models_stay_out_of_the_results(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         train_step.main()
     assert "--tiny needs --json" in capsys.readouterr().err
+
+
+def test_a_failure_is_told_even_if_its_share_of_the_suite_is_out_of_time(tmp_path, capsys):
+    file = tmp_path / "test_two.py"
+    file.write_text(
+        "import time\n"
+        "def test_wrong(): assert 1 + 1 == 3, 'sums are wrong'\n"
+        "def test_endless(): time.sleep(600)\n"
+    )
+    assert not suite.run([str(file)], processes=1, seconds=8)
+    told = capsys.readouterr().out
+    assert "out of time after 1 tests" in told
+    assert "test_wrong" in told
+    assert "sums are wrong" in told

@@ -1,7 +1,6 @@
-"""Training of natjax models: data sets, input pipeline, sharded step, checkpoints, evaluation.
+"""Training: an engine that any task uses, and the tasks.
 
-Start at `natjax.train.presets` (what can be trained; the papers' recipes are in
-`natjax.train.recipes`), `natjax.train.loop` (how a run goes) and `natjax.train.step` (the
-mathematics of one step). What is random about images is in `natjax.train.augment`. Each data set is
-one file: `natjax.train.digits`, `natjax.train.fashion_mnist`, `natjax.train.emoji`.
+From the top down, each part importing only what is below it: `cli`, the commands; `tasks`, what
+can be trained; `engine`, how any task is trained, and `data`, where examples come from;
+`checkpoint` and `reporting`; `cluster`, the processes of a job; `config`, the settings.
 """

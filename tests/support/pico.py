@@ -8,8 +8,8 @@ import sys
 import time
 from typing import Any, cast
 
-from natjax import variants
-from natjax.nat import NATConfig
+from natjax.backbones import variants
+from natjax.backbones.nat import NATConfig
 
 NAME = "nat_pico"
 
@@ -55,7 +55,7 @@ def _flag(name: str, value: object) -> list[str]:
 
 
 def _pause(seconds: float) -> None:
-    from natjax.train import loop
+    from natjax.train.engine import loop
 
     put_batch = loop.put_batch
 

@@ -13,7 +13,7 @@ import jax
 import pico
 
 from natjax.cli import main
-from natjax.train import processes
+from natjax.train.cluster import processes
 
 SETTINGS = {
     "steps": 12,

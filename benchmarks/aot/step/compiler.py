@@ -16,9 +16,9 @@ from jax.sharding import Mesh, use_abstract_mesh
 
 from benchmarks.aot.chips import CHIPS
 from benchmarks.aot.step import collectives
-from benchmarks.aot.step.cases import MACHINES, Machine, StepCase, config_of, task_of
-from natjax.train.compiled import compile_task
-from natjax.train.sharding import device_grid, mesh_of
+from benchmarks.aot.step.cases import MACHINES, Machine, StepCase, config_of, setup_of
+from natjax.train.engine.compile import compile_training
+from natjax.train.engine.sharding import device_grid, mesh_of
 
 # Without them libtpu looks for a TPU, and complains.
 _NO_TPU = {
@@ -33,10 +33,10 @@ _NO_TPU = {
 def compile_step(case: StepCase) -> dict[str, Any]:
     """Compile a case; a row of the table, or under "error" why there is none."""
     mesh = _mesh(case)
-    began = time.process_time()
+    began, day = time.process_time(), datetime.date.today().isoformat()
     # Lowering asks for the device, of which there is none.
     with use_abstract_mesh(mesh.abstract_mesh):
-        compiled = compile_task(task_of(case), mesh)
+        compiled = compile_training(setup_of(case), mesh)
         side = case.image_size
         rows = {"image": ((side, side, 3), jnp.uint8), "label": ((), jnp.int32)}
         batch = {
@@ -47,9 +47,11 @@ def compile_step(case: StepCase) -> dict[str, Any]:
         try:
             program = lowered.compile()
         except jax.errors.JaxRuntimeError as error:
-            return _too_large(str(error)) | {"seconds": round(time.process_time() - began)}
+            seconds = round(time.process_time() - began)
+            return _too_large(str(error)) | {"day": day, "seconds": seconds}
     parameters = compiled.target.params
     row: dict[str, Any] = {
+        "day": day,
         "seconds": round(time.process_time() - began),
         "parameters": sum(leaf.size for leaf in parameters.values()),
     }
@@ -60,6 +62,7 @@ def compile_step(case: StepCase) -> dict[str, Any]:
     shapes = [leaf.shape for leaf in parameters.values()]
     moved = collectives.unexpected(found, shapes, (side, side, 3), case.fsdp)
     row["moved"] = [f"{x.kind} of {x.shapes}" for x in moved]
+    row["rounded"] = [f"{x.kind} of {x.shapes}" for x in collectives.rounded(found)]
     row["kernels"] = len(set(re.findall(r"natjax_\w+", text)))
     costs = program.cost_analysis()
     if costs and costs.get("flops", -1) > 0:
@@ -109,7 +112,6 @@ def _too_large(message: str) -> dict[str, Any]:
 def environment() -> dict[str, str]:
     """Where the numbers come from."""
     return {
-        "date": datetime.date.today().isoformat(),
         "jax": jax.__version__,
         "numpy": np.__version__,
         "command": "make aot-step",

@@ -1,0 +1,105 @@
+"""Image operations of the input pipeline: Pillow in, uint8 arrays out."""
+
+import io
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageOps
+
+Pixels = UInt8[np.ndarray, "H W C"]
+
+
+def encode_png(pixels: UInt8[np.ndarray, "H W"]) -> bytes:
+    """Return a gray image as the bytes of a PNG file, which lose nothing."""
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "PNG")
+    return out.getvalue()
+
+
+def recode_jpeg(data: bytes) -> bytes:
+    """Return an image of any format and mode as a JPEG file in RGB, with hardly a loss."""
+    out = io.BytesIO()
+    with Image.open(io.BytesIO(data)) as image:
+        image.convert("RGB").save(out, "JPEG", quality=100)
+    return out.getvalue()
+
+
+# Not Encapsulated PostScript, which Pillow hands to an interpreter of programs.
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "PPM", "TIFF", "JPEG2000")
+
+
+def decode(data: bytes, channels: int) -> Image.Image:
+    """Decode an encoded image, all of it, into gray (1 channel) or RGB (3)."""
+    return with_channels(Image.open(io.BytesIO(data), formats=_FORMATS), channels)
+
+
+def with_channels(image: Image.Image, channels: int) -> Image.Image:
+    """Convert to gray (1 channel) or RGB (3); transparency becomes black, 16 bits become 8."""
+    if image.mode == ("L" if channels == 1 else "RGB") and "transparency" not in image.info:
+        image.load()  # `convert` would copy it
+        return image
+    if image.mode.startswith("I"):
+        # Pillow's own conversion would cut off above 255.
+        image = Image.fromarray(np.rint(np.clip(image, 0, 65535) / 257).astype(np.uint8))
+    if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", rgba.size, (0, 0, 0, 255)), rgba)
+    return image.convert("L" if channels == 1 else "RGB")
+
+
+def to_pixels(image: Image.Image) -> Pixels:
+    """Return the image as an array with a channel axis."""
+    pixels = np.asarray(image, np.uint8)
+    return pixels[:, :, None] if pixels.ndim == 2 else pixels
+
+
+def center_view(
+    image: Image.Image, size: int, crop_pct: float = 1.0, interpolation: str = "bicubic"
+) -> Image.Image:
+    """Return what evaluation sees: the short side resized, and the middle square cut out.
+
+    The same pixels as `natjax.preprocessing` at the published sizes.
+
+    Args:
+      image: Of any size.
+      size: Side of the result, in pixels.
+      crop_pct: Part of the resized short side that it holds.
+      interpolation: How it is resized, ``"bicubic"`` or ``"bilinear"``.
+    """
+    from natjax.preprocessing import Preprocessing  # here, as it brings in JAX
+
+    how = Preprocessing(size=size, crop_pct=crop_pct)
+    image = _without_far_ends(image)
+    resized = how.resized(*image.size)
+    if resized != image.size:
+        image = image.resize(resized, Image.Resampling[interpolation.upper()])
+    box = how.crop_box(*image.size)
+    return image if box == (0, 0, *image.size) else image.crop(box)
+
+
+def _without_far_ends(image: Image.Image) -> Image.Image:
+    # Resizing a strip of 1 x 100000 pixels by its short side would take all memory.
+    short = min(image.size)
+    width, height = min(image.width, 32 * short), min(image.height, 32 * short)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    if (width, height) == image.size:
+        return image
+    return image.crop((left, top, left + width, top + height))
+
+
+def add_border(image: Image.Image, share: float) -> Image.Image:
+    """Add black on every side, as much as `share` of the short side says."""
+    pixels = round(share * min(image.size))
+    return ImageOps.expand(image, pixels) if pixels else image
+
+
+def random_shift(image: Image.Image, most: int, rng: np.random.Generator) -> Image.Image:
+    """Move by up to `most` pixels along each axis; black comes in at the borders.
+
+    Args:
+      image: The image.
+      most: Largest move in pixels; 0 returns the image.
+      rng: Source of the two moves, each uniform on [-most, most].
+    """
+    left, top = (int(move) for move in rng.integers(-most, most + 1, size=2))
+    return image.crop((left, top, left + image.width, top + image.height)) if most else image

@@ -1,0 +1,1 @@
+"""How any task is trained: state, step, optimizer, devices, loop, evaluation."""

@@ -1,0 +1,1 @@
+"""What can be trained, a package a task; tasks never import each other."""

@@ -1,0 +1,1 @@
+"""Image classification: what class an image is of."""
