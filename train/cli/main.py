@@ -20,8 +20,6 @@ from natjax.train.cli.train import add_train
 from natjax.train.cluster import processes
 from natjax.train.errors import Stopped, UserError, explain
 
-_CONVERT_MODULES = {"safetensors"}
-
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
@@ -60,8 +58,7 @@ def _fail(message: str, code: int) -> int:
 def _missing_module(error: ModuleNotFoundError) -> int:
     if (error.name or "").startswith("natjax"):
         raise error
-    extra = "convert" if error.name in _CONVERT_MODULES else "train"
-    return _fail(f"{error.name} is missing; install it with: pip install 'natjax[{extra}]'", 2)
+    return _fail(f"{error.name} is missing; install it with: pip install 'natjax[train]'", 2)
 
 
 def _parser() -> argparse.ArgumentParser:
