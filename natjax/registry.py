@@ -7,11 +7,11 @@ import fnmatch
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from natjax.backbones.isotropic import IsotropicConfig
+from natjax.backbones.nat import NATConfig
+from natjax.backbones.variants import VARIANTS
 from natjax.dense.segmentation.upernet import UPerNetConfig
 from natjax.dense.segmentation.variants import SEGMENTORS
-from natjax.isotropic import IsotropicConfig
-from natjax.nat import NATConfig
-from natjax.variants import VARIANTS
 
 Kind = Literal["classifier", "segmentor"]
 Config = NATConfig | IsotropicConfig | UPerNetConfig

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 import jax
 from flax import nnx
 
+from natjax.backbones.flops import Size
+from natjax.backbones.flops import count_flops as count_backbone_flops
+from natjax.backbones.isotropic import Isotropic, IsotropicConfig
+from natjax.backbones.nat import NAT, NATConfig
 from natjax.dense.segmentation.flops import count_upernet_flops
 from natjax.dense.segmentation.upernet import UPerNet, UPerNetConfig
-from natjax.flops import Size
-from natjax.flops import count_flops as count_backbone_flops
-from natjax.isotropic import Isotropic, IsotropicConfig
 from natjax.kernels.checks import axis_ints
-from natjax.nat import NAT, NATConfig
 from natjax.registry import Config, Kind, find_config, kind_of
 
 

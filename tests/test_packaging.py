@@ -12,7 +12,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-TABLE = "kernels/tuned/some-gpu.json"
+TABLE = "kernels/tuning/tuned/pallas_triton/some-gpu.json"
 FOLDERS = {"natjax": "natjax", "natjax.kernels": "kernels", "natjax.train": "train"}
 
 
@@ -33,7 +33,7 @@ def wheel(tmp_path_factory):
     source = folder / "source"
     unneeded = shutil.ignore_patterns(".*", "build", "dist", "runs", "tests", "*.egg-info")
     shutil.copytree(ROOT, source, symlinks=True, ignore=unneeded)
-    (source / "kernels" / "tuned").mkdir(exist_ok=True)
+    (source / TABLE).parent.mkdir(parents=True)
     (source / TABLE).write_text('{"configs": {}}')
     command = [sys.executable, "-m", "build", "--outdir", str(folder), str(source)]
     subprocess.run(command, check=True, capture_output=True)
@@ -59,12 +59,14 @@ def test_wheel_has_one_top_level_and_every_module(wheel):
         for path in (ROOT / folder).rglob("*.py"):
             inside = pathlib.PurePosixPath(name.replace(".", "/"))
             assert str(inside / path.relative_to(ROOT / folder).as_posix()) in wheel
-    assert "natjax/py.typed" in wheel
+    assert {"natjax/py.typed", "natjax/__init__.pyi"} <= set(wheel)
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in wheel)
 
 
 def test_wheel_has_the_tables_of_tuned_settings(wheel):
-    tables = {f"natjax/{path.relative_to(ROOT)}" for path in ROOT.glob("kernels/tuned/*.json")}
+    tables = {
+        f"natjax/{path.relative_to(ROOT)}" for path in ROOT.glob("kernels/tuning/tuned/*/*.json")
+    }
     assert tables | {f"natjax/{TABLE}"} <= set(wheel)
 
 
@@ -79,17 +81,38 @@ def test_top_level_packages_hold_a_docstring_and_nothing_else():
 def test_arrows_between_packages_go_one_way():
     """train -> natjax -> kernels; only the command line reaches for train."""
     forbidden = {
-        "kernels": ("flax", "optax", "natjax.train", "natjax.models", "natjax.nat", "tyro"),
+        "kernels": (
+            "flax",
+            "optax",
+            "tyro",
+            "natjax.train",
+            "natjax.nn",
+            "natjax.backbones",
+            "natjax.create",
+        ),
         "natjax": ("natjax.train", "optax", "orbax", "grain", "tensorflow_datasets", "tyro"),
     }
     for folder, names in forbidden.items():
         for path in (ROOT / folder).rglob("*.py"):
-            if path.name in ("cli.py", "__main__.py"):
+            if path.parent.name == "cli" or path.name == "__main__.py":
                 continue
             text = path.read_text()
             for name in names:
                 assert f"import {name}" not in text, path
                 assert f"from {name}" not in text, path
+
+
+def test_folders_that_lie_around_do_not_change_how_imports_are_sorted(tmp_path):
+    """`make demo` makes runs/, and a helper of the tests is called runs, too."""
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    shutil.copytree(ROOT / "tests" / "support", tmp_path / "tests" / "support")
+    for path in (tmp_path / "tests" / "support").glob("*.py"):
+        (tmp_path / path.stem).mkdir()
+        source = f"import {path.stem}\n\nimport natjax\n"
+        (tmp_path / "tests" / f"test_{path.stem}.py").write_text(source)
+    command = [sys.executable, "-m", "ruff", "check", "--no-cache", "--select", "I", str(tmp_path)]
+    checked = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stdout
 
 
 def test_version_is_the_same_everywhere():

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from natjax.nat import NATConfig
-from natjax.variants import VARIANTS
+from natjax.backbones.nat import NATConfig
+from natjax.backbones.variants import VARIANTS
 
 
 def cycle_dilations(

@@ -21,7 +21,7 @@ from benchmarks.aot.step.cases import StepCase, all_cases, quick_cases
 
 _ADVICE = """\
 A step that moves activations between devices waits for the network in every layer: see what in
-train/engine/step.py or kernels/spmd.py mixes rows of different devices.\
+train/engine/step.py or kernels/sharding/device_parts.py mixes rows of different devices.\
 """
 
 
@@ -68,6 +68,8 @@ def failed(case: StepCase, row: report.Row) -> str | None:
         return row["error"]
     if row.get("moved"):
         return f"activations move between devices: {', '.join(row['moved'])}"
+    if row.get("rounded"):
+        return f"gradients are added up in 16 bits: {', '.join(row['rounded'])}"
     if case.machine == "8xH100" and not row["kernels"]:
         return "the program holds no kernel of ours"
     return None

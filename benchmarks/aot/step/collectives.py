@@ -131,6 +131,12 @@ def unexpected(
     return [x for x in found if not all(is_expected(x.kind, *shape) for shape in x.shapes)]
 
 
+def rounded(found: Iterable[Collective]) -> list[Collective]:
+    """Sums over devices that are rounded to 16 bits for each of them."""
+    sums = [x for x in found if x.kind in ("all-reduce", "reduce-scatter")]
+    return [x for x in sums if any(_itemsize(dtype) == 2 for dtype, _ in x.shapes)]
+
+
 def _as_gathered(shape: Sequence[int], fsdp: int) -> Iterator[tuple[int, ...]]:
     yield tuple(shape)
     for axis, size in enumerate(shape):

@@ -33,7 +33,7 @@ _NO_TPU = {
 def compile_step(case: StepCase) -> dict[str, Any]:
     """Compile a case; a row of the table, or under "error" why there is none."""
     mesh = _mesh(case)
-    began = time.process_time()
+    began, day = time.process_time(), datetime.date.today().isoformat()
     # Lowering asks for the device, of which there is none.
     with use_abstract_mesh(mesh.abstract_mesh):
         compiled = compile_task(task_of(case), mesh)
@@ -47,9 +47,11 @@ def compile_step(case: StepCase) -> dict[str, Any]:
         try:
             program = lowered.compile()
         except jax.errors.JaxRuntimeError as error:
-            return _too_large(str(error)) | {"seconds": round(time.process_time() - began)}
+            seconds = round(time.process_time() - began)
+            return _too_large(str(error)) | {"day": day, "seconds": seconds}
     parameters = compiled.target.params
     row: dict[str, Any] = {
+        "day": day,
         "seconds": round(time.process_time() - began),
         "parameters": sum(leaf.size for leaf in parameters.values()),
     }
@@ -60,6 +62,7 @@ def compile_step(case: StepCase) -> dict[str, Any]:
     shapes = [leaf.shape for leaf in parameters.values()]
     moved = collectives.unexpected(found, shapes, (side, side, 3), case.fsdp)
     row["moved"] = [f"{x.kind} of {x.shapes}" for x in moved]
+    row["rounded"] = [f"{x.kind} of {x.shapes}" for x in collectives.rounded(found)]
     row["kernels"] = len(set(re.findall(r"natjax_\w+", text)))
     costs = program.cost_analysis()
     if costs and costs.get("flops", -1) > 0:
@@ -109,7 +112,6 @@ def _too_large(message: str) -> dict[str, Any]:
 def environment() -> dict[str, str]:
     """Where the numbers come from."""
     return {
-        "date": datetime.date.today().isoformat(),
         "jax": jax.__version__,
         "numpy": np.__version__,
         "command": "make aot-step",

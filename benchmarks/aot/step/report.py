@@ -19,8 +19,8 @@ _INTRODUCTION = """\
 
     make aot-step
 
-Compiled on {date} with jax {jax}, on a machine without GPU or TPU: **nothing here was run, and
-nothing says how fast it is.** The step is that of the presets `nat_tiny_imagenet` and
+Compiled with jax {jax} on the day of each row, on a machine without GPU or TPU: **nothing here was
+run, and nothing says how fast it is.** The step is that of the presets `nat_tiny_imagenet` and
 `nat_base_imagenet` (mixup and CutMix, random erasing, stochastic depth, AdamW, their averages if
 any) in bfloat16 at 224x224, on a mesh of all devices as `natjax train` makes it. Attention is our
 Triton kernels on the H100, and the plain implementation ("xla") on TPUs, for which there is no
@@ -41,6 +41,9 @@ All-reduces are gradients and metrics; those in loops are the same, once for eac
 accumulated batch. The one collective-permute of each step is mixup's: each device gets the images
 (uint8) that its own are mixed with, from one other device. No activation crosses devices; `make
 aot-step-check` fails if one does.
+
+Rows of before 2026-11-26 are of an older step, with the residual stream in bfloat16; it is in
+float32 now, which takes more memory: compare the rows of two days in git.
 """
 
 _HEADER = [
@@ -54,6 +57,7 @@ _HEADER = [
     "collectives",
     "TFLOP",
     "CPU s",
+    "day",
 ]
 
 
@@ -94,6 +98,7 @@ def _cells(case: StepCase, row: Row) -> list[str]:
         "; ".join(f"{kind} {_exchange(x)}" for kind, x in row.get("collectives", {}).items()),
         f"{row['flops'] / 1e12:.2f}" if "flops" in row else "",
         str(row["seconds"]) if "seconds" in row else "",
+        row["day"],
     ]
 
 

@@ -1,16 +1,16 @@
 """Multiply-adds of the segmentors, counted as in the papers.
 
-As `natjax.flops`, and: BatchNorm in evaluation is two per element, bilinear interpolation four per
-element of the result; ReLU, pooling, concatenation and addition are free. By these rules the
-published numbers of all UPerNets come out.
+As `natjax.backbones.flops`, and: BatchNorm in evaluation is two per element, bilinear interpolation
+four per element of the result; ReLU, pooling, concatenation and addition are free. By these rules
+the published numbers of all UPerNets come out.
 """
 
 from __future__ import annotations
 
 import math
 
+from natjax.backbones.flops import Size, count_flops, level_sizes
 from natjax.dense.segmentation.upernet import UPerNetConfig
-from natjax.flops import Size, count_flops, level_sizes
 
 
 def count_upernet_flops(config: UPerNetConfig, image: Size) -> int:

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 from natjax.dense.layers import ConvModule
 from natjax.dense.resize import adaptive_average_pool, resize_bilinear
 from natjax.kernels.checks import accumulation_dtype
-from natjax.layers import drop_channels
+from natjax.nn.layers import drop_channels
 
 Maps = Sequence[Float[Array, "B _Hi _Wi _Ci"]]
 

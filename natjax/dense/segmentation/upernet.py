@@ -9,12 +9,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from natjax import config as checks
+from natjax.backbones.isotropic import Isotropic, IsotropicConfig
+from natjax.backbones.nat import NAT, NATConfig
 from natjax.dense.resize import resize_bilinear
 from natjax.dense.segmentation.heads import FCNHead, UPerHead
-from natjax.isotropic import Isotropic, IsotropicConfig
 from natjax.kernels.api import Implementation
-from natjax.nat import NAT, NATConfig
+from natjax.nn import arguments
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,12 +49,12 @@ class UPerNetConfig:
                 f"{self.backbone.output_norms} and {self.backbone.num_classes}"
             )
         for name in ("num_classes", "channels"):
-            checks.check_size(name, getattr(self, name))
-        checks.check_size("auxiliary_channels", self.auxiliary_channels, at_least=0)
-        checks.check_rate("dropout", self.dropout)
+            arguments.check_size(name, getattr(self, name))
+        arguments.check_size("auxiliary_channels", self.auxiliary_channels, at_least=0)
+        arguments.check_rate("dropout", self.dropout)
         if not self.auxiliary_weight >= 0:
             raise ValueError(f"auxiliary_weight must not be negative; got {self.auxiliary_weight}")
-        scales = checks.check_sizes("pool_scales", self.pool_scales, None, "branch")
+        scales = arguments.check_sizes("pool_scales", self.pool_scales, None, "branch")
         object.__setattr__(self, "pool_scales", scales)
 
     @property
