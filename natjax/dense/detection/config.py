@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from natjax import config as checks
+from natjax.backbones.nat import NATConfig
 from natjax.dense.ops.assign import MaxIoUAssigner
-from natjax.nat import NATConfig
+from natjax.nn import arguments as checks
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,6 +43,12 @@ class SamplerConfig:
         return int(self.number * self.positive_fraction)
 
 
+# Every object gets the anchor that fits it best, and those that fit well.
+_ANCHOR_ASSIGNER = MaxIoUAssigner(
+    positive_iou=0.7, negative_iou=0.3, match_low_quality=True, lowest_iou=0.3
+)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RPNConfig:
     """The region proposal network, which finds boxes of anything.
@@ -61,9 +67,7 @@ class RPNConfig:
     scale: float = 8.0
     ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
     border: float | None = None
-    assigner: MaxIoUAssigner = MaxIoUAssigner(
-        positive_iou=0.7, negative_iou=0.3, match_low_quality=True, lowest_iou=0.3
-    )
+    assigner: MaxIoUAssigner = _ANCHOR_ASSIGNER
     sampler: SamplerConfig = SamplerConfig(number=256, positive_fraction=0.5)
     smooth_l1: float = 0.0
     training: ProposalConfig = ProposalConfig(per_level=2000, kept=1000)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import jax
@@ -12,7 +13,7 @@ from jaxtyping import Array, Bool, Float
 from natjax.dense.detection.config import BoxHeadConfig
 from natjax.dense.layers import ConvModule
 from natjax.kernels.checks import accumulation_dtype
-from natjax.layers import conv
+from natjax.nn.layers import conv
 
 BOX_BINS, MASK_BINS = 7, 14
 """Sides of the grids that the heads see of a region; a mask has twice the side of its grid."""
@@ -49,12 +50,10 @@ class BoxHead(nnx.Module):
     def __init__(self, inputs: int, num_classes: int, config: BoxHeadConfig, **options: Any):
         channels = [inputs] + [config.conv_channels] * config.convs
         self.shared_convs = nnx.List(
-            ConvModule(n, m, 3, **options) for n, m in zip(channels, channels[1:], strict=False)
+            ConvModule(n, m, 3, **options) for n, m in itertools.pairwise(channels)
         )
         sizes = [channels[-1] * BOX_BINS**2] + [config.linear_channels] * config.linears
-        self.shared_fcs = nnx.List(
-            _linear(n, m, **options) for n, m in zip(sizes, sizes[1:], strict=False)
-        )
+        self.shared_fcs = nnx.List(_linear(n, m, **options) for n, m in itertools.pairwise(sizes))
         # In full precision: losses and boxes need it.
         options["dtype"] = accumulation_dtype(jnp.dtype(options["dtype"]))
         self.fc_cls = _linear(sizes[-1], num_classes + 1, **options)
@@ -93,9 +92,7 @@ class Upsample(nnx.Module):
       **options: dtype, param_dtype and rngs.
     """
 
-    def __init__(
-        self, inputs: int, outputs: int, *, dtype: Any, param_dtype: Any, rngs: nnx.Rngs
-    ):
+    def __init__(self, inputs: int, outputs: int, *, dtype: Any, param_dtype: Any, rngs: nnx.Rngs):
         init = _uniform(4 * outputs)  # what PyTorch takes for the fan of a transposed convolution
         shape = (2, 2, inputs, outputs)
         self.kernel = nnx.Param(init(rngs.params(), shape, param_dtype))

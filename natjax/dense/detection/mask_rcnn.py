@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, Key
 
+from natjax.backbones.nat import NAT, NATConfig
 from natjax.dense.detection import losses as loss
 from natjax.dense.detection.config import MaskRCNNConfig
 from natjax.dense.detection.fpn import FPN
@@ -32,7 +33,6 @@ from natjax.dense.detection.rpn import (
 from natjax.dense.detection.targets import Regions, Truth, usable
 from natjax.dense.ops.sample import Subset, random_subset
 from natjax.kernels.api import Implementation
-from natjax.nat import NAT, NATConfig
 
 
 class Instances(NamedTuple):
@@ -152,7 +152,7 @@ class MaskRCNN(nnx.Module):
         sizes: Float[Array, "B 2"] | Int[Array, "B 2"],
         truth: Truth,
         *,
-        keys: PRNGKeyArray,
+        keys: Key[Array, "B"],
         rngs: nnx.Rngs | None = None,
         subset: Subset = random_subset,
     ) -> tuple[dict[str, Sum], dict[str, Sum]]:

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, Key
 
 from natjax.dense.detection import losses as loss
 from natjax.dense.detection.config import MaskRCNNConfig
@@ -108,7 +108,7 @@ class RoIHead(nnx.Module):
         regions: Regions,
         truth: Truth,
         sizes: Float[Array, "B 2"],
-        keys: PRNGKeyArray,
+        keys: Key[Array, "B"],
         subset: Subset,
     ) -> tuple[dict[str, Sum], dict[str, Sum]]:
         """Losses of all stages, and their accuracies, by name.

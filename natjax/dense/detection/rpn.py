@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Key
 
 from natjax.dense.detection.config import ProposalConfig, RPNConfig
 from natjax.dense.detection.losses import Sum, binary_cross_entropy, smooth_l1
@@ -17,7 +17,7 @@ from natjax.dense.ops.boxes import decode_boxes, encode_boxes
 from natjax.dense.ops.nms import nms
 from natjax.dense.ops.sample import Sampled, Subset, random_subset, sample
 from natjax.kernels.checks import accumulation_dtype
-from natjax.layers import conv
+from natjax.nn.layers import conv
 
 # Deltas of anchors are learned as they are.
 _STDS = (1.0, 1.0, 1.0, 1.0)
@@ -158,7 +158,7 @@ class RPNTargets(NamedTuple):
 
 
 def rpn_targets(
-    keys: PRNGKeyArray,
+    keys: Key[Array, "B"],
     anchors: Anchors,
     sizes: Float[Array, "B 2"],
     padded: Float[Array, "B 2"],
@@ -218,7 +218,9 @@ def rpn_losses(
     """
     positive, negative = targets.sampled
     kinds = (jnp.sum(kind, axis=1, dtype=scores.dtype) for kind in (positive, negative))
-    weight = sum((jnp.sum(jnp.maximum(kind, 1)) for kind in kinds), start=jnp.zeros_like(scores[0, 0]))
+    weight = sum(
+        (jnp.sum(jnp.maximum(kind, 1)) for kind in kinds), start=jnp.zeros_like(scores[0, 0])
+    )
     return {
         "loss_rpn_cls": (binary_cross_entropy(scores, positive, positive | negative), weight),
         "loss_rpn_bbox": (

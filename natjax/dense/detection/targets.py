@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from natjax.dense.detection.config import SamplerConfig
 from natjax.dense.ops.assign import Assignment, MaxIoUAssigner
@@ -71,7 +71,7 @@ def usable(truth: Truth) -> Truth:
 
 
 def sample_regions(
-    keys: PRNGKeyArray,
+    keys: Key[Array, "B"],
     regions: Regions,
     truth: Truth,
     assigner: MaxIoUAssigner,
