@@ -84,7 +84,7 @@ def run(state, images, truth, keys):
 
 
 def _close(a, b, tolerance=1e-5):
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=tolerance), a, b)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance), a, b)
 
 
 def _is_finite(tree):
@@ -196,7 +196,7 @@ def test_a_backbone_of_ones_own():
     model = MaskRCNN(config, Pooled(), rngs=nnx.Rngs(0))
     found = nnx.eval_shape(lambda model, images: model(images), model, _images())
     assert found.boxes.shape == (BATCH, 6, 4)
-    with pytest.raises(ValueError, match="backbone must be given where config.backbone is not"):
+    with pytest.raises(ValueError, match=r"backbone must be given where config\.backbone is not"):
         MaskRCNN(config, rngs=nnx.Rngs(0))
 
 
