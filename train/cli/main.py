@@ -21,7 +21,6 @@ from natjax.train.cluster import processes
 from natjax.train.errors import Stopped, UserError, explain
 
 
-
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (see `{self.prog} --help`)")

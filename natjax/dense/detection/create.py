@@ -14,6 +14,7 @@ from natjax.dense.detection.mask_rcnn import MaskRCNN
 from natjax.kernels.api import Implementation
 from natjax.nn.arguments import given
 from natjax.registry import find_config
+from natjax.weights.load import Weights, build_loaded
 
 
 def detector_config(name: str) -> MaskRCNNConfig:
@@ -39,9 +40,12 @@ def create_detector(
     param_dtype: Any = jnp.float32,
     remat: bool = False,
     implementation: Implementation | None = None,
-    rngs: nnx.Rngs,
+    weights: Weights | None = None,
+    drop_head: bool = False,
+    resize_rpb: bool = False,
+    rngs: nnx.Rngs | None = None,
 ) -> MaskRCNN:
-    """Make a detector with freshly drawn parameters.
+    """Make a detector, with freshly drawn parameters or with the weights of a file.
 
     ``model(images, sizes)`` finds objects with boxes, classes, scores and masks in normalised
     images ``[B, H, W, C]``, zero padded to the same size. ``model.loss(...)`` is what training
@@ -63,10 +67,18 @@ def create_detector(
       param_dtype: dtype of the parameters.
       remat: whether the backward pass recomputes each block of the backbone.
       implementation: of the attention op, as in `natjax.na2d`.
-      rngs: stream ``params`` (or the default one) draws the parameters.
+      weights: where to load all parameters from: the name of published weights,
+        ``"coco_maskrcnn"`` or ``"coco_cascade"`` (`natjax.weights.published_weights`), URL, path
+        or arrays, as for `natjax.load_weights`.
+      drop_head: draw the layers that depend on the classes instead of loading them, for another
+        ``num_classes``.
+      resize_rpb: resize loaded position biases to the model's window.
+      rngs: stream ``params`` (or the default one) draws the parameters; needed unless all of them
+        are loaded.
 
     Raises:
       ValueError: an unknown name, or an argument that breaks its rule.
+      WeightsError: the weights cannot be found or read, or do not fit.
 
     >>> import natjax
     >>> from flax import nnx
@@ -93,11 +105,21 @@ def create_detector(
         backbone=dataclasses.replace(config.backbone, **given(backbone)),
         **given(changes),
     )
-    return MaskRCNN(
-        config,
-        dtype=dtype,
-        param_dtype=param_dtype,
-        remat=remat,
-        implementation=implementation,
-        rngs=rngs,
-    )
+
+    def build(rngs: nnx.Rngs) -> MaskRCNN:
+        return MaskRCNN(
+            config,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            remat=remat,
+            implementation=implementation,
+            rngs=rngs,
+        )
+
+    if weights is not None:
+        return build_loaded(
+            build, weights, name=name, drop_head=drop_head, resize_rpb=resize_rpb, rngs=rngs
+        )
+    if rngs is None:
+        raise ValueError("rngs must be given where weights are not")
+    return build(rngs)

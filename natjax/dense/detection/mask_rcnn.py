@@ -20,6 +20,7 @@ from natjax.dense.detection import losses as loss
 from natjax.dense.detection.config import MaskRCNNConfig
 from natjax.dense.detection.fpn import FPN
 from natjax.dense.detection.losses import Sum
+from natjax.dense.detection.names import mmdet_naming, published_names
 from natjax.dense.detection.roi_head import RoIHead
 from natjax.dense.detection.rpn import (
     Anchors,
@@ -33,6 +34,8 @@ from natjax.dense.detection.rpn import (
 from natjax.dense.detection.targets import Regions, Truth, usable
 from natjax.dense.ops.sample import Subset, random_subset
 from natjax.kernels.api import Implementation
+from natjax.weights.errors import WeightsError
+from natjax.weights.names import Naming
 
 
 class Instances(NamedTuple):
@@ -100,6 +103,23 @@ class MaskRCNN(nnx.Module):
         self.neck = FPN(config.levels, config.channels, **options)
         self.rpn_head = RPNHead(config.channels, len(config.rpn.ratios), **options)
         self.roi_head = RoIHead(config, **options)
+
+    def namings(self) -> tuple[Naming, ...]:
+        """Tables of the names of its weights, for `natjax.load_weights` and `natjax.save_weights`.
+
+        Raises:
+          WeightsError: the backbone is one of one's own.
+        """
+        if not isinstance(self.config.backbone, NATConfig):
+            raise WeightsError(
+                "a detector with a backbone of one's own has no table of names; save its"
+                " flax.nnx.state"
+            )
+        return (mmdet_naming(len(self.config.stages)),)
+
+    def published_names(self) -> list[str]:
+        """Names of the published detectors that it may be."""
+        return published_names(self.config)
 
     def pyramid(
         self, images: Float[Array, "B H W I"], rngs: nnx.Rngs | None = None

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+import natjax
 from natjax.cli import main
 
 
