@@ -11,6 +11,7 @@ from flax import nnx
 
 from natjax.dense.segmentation.upernet import UPerNet, UPerNetConfig
 from natjax.kernels.api import Implementation
+from natjax.nn.arguments import given
 from natjax.registry import find_config
 
 if TYPE_CHECKING:
@@ -94,8 +95,8 @@ def create_segmentor(
     }
     config = dataclasses.replace(
         config,
-        backbone=dataclasses.replace(config.backbone, **_given(backbone)),
-        **_given({"num_classes": num_classes, "dropout": dropout}),
+        backbone=dataclasses.replace(config.backbone, **given(backbone)),
+        **given({"num_classes": num_classes, "dropout": dropout}),
     )
 
     def build(rngs: nnx.Rngs) -> UPerNet:
@@ -115,7 +116,3 @@ def create_segmentor(
     return build_loaded(
         build, weights, name=name, drop_head=drop_head, resize_rpb=resize_rpb, rngs=rngs
     )
-
-
-def _given(options: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if value is not None}
