@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from natjax.weights.names import Rule
 from natjax.weights.tables import OFFICIAL, batch_norm, conv
 
@@ -12,7 +14,10 @@ def _conv_module(theirs: str, ours: str) -> tuple[Rule, ...]:
 
 _DECODE, _AUXILIARY = "decode_head", "auxiliary_head"
 
-UPERNET = OFFICIAL.under("backbone.", "backbone.").joined(
+# Without the buffers, which ViT-RPB alone has; there is no official segmentor on it.
+_BACKBONE = dataclasses.replace(OFFICIAL, buffers=())
+
+UPERNET = _BACKBONE.under("backbone.", "backbone.").joined(
     # Their branches of pyramid pooling are the pooling, 0, and the convolution, 1.
     *_conv_module(f"{_DECODE}.psp_modules.{{i}}.1", f"{_DECODE}.psp_modules.{{i}}"),
     *_conv_module(f"{_DECODE}.bottleneck", f"{_DECODE}.bottleneck"),

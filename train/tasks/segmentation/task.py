@@ -5,7 +5,7 @@ What reads data is imported when it is used, so that steps can be compiled where
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ from natjax.train.engine.sharding import keep_rows, make_mesh
 from natjax.train.engine.task import (
     Batch,
     HostBatch,
+    InitialWeights,
     Loss,
     ParameterGroup,
     Scores,
@@ -201,6 +202,18 @@ class Segmentation(Task[SegmentationConfig]):
     def example_flops(self) -> int | None:
         """Return the multiply-adds of one crop, counted as in `natjax.model_summary`."""
         return count_flops(self.model_config, (self.config.augment.crop,) * 2)
+
+    def initial_weights(self, source: str, shapes: Mapping[str, tuple[int, ...]]) -> InitialWeights:
+        """Read weights of the whole network, or of its backbone, such as a classifier's.
+
+        Classifiers are left out where the classes differ, as is all that a classifier of images
+        has and a backbone has not, and the other way round.
+        """
+        from natjax.train.tasks.segmentation.weights import read_weights
+
+        del shapes
+        name, classes = self.config.model.name, len(self.maps.class_names)
+        return InitialWeights(*read_weights(source, name, nnx.eval_shape(self.build), classes))
 
     # The data.
 
