@@ -16,7 +16,7 @@ def add_predict(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("run", metavar="RUN", type=Path, help="run folder")
     parser.add_argument("images", metavar="IMAGE", type=Path, nargs="+", help="image files")
     parser.add_argument("--step", type=int, help="checkpoint to take (default: the newest)")
-    parser.add_argument("--weights", choices=("ema", "raw"), default="ema", help="(default: ema)")
+    parser.add_argument("--raw", action="store_true", help="the last weights, not the averaged")
     parser.add_argument("--top", type=int, default=5, help="classes shown for each image (5)")
     parser.set_defaults(command=_predict)
 
@@ -31,7 +31,7 @@ def _predict(args: argparse.Namespace) -> int:
     )
     from natjax.train.tasks.classification.task import Classification
 
-    run = load_run(args.run, step=args.step, weights=args.weights)
+    run = load_run(args.run, step=args.step, kind="raw" if args.raw else "ema")
     if not isinstance(run.task, Classification):
         raise UserError(f"predict is for classifiers, got a {type(run.task).__name__}: {args.run}")
     predictor = predictor_of(run.task, (run.params, run.statistics))

@@ -311,7 +311,7 @@ def test_predict_names_what_it_cannot_read(finished, tmp_path, capsys):
     for name in ("cut.png", "text.png", "absent.png"):
         assert f"cannot read image {tmp_path / name}: " in captured.err
     assert captured.err.count("\n") == 4
-    assert main(["predict", str(finished), str(tmp_path / "b.png"), "--weights", "raw"]) == 0
+    assert main(["predict", str(finished), str(tmp_path / "b.png"), "--raw"]) == 0
 
 
 def test_predict_refuses_an_image_that_unfolds_without_end(finished, tmp_path, capsys, monkeypatch):

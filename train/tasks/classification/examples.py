@@ -10,7 +10,7 @@ import numpy as np
 from natjax.train.cluster.processes import Host
 from natjax.train.data.datasets import Source
 from natjax.train.data.images import add_border, decode, to_pixels
-from natjax.train.data.pipeline import Batch, test_dataset, train_dataset
+from natjax.train.data.pipeline import Batch, Batches, test_batches, train_dataset
 from natjax.train.data.readable import Readable
 from natjax.train.tasks.classification.augment.crop import evaluation_view
 from natjax.train.tasks.classification.augment.pipeline import TrainTransform
@@ -70,7 +70,7 @@ def train_images(
 
 def test_images(
     source: Source, spec: LabelledImages, data: ImagesConfig, *, batch_size: int, host: Host
-) -> grain.MapDataset:
+) -> Batches:
     """Return batches that hold every held-out image once, in order, with a mask.
 
     What cannot be read is masked, and named.
@@ -78,7 +78,7 @@ def test_images(
     Args:
       source: The records.
       spec: How to decode.
-      data: The view of evaluation.
+      data: The view of evaluation, and how many threads and workers.
       batch_size: Images a batch, over all hosts.
       host: Which rows this process makes.
     """
@@ -92,7 +92,7 @@ def test_images(
         pixels = to_pixels(evaluation_view(add_border(record["image"], spec.border), data))
         return _example(pixels, record)
 
-    return test_dataset(len(source), example, batch_size=batch_size, host=host)
+    return test_batches(len(source), example, data, batch_size=batch_size, host=host)
 
 
 def input_stages(

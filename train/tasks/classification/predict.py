@@ -12,15 +12,13 @@ from jaxtyping import Float
 from PIL import Image, ImageOps
 from rich.table import Table
 
-from natjax.train.data.images import Pixels, add_border, to_pixels, with_channels
+from natjax.train.data.images import Pixels, add_border, open_image, to_pixels, with_channels
 from natjax.train.errors import UserError
 from natjax.train.tasks.classification.augment.crop import evaluation_view
 from natjax.train.tasks.classification.config import ImagesConfig
 from natjax.train.tasks.classification.datasets.registry import LabelledImages
 from natjax.train.tasks.classification.task import Classification
 
-# Pillow hands Encapsulated PostScript to an interpreter of programs; a picture should not be one.
-_REFUSED_FORMATS = {"EPS"}
 _AT_ONCE = 64
 
 
@@ -67,13 +65,11 @@ def read_image(path: Path, spec: LabelledImages, data: ImagesConfig) -> Pixels:
     Raises:
       UserError: the file is no image, is damaged, or would unfold to an unreasonable size.
     """
-    Image.init()
-    formats = [name for name in Image.OPEN if name not in _REFUSED_FORMATS]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=formats) as image:
+            with open_image(path.read_bytes()) as image:
                 upright = ImageOps.exif_transpose(image)
                 decoded = add_border(with_channels(upright, spec.channels), spec.border)
                 return to_pixels(evaluation_view(decoded, data))
