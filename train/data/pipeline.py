@@ -62,6 +62,19 @@ class Batches:
         return read(self.dataset, self.config)
 
 
+@dataclasses.dataclass(frozen=True)
+class _MaskedRow:
+    """Makes a row by its place; a class, as worker processes receive it pickled."""
+
+    count: int
+    example: Callable[[int], Batch]
+
+    def __call__(self, place: int) -> Batch:
+        found = self.example(min(place, self.count - 1))
+        counts = found.get("mask", True) and place < self.count
+        return found | {"mask": np.bool_(counts), "id": np.int32(place)}
+
+
 def test_batches(
     count: int,
     example: Callable[[int], Batch],
@@ -84,13 +97,7 @@ def test_batches(
       host: Which rows this process makes.
     """
     padded = -(-count // batch_size) * batch_size
-
-    def row(index: int) -> Batch:
-        found = example(min(index, count - 1))
-        counts = found.get("mask", True) and index < count
-        return found | {"mask": np.bool_(counts), "id": np.int32(index)}
-
-    rows = grain.MapDataset.range(padded).map(row)
+    rows = grain.MapDataset.range(padded).map(_MaskedRow(count, example))
     return Batches(rows.batch(batch_size // host.count)[host.index :: host.count], config)
 
 

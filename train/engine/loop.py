@@ -68,7 +68,7 @@ def train(task: Task[Any], path: Path, settings: dict[str, Any] | None = None) -
         # Before anything is written, and only where it is needed.
         fresh = not list_steps(RunFolder(path).checkpoints)
         initial = read_initial(trainer) if fresh else None
-        with open_run_folder(path, settings, config.MAY_CHANGE) as folder:
+        with open_run_folder(path, settings, config.CONTINUING) as folder:
             results, pictures = _train(trainer, folder, settings, initial)
             processes.wait("end of the run")
     tell_end(trainer, folder, results, pictures, time.monotonic() - began)
@@ -156,7 +156,9 @@ class _Run:
             end_together(),  # before workers and checkpoints are waited for
         ):
             for step in range(done + 1, self._total + 1):
-                batch = put_batch(next(batches), trainer.compiled.batch)
+                with self._log.throughput.waiting():
+                    rows = next(batches)
+                batch = put_batch(rows, trainer.compiled.batch)
                 trace.before_step()
                 state, scalars = trainer.compiled.train(state, batch)
                 trace.after_step(step, scalars)

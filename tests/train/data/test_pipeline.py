@@ -110,7 +110,7 @@ def test_evaluation_is_never_far_ahead_of_what_was_taken(threads):
 
     def example(index):
         made.append(index)
-        return {"index": np.int32(index)}
+        return {"index": np.array(index)}
 
     data = DataConfig(name="numbers", threads=threads)
     with closed(iter(test_batches(100_000, example, data, batch_size=8, host=Host()))) as batches:

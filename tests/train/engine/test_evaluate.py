@@ -1,12 +1,14 @@
 """Several sets of weights are evaluated on the same batches, whose threads then end."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from natjax.train.config.settings import MeshConfig
+from natjax.train.config.settings import MeshConfig, RunConfig
 from natjax.train.engine.compile import CompiledEvaluation
 from natjax.train.engine.evaluate import evaluate
 from natjax.train.engine.sharding import batch_sharding, make_mesh
+from natjax.train.engine.task import Scores, Task
 
 
 class Batches:
@@ -36,11 +38,14 @@ class Collector:
         self.seen.append(int(measured["id"][0]))
 
     def result(self):
-        return self.seen
+        return Scores(values={"seen": len(self.seen)}, primary="seen", detail=self.seen)
 
 
-class FakeTask:
-    evaluator = Collector
+class Numbers(Task[RunConfig]):
+    """Nothing but an evaluator."""
+
+    init = loss = predict = train_size = train_batches = eval_batches = None
+    evaluator = staticmethod(Collector)
 
 
 def compiled(measure):
@@ -51,11 +56,10 @@ def compiled(measure):
 def test_all_weights_see_the_same_batches_which_are_read_once():
     batches = Batches()
     measure = compiled(lambda params, statistics, batch: {"id": batch["id"] * params["factor"]})
-    weights = {"raw": ({"factor": 1}, {}), "ema": ({"factor": 10}, {})}
-    assert evaluate(FakeTask(), measure, weights, batches) == {
-        "raw": [1, 2, 3],
-        "ema": [10, 20, 30],
-    }
+    weights = {"raw": ({"factor": jnp.array(1)}, {}), "ema": ({"factor": jnp.array(10)}, {})}
+    found = evaluate(Numbers(RunConfig()), measure, weights, batches)
+    assert found["raw"].detail == [1, 2, 3]
+    assert found["ema"].detail == [10, 20, 30]
     assert (batches.read, batches.closed) == (3, 1)
 
 
@@ -65,5 +69,5 @@ def test_batches_end_with_an_evaluation_that_fails():
 
     batches = Batches()
     with pytest.raises(ValueError, match="no memory"):
-        evaluate(FakeTask(), compiled(fails), {"raw": ({}, {})}, batches)
+        evaluate(Numbers(RunConfig()), compiled(fails), {"raw": ({}, {})}, batches)
     assert (batches.read, batches.closed) == (1, 1)

@@ -83,7 +83,7 @@ def open_weights_task(
     arrays, report = fit_arrays(state, model_shapes(config))
     family = NAT if isinstance(config, NATConfig) else Isotropic
     how = preprocessing(name)
-    reading = {"threads": min(_MAX_THREADS, os.process_cpu_count() or 1)} | settings.pop("data", {})
+    reading = {"threads": min(_MAX_THREADS, os.cpu_count() or 1)} | settings.pop("data", {})
     task = Classification(
         ClassificationConfig(
             model=ModelConfig(name=name),

@@ -36,6 +36,30 @@ class TrainExample:
         return _example(self.transform(image, rng), record)
 
 
+@dataclasses.dataclass(frozen=True)
+class HeldOutExample:
+    """Makes the held-out example of an index; picklable too.
+
+    Attributes:
+      records: All of them.
+      border: Of the data set.
+      data: The view of evaluation.
+    """
+
+    records: Readable
+    border: float
+    data: ImagesConfig
+
+    def __call__(self, index: int) -> Batch:
+        """Return ``image`` and ``label``, and a False ``mask`` where the image cannot be read."""
+        record = self.records.get(index)
+        if record is None:
+            side = (self.data.image_size, self.data.image_size, self.records.channels)
+            return _example(np.zeros(side, np.uint8), {"label": 0}) | {"mask": np.bool_(False)}
+        view = evaluation_view(add_border(record["image"], self.border), self.data)
+        return _example(to_pixels(view), record)
+
+
 def train_example(spec: LabelledImages, data: ImagesConfig, augment: AugmentConfig) -> TrainExample:
     """Return what makes training examples, as far as they are made on the host."""
     transform = TrainTransform(augment=augment, data=data, mean=spec.mean)
@@ -83,15 +107,7 @@ def test_images(
       host: Which rows this process makes.
     """
     records = Readable(source, spec.channels, spec.test_split)
-
-    def example(index: int) -> Batch:
-        record = records.get(index)
-        if record is None:
-            side = (data.image_size, data.image_size, spec.channels)
-            return _example(np.zeros(side, np.uint8), {"label": 0}) | {"mask": np.bool_(False)}
-        pixels = to_pixels(evaluation_view(add_border(record["image"], spec.border), data))
-        return _example(pixels, record)
-
+    example = HeldOutExample(records, spec.border, data)
     return test_batches(len(source), example, data, batch_size=batch_size, host=host)
 
 
