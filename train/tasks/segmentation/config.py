@@ -3,6 +3,7 @@
 import dataclasses
 from typing import ClassVar
 
+from natjax.train.config.continuing import FIXED, FREE, Rules
 from natjax.train.config.rules import require
 from natjax.train.config.settings import (
     DataConfig,
@@ -66,11 +67,13 @@ class SegmentationConfig(RunConfig):
       augment: Random changes of the training images.
     """
 
-    MAY_CHANGE: ClassVar[frozenset[str]] = RunConfig.MAY_CHANGE | {
-        "data.window",
-        "data.stride",
-        "data.scales",
-        "data.flip",
+    # How evaluation sees images may change: it is said, as scores before and after differ.
+    CONTINUING: ClassVar[Rules] = RunConfig.CONTINUING | {
+        "augment": FIXED,
+        "data.window": FREE,
+        "data.stride": FREE,
+        "data.scales": FREE,
+        "data.flip": FREE,
     }
 
     data: LabelMapsConfig = LabelMapsConfig()

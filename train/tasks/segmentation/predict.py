@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from rich.table import Table
 
-from natjax.train.data.images import Pixels, read_upright
+from natjax.train.data.images import Pixels, read_upright, to_pixels
 from natjax.train.errors import UserError
 from natjax.train.tasks.segmentation.examples import view_at_scales
 from natjax.train.tasks.segmentation.pictures import plot_overlay
@@ -36,7 +36,7 @@ def predict_files(
     jitted, failures = jax.jit(task.predict), []
     for path, target in zip(paths, _targets(paths, out), strict=True):
         try:
-            pixels = read_upright(path, 3)
+            pixels = to_pixels(read_upright(path, 3))
         except UserError as error:
             failures.append(error)
             continue

@@ -223,6 +223,12 @@ class Segmentation(Task[SegmentationConfig]):
 
         return readable(self.maps.open("train"), self.maps, "training")
 
+    @functools.cached_property
+    def _held_out(self) -> "Readable":
+        from natjax.train.tasks.segmentation.examples import readable
+
+        return readable(self.maps.open("val"), self.maps, "held-out")
+
     def train_size(self) -> int:
         """Return the number of training images."""
         return len(self._train_records)
@@ -244,14 +250,13 @@ class Segmentation(Task[SegmentationConfig]):
 
     def eval_batches(self, host: Host) -> Iterable[HostBatch]:
         """Return batches of all held-out images, each of images of one size."""
-        from natjax.train.tasks.segmentation.examples import eval_batches, readable
+        from natjax.train.tasks.segmentation.examples import eval_batches
 
         config = self.config
-        records = readable(self.maps.open("val"), self.maps, "held-out")
         return eval_batches(
-            records,
+            self._held_out,
             config.augment,
-            config.data.scales,
+            config.data,
             batch_size=config.batch_size,
             devices=make_mesh(config.mesh).size,
             host=host,
@@ -262,6 +267,16 @@ class Segmentation(Task[SegmentationConfig]):
     def evaluator(self) -> SegmentationEvaluator:
         """Return what adds up an evaluation."""
         return SegmentationEvaluator(len(self.maps.class_names))
+
+    def unread(self, scores: Scores) -> int:
+        """Return how many held-out images an evaluation left out."""
+        return len(self._held_out) - int(scores.values["images"])
+
+    def details(self, scores: Scores) -> Any:
+        """Return the table of classes."""
+        from natjax.train.tasks.segmentation.scores import class_table
+
+        return class_table(scores.detail, self.maps.class_names)
 
     def describe(self) -> list[tuple[str, str]]:
         """Return the lines of model and data."""
