@@ -10,7 +10,7 @@ import abc
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -25,7 +25,7 @@ from natjax.train.reporting.metrics import Panel, Quantity
 Batch = dict[str, jax.Array]
 HostBatch = dict[str, np.ndarray]
 # What a sum is divided by; a number where it is known before the program runs.
-Weight = jax.Array | float
+Weight = jax.Array | float | int
 # A quantity to log: a sum and its weight, or a plain value, whose weight is 1.
 Scalar = jax.Array | tuple[jax.Array, Weight]
 
@@ -104,6 +104,7 @@ class Scores:
         return value if self.larger_is_better else -value
 
 
+@runtime_checkable
 class Evaluator(Protocol):
     """Adds up, on the host, what is measured of the batches of a split."""
 
