@@ -11,7 +11,7 @@ from natjax.train.cluster.processes import Host
 from natjax.train.data.datasets import Source
 from natjax.train.data.images import add_border, decode, to_pixels
 from natjax.train.data.pipeline import Batch, Batches, test_batches, train_dataset
-from natjax.train.data.readable import Readable
+from natjax.train.data.readable import DecodeImage, Readable
 from natjax.train.tasks.classification.augment.crop import evaluation_view
 from natjax.train.tasks.classification.augment.pipeline import TrainTransform
 from natjax.train.tasks.classification.config import AugmentConfig, ImagesConfig
@@ -42,11 +42,13 @@ class HeldOutExample:
 
     Attributes:
       records: All of them.
+      channels: Of the data set.
       border: Of the data set.
       data: The view of evaluation.
     """
 
     records: Readable
+    channels: int
     border: float
     data: ImagesConfig
 
@@ -54,7 +56,7 @@ class HeldOutExample:
         """Return ``image`` and ``label``, and a False ``mask`` where the image cannot be read."""
         record = self.records.get(index)
         if record is None:
-            side = (self.data.image_size, self.data.image_size, self.records.channels)
+            side = (self.data.image_size, self.data.image_size, self.channels)
             return _example(np.zeros(side, np.uint8), {"label": 0}) | {"mask": np.bool_(False)}
         view = evaluation_view(add_border(record["image"], self.border), self.data)
         return _example(to_pixels(view), record)
@@ -87,7 +89,7 @@ def train_images(
       batch_size: Images a step, over all hosts.
       host: Which rows this process makes.
     """
-    records = Readable(source, spec.channels, spec.train_split)
+    records = Readable(source, DecodeImage(spec.channels), spec.train_split)
     example = train_example(spec, data, augment)
     return train_dataset(records, example, seed=seed, batch_size=batch_size, host=host)
 
@@ -106,8 +108,8 @@ def test_images(
       batch_size: Images a batch, over all hosts.
       host: Which rows this process makes.
     """
-    records = Readable(source, spec.channels, spec.test_split)
-    example = HeldOutExample(records, spec.border, data)
+    records = Readable(source, DecodeImage(spec.channels), spec.test_split)
+    example = HeldOutExample(records, spec.channels, spec.border, data)
     return test_batches(len(source), example, data, batch_size=batch_size, host=host)
 
 
