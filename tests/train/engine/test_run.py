@@ -224,9 +224,10 @@ def test_a_run_goes_on_with_settings_that_leave_its_result_and_says_so(copy, fin
         "log_every: 4 -> 2\n",
         "eval_every: 16 -> 8\n",
         "steps: 24 -> 32 (from here on the learning rate is that of a run of the new length)",
+        "data.prepared_dir: ",
     ):
         assert f"Continuing {copy} with {told}" in out
-    assert out.count("Continuing") == 5
+    assert out.count("Continuing") == 6
     assert "after step 24/32" in out
     lines, before = metrics(copy), metrics(finished)
     assert lines[: len(before)] == before
