@@ -3,7 +3,8 @@
 Usage: python -m two_processes PROCESS PROCESSES PORT RUN
 
 Trains; then process 0 spoils the newest checkpoint, and all train again; then with other settings,
-which the folder does not allow; then evaluates together. Exit codes go to standard output as the last line.
+which the folder does not allow; then evaluates together. Exit codes go to standard output as the
+last line.
 """
 
 import sys

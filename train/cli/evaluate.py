@@ -253,12 +253,17 @@ def evaluate_weights(
 
 
 def _make_mesh(how: How) -> "Mesh":
+    import jax
+
     from natjax.train.config.settings import MeshConfig
     from natjax.train.engine.sharding import make_mesh, request_devices
 
     devices = how.devices
     require("--devices", devices, devices is None or devices > 0, "positive")
     request_devices(MeshConfig(data=devices))
+    count = jax.device_count()
+    fits = devices is None or devices <= count
+    require("--devices", devices, fits, f"at most the {count} there are")
     return make_mesh(MeshConfig(data=devices))
 
 

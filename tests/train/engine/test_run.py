@@ -224,9 +224,10 @@ def test_a_run_goes_on_with_settings_that_leave_its_result_and_says_so(copy, fin
         "log_every: 4 -> 2\n",
         "eval_every: 16 -> 8\n",
         "steps: 24 -> 32 (from here on the learning rate is that of a run of the new length)",
+        "data.prepared_dir: ",
     ):
         assert f"Continuing {copy} with {told}" in out
-    assert out.count("Continuing") == 5
+    assert out.count("Continuing") == 6
     assert "after step 24/32" in out
     lines, before = metrics(copy), metrics(finished)
     assert lines[: len(before)] == before
@@ -250,11 +251,20 @@ def test_two_processes_cannot_share_a_folder(copy, capsys):
     assert "is in use by another run" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("what", ["", "[1]", '{"color": 1}', '{"data": {}}'])
-def test_a_configuration_that_cannot_be_read(copy, capsys, what):
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("", "config.json cannot be read"),
+        ("[1]", "config.json must hold a table of settings, got list"),
+        ('{"seed": 1}', "is a run of the task None, but known is classification"),
+        ('{"task": "classification", "color": 1}', "config.json cannot be read: unknown setting"),
+        ('{"task": "classification", "data": {}}', "config.json cannot be read"),
+    ],
+)
+def test_a_configuration_that_cannot_be_read(copy, capsys, what, message):
     (copy / "config.json").write_text(what)
     assert main(["eval", str(copy)]) == 2
-    assert "config.json cannot be read" in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("no_pictures")

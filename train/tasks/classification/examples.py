@@ -42,11 +42,13 @@ class HeldOutExample:
 
     Attributes:
       records: All of them.
+      channels: Of the data set.
       border: Of the data set.
       data: The view of evaluation.
     """
 
     records: Readable
+    channels: int
     border: float
     data: ImagesConfig
 
@@ -54,7 +56,7 @@ class HeldOutExample:
         """Return ``image`` and ``label``, and a False ``mask`` where the image cannot be read."""
         record = self.records.get(index)
         if record is None:
-            side = (self.data.image_size, self.data.image_size, self.records.channels)
+            side = (self.data.image_size, self.data.image_size, self.channels)
             return _example(np.zeros(side, np.uint8), {"label": 0}) | {"mask": np.bool_(False)}
         view = evaluation_view(add_border(record["image"], self.border), self.data)
         return _example(to_pixels(view), record)
@@ -107,7 +109,7 @@ def test_images(
       host: Which rows this process makes.
     """
     records = Readable(source, DecodeImage(spec.channels), spec.test_split)
-    example = HeldOutExample(records, spec.border, data)
+    example = HeldOutExample(records, spec.channels, spec.border, data)
     return test_batches(len(source), example, data, batch_size=batch_size, host=host)
 
 

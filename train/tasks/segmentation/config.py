@@ -3,7 +3,7 @@
 import dataclasses
 from typing import ClassVar
 
-from natjax.train.config.continuing import FIXED, FREE, Rules
+from natjax.train.config.continuing import FIXED, Rule, Rules
 from natjax.train.config.rules import require
 from natjax.train.config.settings import (
     DataConfig,
@@ -12,6 +12,8 @@ from natjax.train.config.settings import (
     check_data,
     check_model,
 )
+
+_SCORES = Rule(accepted=True, effect="scores before and after are not comparable")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,13 +69,13 @@ class SegmentationConfig(RunConfig):
       augment: Random changes of the training images.
     """
 
-    # How evaluation sees images may change: it is said, as scores before and after differ.
-    CONTINUING: ClassVar[Rules] = RunConfig.CONTINUING | {
+    CONTINUING: ClassVar[Rules] = {
+        **RunConfig.CONTINUING,
+        "data.window": _SCORES,
+        "data.stride": _SCORES,
+        "data.scales": _SCORES,
+        "data.flip": _SCORES,
         "augment": FIXED,
-        "data.window": FREE,
-        "data.stride": FREE,
-        "data.scales": FREE,
-        "data.flip": FREE,
     }
 
     data: LabelMapsConfig = LabelMapsConfig()

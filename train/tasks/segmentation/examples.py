@@ -9,10 +9,11 @@ import grain
 import numpy as np
 
 from natjax.train.cluster.processes import Host
+from natjax.train.config.settings import DataConfig
 from natjax.train.data.pipeline import Batch, Batches
 from natjax.train.data.readable import Readable
 from natjax.train.tasks.segmentation.augment import augment
-from natjax.train.tasks.segmentation.config import AugmentConfig, LabelMapsConfig
+from natjax.train.tasks.segmentation.config import AugmentConfig
 from natjax.train.tasks.segmentation.datasets.registry import LabelMaps, PairSource
 from natjax.train.tasks.segmentation.pairs import decode_pair, encoded_size
 from natjax.train.tasks.segmentation.transforms import (
@@ -127,7 +128,8 @@ def view_at_scales(image: np.ndarray, how: AugmentConfig, scales: Sequence[float
 def eval_batches(
     records: Readable,
     how: AugmentConfig,
-    data: LabelMapsConfig,
+    scales: tuple[float, ...],
+    reading: DataConfig,
     *,
     batch_size: int,
     devices: int,
@@ -141,7 +143,8 @@ def eval_batches(
     Args:
       records: The images.
       how: The frame that evaluation fits images into.
-      data: Scales, and how images are read.
+      scales: Factors of the frame.
+      reading: How many threads and workers.
       batch_size: Rows of a batch, over all hosts, where all images are of one size.
       devices: Rows of a batch where they are not.
       host: Which rows this process makes.
@@ -156,8 +159,8 @@ def eval_batches(
             chosen = indices[start : start + count]
             rows.append((*chosen, *[None] * (count - len(chosen))))
             sizes.append(size)
-    batches = EvalBatches(records, tuple(rows), tuple(sizes), how, data.scales, host)
-    return Batches(grain.MapDataset.source(batches), data)
+    batches = EvalBatches(records, tuple(rows), tuple(sizes), how, scales, host)
+    return Batches(grain.MapDataset.source(batches), reading)
 
 
 def _sizes(records: Readable) -> list[Size]:

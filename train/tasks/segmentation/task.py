@@ -256,6 +256,7 @@ class Segmentation(Task[SegmentationConfig]):
         return eval_batches(
             self._held_out,
             config.augment,
+            config.data.scales,
             config.data,
             batch_size=config.batch_size,
             devices=make_mesh(config.mesh).size,

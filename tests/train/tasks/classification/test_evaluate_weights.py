@@ -186,6 +186,7 @@ def test_damaged_photos_are_named_and_not_counted(weights, folder, tmp_path, cap
         ),
         ("eval --weights {weights} --data.dir {folder} --batch-size 0", "--batch-size must be"),
         ("eval --weights {weights} --data.dir {folder} --devices 0", "--devices must be positive"),
+        ("eval --weights {weights} --data.dir {folder} --devices 9", "at most the 8 there are"),
         ("eval --weights {weights} --data.dir nested", "must hold files, got nested/a/deeper"),
         ("eval --weights {weights} --data.dir outer", r"2 classes, the weights know 3.*outer/val"),
     ],
