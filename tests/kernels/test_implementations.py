@@ -380,27 +380,6 @@ def test_every_kind_of_mesh_axes(function, in_context, kind, on_cpu_mesh, mesh_o
         np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("function", [fused, unfused])
-def test_direct_jitted_vmapped_and_sharded_calls_are_equal_to_the_bit(
-    function, on_cpu_mesh, mesh_of
-):
-    """What wraps a backend changes where its work is done, and nothing of it."""
-    run, arrays = function(SPLIT, on_cpu_mesh), SPLIT.arrays()
-    expected = run(arrays)
-    rows = {k: x if k == "rpb" else x[:, None] for k, x in arrays.items()}
-    in_axes = ({k: None if k == "rpb" else 0 for k in arrays},)
-    mesh = mesh_of((4, 2), ("data", "model"), AxisType.Explicit)
-    placed = {k: jax.device_put(x, NamedSharding(mesh, SPECS[k])) for k, x in arrays.items()}
-    calls = {
-        "jitted": jax.jit(run)(arrays),
-        "vmapped": [x[:, 0] for x in jax.vmap(run, in_axes=in_axes)(rows)],
-        "sharded": jax.jit(run)(placed),
-    }
-    for name, actual in calls.items():
-        for x, y in zip(actual, expected, strict=True):
-            np.testing.assert_array_equal(np.asarray(x), np.asarray(y), err_msg=name)
-
-
 @pytest.mark.oldest
 @pytest.mark.parametrize("batch", [8, 6, 3, 0])
 def test_knowing_the_mesh_changes_nothing(batch, on_cpu_mesh, mesh_of):
