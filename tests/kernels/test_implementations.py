@@ -21,7 +21,7 @@ from natjax.kernels import registry
 from natjax.kernels.tuning import problems
 from natjax.kernels.tuning.problems import Problem
 
-OTHERS = [name for name in registry.names() if name != "reference"]
+OTHERS = [*(name for name in registry.names() if name != "reference"), "toy"]
 
 # What quick tests run: each feature once. The goldens have many more for all but "pallas_triton",
 # whose kernels take seconds each interpreted.
@@ -46,8 +46,8 @@ ALSO_QUICK = (
 
 def is_quick(problem, name, dtype="float32"):
     """float32 is what kernels for GPUs take; where there is float64, it says more."""
-    if name == "pallas_triton":
-        return problem.name in QUICK
+    if name in ("pallas_triton", "toy"):
+        return dtype == "float32" and problem.name in QUICK
     return dtype == "float64" and problem.name in QUICK + ALSO_QUICK
 
 
@@ -62,7 +62,7 @@ def marks(is_quick):
         for p in edges.EDGES
         for x in OTHERS
         for y in ("float32", "float64")
-        if (x, y) != ("pallas_triton", "float64")
+        if y == "float32" or x not in ("pallas_triton", "toy")
     ],
 )
 def test_fused_agrees_with_the_reference(problem, dtype, name, interpreted, x64):
