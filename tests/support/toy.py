@@ -45,15 +45,15 @@ def pairs(kernel, call):
         tokens = tile.tokens(rows)[0][:, None], tile.tokens(columns)[0][None]
         return [jnp.where(tile.is_neighbor(rows, columns), x, plan.num_tokens) for x in tokens]
 
-    numbers = jnp.arange(plan.num_tiles), jnp.arange(plan.num_chunks)
+    numbers = (jnp.arange(n, dtype=jnp.int32) for n in (plan.num_tiles, plan.num_chunks))
     return jax.vmap(jax.vmap(block, (None, 0)), (0, None))(*numbers)
 
 
 def logits(kernel, call, q, k, table):
     """``[B, N, queries, keys]``, with what a table adds in units of log2(e)."""
     rows, columns = pairs(kernel, call)
-    values = table[0][:, table[1]] if table else jnp.zeros((1, *rows.shape))
-    penalty = jnp.full((len(values), q.shape[1] + 1, q.shape[1] + 1), HIDDEN)
+    values = table[0][:, table[1]] if table else jnp.zeros((1, *rows.shape), jnp.float32)
+    penalty = jnp.full((len(values), q.shape[1] + 1, q.shape[1] + 1), HIDDEN, jnp.float32)
     penalty = penalty.at[:, rows, columns].set(values)[:, :-1, :-1]
     penalty = (penalty.swapaxes(1, 2) if kernel == "dkeyvalue" else penalty)[None]
     unit = 1.0 if kernel == "qk" else LOG2_E
@@ -88,7 +88,7 @@ def gradients(kernel, call, q, k, v, do, lse, delta, *table):
         dk = call.scale * product("bnqk,bqnd->bknd", dz, q)
         return to_keys(dk, k), to_keys(product("bnqk,bqnd->bknd", probs, do), v)
     blocks = jnp.pad(dz.sum(0), ((0, 0), (0, 1), (0, 1)))[:, *pairs(kernel, call)]
-    return (jnp.zeros(table[0].shape).at[:, kinds].add(blocks),)
+    return (jnp.zeros_like(table[0]).at[:, kinds].add(blocks),)
 
 
 def unfused(kernel, call, x, y, *table):
@@ -100,6 +100,7 @@ def unfused(kernel, call, x, y, *table):
     weights = jnp.where(visible[None, :, None], x, 0).swapaxes(1, 2)
     dense = jnp.zeros((*weights.shape[:3], len(keys)), x.dtype).at[window].add(weights)
     if kernel == "av":
-        return (product("bnqk,bknd->bqnd", dense, heads(y, x)).astype(x.dtype),)
-    out = product("bnqk,bqnd->bknd", dense, y)
+        out = call.scale * product("bnqk,bknd->bqnd", dense, heads(y, x))
+        return (out.astype(x.dtype),)
+    out = call.scale * product("bnqk,bqnd->bknd", dense, y)
     return (to_keys(out, y[:, :, : max(1, y.shape[2] // call.groups)]),)
