@@ -6,6 +6,8 @@ import operator
 from collections.abc import Sequence
 from typing import Any
 
+from natjax.kernels import dispatch
+
 
 def check_size(name: str, value: Any, *, at_least: int = 1) -> int:
     """Return an integer that is large enough.
@@ -54,3 +56,16 @@ def check_heads(dim: int, num_heads: int) -> None:
     """
     if dim % num_heads:
         raise ValueError(f"channels must be a multiple of num_heads; got {dim} and {num_heads}")
+
+
+def check_implementation(name: str | None) -> str | None:
+    """Return the name of an implementation of the ops that there is, or None for the best.
+
+    Raises:
+      ValueError: there is none of that name.
+    """
+    if name is not None and name not in dispatch.available():
+        raise ValueError(
+            f"implementation must be None or one of {dispatch.available()}; got {name!r}"
+        )
+    return name

@@ -8,10 +8,10 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
+from natjax.nn.position_bias import resize_rpb
 from natjax.weights.errors import WeightsError
 from natjax.weights.layouts import Shape
 from natjax.weights.naming import Binding
-from natjax.weights.resize import resize_rpb
 from natjax.weights.state_dict import StateDict
 
 _SHOWN = 20
