@@ -34,7 +34,7 @@ import jax.numpy as jnp
 import natjax
 from benchmarks.gpu import functions, plan, report, suite, timing, torch_worker
 from benchmarks.gpu.plan import MODES, VARIANTS
-from natjax.kernels.problems import Problem
+from natjax.kernels.tuning.problems import Problem
 
 type Key = tuple[Problem, plan.Variant, plan.Mode]
 

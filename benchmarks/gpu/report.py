@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.gpu.plan import MODES, VARIANTS, Mode, moved_bytes, useful_flops
-from natjax.kernels.problems import Problem
+from natjax.kernels.tuning.problems import Problem
 
 type Row = dict[str, Any]
 

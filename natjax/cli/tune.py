@@ -14,8 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from natjax.kernels.problems import Problem
-    from natjax.kernels.tune import Result
+    from natjax.kernels.tuning.problems import Problem
+    from natjax.kernels.tuning.search import Result
+
+# The backend whose kernels are measured.
+_BACKEND = "pallas_triton"
 
 _EPILOG = """\
 Each kernel is timed alone with many block sizes, warps and stages, which takes minutes a problem.
@@ -82,14 +85,16 @@ def _positive(text: str) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command; returns the exit code."""
-    from natjax.kernels import configs, device, tune
+    from natjax.kernels import device
+    from natjax.kernels.tuning import search, tables
 
     found = 0
     try:
-        tune.require_gpu()
-        path = configs.table_path(device.kind(), _folder(args.output))
-        results = tune.tune(
+        search.require_gpu()
+        path = tables.path_of(_BACKEND, device.kind(), _folder(args.output))
+        results = search.tune(
             _problems(args),
+            backend=_BACKEND,
             dtype=args.dtype,
             ops=args.ops,
             limit=args.candidates,
@@ -115,10 +120,11 @@ def run(args: argparse.Namespace) -> int:
 
 def _folder(output: Path | None) -> Path:
     """The folder to write to, which is there and can be written."""
-    from natjax.kernels import configs, device
+    from natjax.kernels import device
+    from natjax.kernels.tuning import tables
 
-    chosen = output or Path(os.environ.get(configs.FOLDER) or configs.TUNED)
-    if chosen == configs.TUNED and device.is_interpreted():
+    chosen = output or Path(os.environ.get(tables.FOLDER) or tables.TUNED)
+    if chosen == tables.TUNED and device.is_interpreted():
         raise ValueError("timings of interpreted kernels are for tests alone; give --output DIR")
     try:
         chosen.mkdir(parents=True, exist_ok=True)
@@ -127,15 +133,15 @@ def _folder(output: Path | None) -> Path:
     except OSError as error:
         raise ValueError(
             f"{chosen} cannot be written ({error.strerror}); choose a folder by --output DIR, and "
-            f"set the environment variable {configs.FOLDER}=DIR for natjax to find the table there"
+            f"set the environment variable {tables.FOLDER}=DIR for natjax to find the table there"
         ) from error
 
 
 def _problems(args: argparse.Namespace) -> list[Problem]:
     """The problems asked for; checked, since measuring takes long."""
-    from natjax.kernels import problems
+    from natjax.kernels.tuning import problems
 
-    known = (*problems.NAT_TINY, *problems.NAT_BASE, *problems.DINAT_TINY, *problems.EDGES)
+    known = (*problems.NAT_TINY, *problems.NAT_BASE, *problems.DINAT_TINY)
     chosen = [_own_problem(args)] if args.shape or args.kernel_size else []
     for pattern in args.problems or ([] if chosen else ["nat_tiny-*", "dinat_tiny-*"]):
         matches = [x for x in known if fnmatch.fnmatchcase(x.name, pattern)]
@@ -147,7 +153,7 @@ def _problems(args: argparse.Namespace) -> list[Problem]:
 
 
 def _own_problem(args: argparse.Namespace) -> Problem:
-    from natjax.kernels.problems import Problem
+    from natjax.kernels.tuning.problems import Problem
 
     if args.shape is None or args.kernel_size is None:
         raise ValueError("--shape and --kernel-size must be given together; got one of them")
@@ -193,7 +199,7 @@ def _store(path: Path, result: Result) -> None:
     import jax
 
     import natjax
-    from natjax.kernels import configs
+    from natjax.kernels.tuning import tables
 
     assert result.config is not None
     suggested = result.suggested_seconds
@@ -207,7 +213,7 @@ def _store(path: Path, result: Result) -> None:
         "jax": jax.__version__,
         "natjax": natjax.__version__,
     }
-    configs.update_table(path, result.shape.key, result.kernel, result.config, measured)
+    tables.update(path, result.spec.key, result.kernel, result.config, measured)
 
 
 def _tell(text: str, end: str = "\n") -> None:

@@ -1,7 +1,7 @@
-"""Maps at other sizes: bilinear interpolation and adaptive average pooling, as in PyTorch.
+"""Maps at other sizes: interpolation, bilinear and nearest, and adaptive pooling, as in PyTorch.
 
-Both are products with small matrices, one an axis, so their gradients are products too: nothing is
-scattered, and results do not depend on the order of additions.
+All are products with small matrices, one an axis, or copies of rows and columns, so their gradients
+are products and sums: nothing is scattered, and results do not depend on the order of additions.
 """
 
 from __future__ import annotations
@@ -44,6 +44,44 @@ def resize_bilinear(
     shape = (x.shape[0], height, width, x.shape[3])
     exact = x.astype(accumulation_dtype(x.dtype))
     return jax.image.resize(exact, shape, "linear", antialias=False).astype(x.dtype)
+
+
+def resize_nearest(
+    x: Float[Array, "B H W C"], size: int | Sequence[int]
+) -> Float[Array, "B H2 W2 C"]:
+    """Repeat or drop rows and columns.
+
+    As ``torch.nn.functional.interpolate(mode="nearest")``: entry ``i`` of ``m`` along an axis of
+    ``n`` is entry ``floor(i * n / m)``.
+
+    Args:
+      x: a map.
+      size: new height and width, or both at once.
+
+    Raises:
+      ValueError: a size that is not positive.
+
+    >>> import jax.numpy as jnp
+    >>> resize_nearest(jnp.array([0.0, 4.0]).reshape(1, 1, 2, 1), (1, 3)).ravel().tolist()
+    [0.0, 0.0, 4.0]
+    """
+    for axis, length in enumerate(axis_ints("size", size, 2), start=1):
+        x = _nearest(x, axis, length)
+    return x
+
+
+def _nearest(x: Array, axis: int, length: int) -> Array:
+    old = x.shape[axis]
+    if length in (2 * old, 2 * old - 1):  # what halves to ``old``, rounded up: all entries twice
+        twice = jnp.stack([x, x], axis=axis + 1)
+        twice = twice.reshape(*x.shape[:axis], 2 * old, *x.shape[axis + 1 :])
+        return jax.lax.slice_in_dim(twice, 0, length, axis=axis)
+    source = np.arange(length) * old // length
+    if np.array_equal(source, np.arange(old)):
+        return x
+    chosen = jnp.asarray(source[:, None] == np.arange(old), x.dtype)
+    moved = jnp.tensordot(x, chosen, axes=(axis, 1), precision=jax.lax.Precision.HIGHEST)
+    return jnp.moveaxis(moved, -1, axis)
 
 
 def adaptive_average_pool(

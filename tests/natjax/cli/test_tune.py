@@ -12,11 +12,13 @@ import pytest
 
 import natjax
 from natjax.cli import main
-from natjax.kernels import configs, dispatch, tune
+from natjax.kernels import registry
+from natjax.kernels.backends.pallas_triton.config import KernelConfig
+from natjax.kernels.tuning import search, tables
 
 pytestmark = [
     pytest.mark.skipif(
-        "triton" not in dispatch.available(), reason="the kernels that are tuned are not there"
+        "pallas_triton" not in registry.names(), reason="the kernels that are tuned are not there"
     ),
 ]
 
@@ -27,7 +29,7 @@ TINY = "tune --shape 9 --kernel-size 3 --batch 1 --heads 1 --head-dim 8 --no-bia
 def _alone(monkeypatch):
     monkeypatch.setenv("NATJAX_INTERPRET", "1")
     monkeypatch.delenv("NATJAX_TUNED", raising=False)
-    monkeypatch.setattr(tune, "_MOST_RUNS", 1)
+    monkeypatch.setattr(search, "_MOST_RUNS", 1)
 
 
 def test_a_table_that_ops_then_use(tmp_path, capsys, monkeypatch):
@@ -36,15 +38,17 @@ def test_a_table_that_ops_then_use(tmp_path, capsys, monkeypatch):
     captured = capsys.readouterr()
     assert captured.out == ""
     lines = captured.err.splitlines()
-    assert lines[0] == f"measuring on interpreted, for {folder / 'interpreted.json'}"
+    assert (
+        lines[0] == f"measuring on interpreted, for {folder / 'pallas_triton' / 'interpreted.json'}"
+    )
     assert [line.split()[:2] for line in lines[1:-1]] == [
         ["9", "forward"],
         ["9", "dquery"],
         ["9", "dkeyvalue"],
     ]
     assert re.search(r"us, suggested .* us; tile 16, chunk 16, \d warps, \d stages; ", lines[1])
-    (path,) = folder.iterdir()
-    ((key, entry),) = configs.read_table(path).items()
+    (path,) = folder.glob("*/*.json")
+    ((key, entry),) = tables.read(path, KernelConfig).items()
     assert set(entry) == {"forward", "dquery", "dkeyvalue"}
     measured = json.loads(path.read_text())["measured"][key]["forward"]
     assert measured["jax"] == jax.__version__
@@ -69,7 +73,7 @@ def test_a_table_that_ops_then_use(tmp_path, capsys, monkeypatch):
         ("--batch 0", "argument --batch: must be a whole number of 1 or more; got '0'"),
         ("--dtype float64", "invalid choice: 'float64'"),
         ("nat_tinny-*", "PROBLEM must match one of nat_tiny-stage1-d1.*got 'nat_tinny-.'"),
-        ("2d-stride --ops qk", "stride must be 1 for the ops qk and av"),
+        ("--shape 9 --kernel-size 3 --stride 2 --ops qk", "stride must be 1 for the ops qk and av"),
     ],
 )
 def test_wrong_use_is_one_line_and_exit_code_2(words, message, tmp_path, capsys):
@@ -84,9 +88,9 @@ def test_a_folder_that_cannot_be_written(tmp_path, capsys, monkeypatch):
     """As natjax's own is where it was installed for all users."""
     file = tmp_path / "file"
     file.write_text("")
-    monkeypatch.setattr(configs, "TUNED", file / "tuned")
+    monkeypatch.setattr(tables, "TUNED", file / "tuned")
     monkeypatch.delenv("NATJAX_INTERPRET")
-    monkeypatch.setattr(tune, "require_gpu", lambda: None)
+    monkeypatch.setattr(search, "require_gpu", lambda: None)
     assert main(TINY.split()) == 2
     error = capsys.readouterr().err
     assert re.search(r"tuned cannot be written \(.*\); choose a folder by --output DIR", error)
@@ -100,11 +104,13 @@ def test_interpreted_timings_never_go_to_natjax_itself(capsys):
 
 def test_the_users_folder_is_the_default(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("NATJAX_TUNED", str(tmp_path))
-    (tmp_path / "interpreted.json").write_text("{}")
+    path = tmp_path / "pallas_triton" / "interpreted.json"
+    path.parent.mkdir()
+    path.write_text("{}")
     # And a table that is none is left alone.
     assert main(TINY.split()) == 2
     assert "must hold an object as 'configs'" in capsys.readouterr().err
-    assert (tmp_path / "interpreted.json").read_text() == "{}"
+    assert path.read_text() == "{}"
 
 
 def test_without_a_gpu(monkeypatch, capsys):
@@ -132,9 +138,9 @@ def test_an_interruption_keeps_what_was_found(tmp_path):
             if " forward ... " in line:  # comes when that is done
                 process.send_signal(signal.SIGINT)
     assert process.returncode == 130
-    path = tmp_path / "interpreted.json"
+    path = tmp_path / "pallas_triton" / "interpreted.json"
     assert lines[-1] == f"natjax: interrupted; {path} keeps the settings of 1 kernels\n"
-    ((_, entry),) = configs.read_table(path).items()
+    ((_, entry),) = tables.read(path, KernelConfig).items()
     assert list(entry) == ["forward"]
 
 
@@ -142,7 +148,7 @@ def test_nothing_that_works(tmp_path, monkeypatch, capsys):
     def fail(lowered):
         raise RuntimeError("no")
 
-    monkeypatch.setattr(tune, "_compile", fail)
+    monkeypatch.setattr(search, "_compile", fail)
     assert main([*TINY.split(), "--output", str(tmp_path)]) == 1
     error = capsys.readouterr().err
     assert "nothing works; 0 candidates, skipped: " in error
