@@ -6,7 +6,7 @@ import operator
 from collections.abc import Sequence
 from typing import Any
 
-from natjax.kernels import dispatch
+from natjax.kernels import registry
 
 
 def check_size(name: str, value: Any, *, at_least: int = 1) -> int:
@@ -64,8 +64,4 @@ def check_implementation(name: str | None) -> str | None:
     Raises:
       ValueError: there is none of that name.
     """
-    if name is not None and name not in dispatch.available():
-        raise ValueError(
-            f"implementation must be None or one of {dispatch.available()}; got {name!r}"
-        )
-    return name
+    return name if name is None else registry.canonical(name)
