@@ -24,7 +24,6 @@ exit codes:
   130  Ctrl-C: after the step, with all saved; a second one stops at once
   143  SIGTERM (preemption): after the step, with all saved
 After 130 and 143 the same command continues, to the bit on the same devices."""
-_CONVERT_MODULES = {"safetensors"}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -65,8 +64,7 @@ def _fail(message: str, code: int) -> int:
 def _missing_module(error: ModuleNotFoundError) -> int:
     if (error.name or "").startswith("natjax"):
         raise error
-    extra = "convert" if error.name in _CONVERT_MODULES else "train"
-    return _fail(f"{error.name} is missing; install it with: pip install 'natjax[{extra}]'", 2)
+    return _fail(f"{error.name} is missing; install it with: pip install 'natjax[train]'", 2)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,9 +1,10 @@
 """Weights of published models: found, read, renamed, written.
 
-`load_weights`, `save_weights` and `convert_weights` are the way in. A file goes through
-`natjax.weights.files` (what is in it), `natjax.weights.state_dict` (whose names these are),
-`natjax.weights.fit` (how they lie beside a model) and `natjax.weights.load`. The names themselves
-are tables, in `natjax.weights.tables`; the published files, in `natjax.weights.published`.
+`load_weights`, `save_weights` and `convert_weights` are the way in. What weights are called becomes
+a file in `published` (by way of `download`); `files` reads it, within the budget of `source`, and
+`torchfile` the part of it that is a program; `state_dict` finds the weights in it and says whose
+names they have; `report` lays them beside a model, and `load` fills it. The names are tables, in
+`tables`, made of what `names` has.
 """
 
 import importlib
@@ -12,17 +13,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from natjax.weights.convert import convert_weights as convert_weights
     from natjax.weights.errors import WeightsError as WeightsError
-    from natjax.weights.fit import MismatchError as MismatchError
     from natjax.weights.load import load_weights as load_weights
     from natjax.weights.published import PUBLISHED as PUBLISHED
     from natjax.weights.published import published_weights as published_weights
     from natjax.weights.report import LoadReport as LoadReport
+    from natjax.weights.report import MismatchError as MismatchError
     from natjax.weights.save import save_weights as save_weights
 
 _HOME = {
     "convert_weights": "convert",
     "WeightsError": "errors",
-    "MismatchError": "fit",
+    "MismatchError": "report",
     "load_weights": "load",
     "PUBLISHED": "published",
     "published_weights": "published",

@@ -21,7 +21,6 @@ import pytest
 from natjax.weights import download as module
 from natjax.weights.download import cache_folder, cached_path, download
 from natjax.weights.errors import WeightsError
-from natjax.weights.progress import ProgressBar, describe_progress
 from natjax.weights.transport import _Redirects, check_url
 
 CONTENT = bytes(range(256)) * 400  # 102,400 bytes

@@ -8,12 +8,11 @@ bytes with another. Layout: PKWARE, "APPNOTE.TXT - .ZIP File Format Specificatio
 import struct
 import zlib
 from dataclasses import dataclass
-from io import BufferedIOBase
 
 import numpy as np
 
 from natjax.weights.errors import show
-from natjax.weights.source import Source
+from natjax.weights.source import VALUE, Source
 
 _END = struct.Struct("<4s4H2LH")
 _END64_PLACE = struct.Struct("<4sLQL")
@@ -21,12 +20,12 @@ _END64 = struct.Struct("<4sQ2H2L4Q")
 _CENTRAL = struct.Struct("<4s6H3L5H2L")
 _LOCAL = struct.Struct("<4s5H3L2H")
 _LONGEST_COMMENT = 2**16 - 1
-_MOST_ENTRIES = 100_000
+_LISTED = 768  # bytes that an entry of the directory takes as an object, with its name
 _FULL16, _FULL32 = 2**16 - 1, 2**32 - 1
 _ENCRYPTED = 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
     """A file in an archive.
 
@@ -49,20 +48,19 @@ class Archive:
     """An archive with its directory read and checked.
 
     Args:
-      file: Open file.
-      source: The same, for messages and its size (`Source.left`).
+      source: The file, from its beginning.
+
+    Attributes:
+      entries: What it holds, by name.
     """
 
-    def __init__(self, file: BufferedIOBase, source: Source):
-        self._file = file
+    def __init__(self, source: Source):
         self._source = source
-        self._size = source.left
         self.entries = self._read_directory()
 
     def read(self, entry: Entry) -> np.ndarray:
         """Return the bytes of an entry, a uint8 array, after comparing their checksum."""
-        data = np.empty(entry.size, np.uint8)
-        self._at(entry.start, entry.size).fill(data)
+        data = self._at(entry.start, entry.size).array(entry.size)
         if zlib.crc32(data) != entry.crc:
             raise self._source.error(
                 f"the checksum of {show(entry.name)} is wrong, so the file is damaged; download it"
@@ -71,20 +69,15 @@ class Archive:
         return data
 
     def _at(self, start: int, size: int) -> Source:
-        if start + size > self._size:
+        if start + size > self._source.size:
             raise self._source.error(
-                f"the file must have {start + size} bytes by its own directory, got {self._size};"
-                " it is cut off or damaged, download it again"
+                f"the file must have {start + size} bytes by its own directory, got"
+                f" {self._source.size}; it is cut off or damaged, download it again"
             )
-        self._file.seek(start)
-        return Source(self._file, self._source.path, size)
+        return self._source.at(start, size)
 
     def _read_directory(self) -> dict[str, Entry]:
         count, size, start = self._find_directory()
-        if count > _MOST_ENTRIES:
-            raise self._source.error(
-                f"an archive must have at most {_MOST_ENTRIES} entries: {count}"
-            )
         directory = self._at(start, size)
         listed = [self._read_entry(directory) for _ in range(count)]
         entries: dict[str, Entry] = {}
@@ -104,8 +97,8 @@ class Archive:
 
     def _find_directory(self) -> tuple[int, int, int]:
         """Number of entries, size and place of the directory, from the record at the file's end."""
-        length = min(self._size, _END.size + _LONGEST_COMMENT)
-        tail = self._at(self._size - length, length).read(length)
+        length = min(self._source.size, _END.size + _LONGEST_COMMENT)
+        tail = self._at(self._source.size - length, length).read(length)
         place = tail.rfind(b"PK\5\6")
         if place < 0 or place + _END.size > length:
             raise self._source.error(
@@ -114,7 +107,7 @@ class Archive:
         _, disk, first_disk, _, count, size, start, comment = _END.unpack_from(tail, place)
         if place + _END.size + comment != length or disk != first_disk:
             raise self._source.error("the archive's last record is damaged; download it again")
-        place += self._size - length
+        place += self._source.size - length
         if _FULL16 in (disk, count) or _FULL32 in (size, start):
             count, size, start, place = self._find_directory64(place)
         if start + size > place:
@@ -134,6 +127,7 @@ class Archive:
 
     def _read_entry(self, directory: Source) -> Entry:
         """Read one record of the directory."""
+        self._source.charge(_LISTED)
         fields = _CENTRAL.unpack(directory.read(_CENTRAL.size))
         signature, _, _, flags, method, _, _, crc, stored, size, *rest = fields
         name_length, extra_length, comment_length, _, _, _, header = rest
@@ -156,12 +150,14 @@ class Archive:
 
     def _wide(self, extra: bytes, *values: int) -> list[int]:
         """Replace the values that fill 32 bits by those in the 64-bit extra field."""
-        wide = b""
-        while len(extra) >= 4:
-            kind, length = struct.unpack_from("<HH", extra)
+        wide, place = b"", 0
+        while place + 4 <= len(extra):
+            self._source.charge(VALUE)
+            kind, length = struct.unpack_from("<HH", extra, place)
+            place += 4
             if kind == 1:
-                wide = extra[4 : 4 + length]
-            extra = extra[4 + length :]
+                wide = extra[place : place + length]
+            place += length
         result = []
         for value in values:
             if value == _FULL32:

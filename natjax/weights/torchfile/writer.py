@@ -23,6 +23,7 @@ _STORAGES = {
     "float16": "HalfStorage",
     "bfloat16": "BFloat16Storage",
     "int64": "LongStorage",
+    "int32": "IntStorage",
 }
 _FOLDER = "archive"
 

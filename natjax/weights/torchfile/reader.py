@@ -1,71 +1,46 @@
-"""Reader of PyTorch's ``.pth`` files, zipped or not, without PyTorch and without executing them."""
+"""Reader of PyTorch's files: an archive or the older format, the content, and its storages."""
 
-import io
-import os
 import sys
-from io import BufferedIOBase
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from natjax.weights.errors import WeightsError, show
-from natjax.weights.formats import open_weights
+from natjax.weights.errors import show
 from natjax.weights.source import Source
-from natjax.weights.torch_pickle import read_pickle
-from natjax.weights.torch_tensors import STORAGE_DTYPES, Storages
-from natjax.weights.torch_zip import Archive, Entry
+from natjax.weights.torchfile.archive import Archive, Entry
+from natjax.weights.torchfile.machine import read_pickle
+from natjax.weights.torchfile.tensors import STORAGE_DTYPES, Storages
 
 # What the format without zip begins with, and its one version.
 _MAGIC = 0x1950A86A20F9469CFC6C
 _VERSION = 1001
-_LARGEST_PICKLE = 2**27
 
 
-def read_torch(path: str | os.PathLike[str], *, lenient: bool = False) -> Any:
+def read_torch(source: Source) -> Any:
     """Read a file written by `torch.save`.
 
     Nothing in the file is executed: its pickle is read by a machine that knows tensors, dicts,
-    lists, tuples, strings, numbers, True, False and None. Sizes are checked against the file before
-    memory is taken, so reading needs about the memory of the file. Tensors that share values in the
-    file share them here, and so cannot be written to.
+    lists, tuples, strings, numbers, True, False and None. Whatever else the file names, such as the
+    ``argparse.Namespace`` of a training checkpoint, is not built: a `Skipped` with the name stands
+    there. Tensors that share values in the file share them here, and so cannot be written to.
 
     Args:
-      path: The file.
-      lenient: Leave out everything else, such as the ``argparse.Namespace`` of a training
-        checkpoint: a `Skipped` that carries its name stands there instead.
+      source: The file, at its beginning.
 
     Returns:
       What was saved. Tensors and parameters are NumPy arrays, bfloat16 and float8 by `ml_dtypes`;
       an OrderedDict is a dict.
 
     Raises:
-      WeightsError: the file is no such file, is damaged, or holds something else.
+      WeightsError: the file is no such file, is damaged, or asks for more than its share.
     """
-    with open_weights(path) as (file, size, kind):
-        if kind != "torch":
-            raise WeightsError(f"{path}: the file must be of torch.save, got {kind}")
-        return read_open(file, Path(path), size, lenient=lenient)
+    zipped = source.at(0, source.size).read(2) == b"PK"
+    return _read_zip(source) if zipped else _read_legacy(source.at(0, source.size))
 
 
-def read_open(file: BufferedIOBase, path: Path, size: int, *, lenient: bool) -> Any:
-    """As `read_torch`, from an open file of known size.
-
-    Args:
-      file: The file, at its beginning.
-      path: Its name.
-      size: Its size in bytes.
-      lenient: As for `read_torch`.
-    """
-    zipped = file.read(2) == b"PK"
-    file.seek(0)
-    source = Source(file, path, size)
-    return (_read_zip if zipped else _read_legacy)(file, source, lenient)
-
-
-def _read_zip(file: BufferedIOBase, source: Source, lenient: bool) -> Any:
+def _read_zip(source: Source) -> Any:
     """An archive: ``NAME/data.pkl``, ``NAME/byteorder``, and one ``NAME/data/KEY`` a storage."""
-    archive = Archive(file, source)
+    archive = Archive(source)
     entry = _main_entry(archive, source)
     folder = entry.name.removesuffix("data.pkl")
     swap = _byte_order(archive, folder, source) != sys.byteorder
@@ -79,15 +54,14 @@ def _read_zip(file: BufferedIOBase, source: Source, lenient: bool) -> Any:
                 f"storage {show(key)} must have {size} bytes as declared, got {stored.size}"
             )
         data = archive.read(stored)
-        _check_bools(data, kind, source)
         return _swapped(data, kind, source) if swap else data
 
-    if entry.size > _LARGEST_PICKLE:
-        raise source.error(f"data.pkl must have at most {_LARGEST_PICKLE} bytes, got {entry.size}")
-    pickled = Source(io.BytesIO(archive.read(entry).tobytes()), source.path, entry.size)
-    content = read_pickle(pickled, Storages(fetch, source.error), lenient=lenient)
+    pickled = source.of(archive.read(entry))
+    storages = Storages(source, fetch)
+    content = read_pickle(pickled, storages)
     if pickled.left:
         raise source.error(f"data.pkl must end with its pickle, got {pickled.left} more bytes")
+    storages.check_truths()
     return content
 
 
@@ -119,24 +93,26 @@ def _swapped(data: np.ndarray, kind: str, source: Source) -> np.ndarray:
     dtype = STORAGE_DTYPES[kind]
     # Halves of a complex number are values of their own.
     width = dtype.itemsize // 2 if dtype.kind == "c" else dtype.itemsize
+    source.charge(data.size)
     return data.view(f"u{width}").byteswap().view(np.uint8)
 
 
-def _read_legacy(file: BufferedIOBase, source: Source, lenient: bool) -> Any:
+def _read_legacy(source: Source) -> Any:
     """The format without zip: magic number, version, system, content, storage keys (five pickles),
     then for each key the number of elements and the values, little-endian.
     """
     buffers = _Buffers(source)
-    storages = Storages(buffers.fetch, source.error)
-    magic, version, _ = (read_pickle(source, storages, lenient=False) for _ in range(3))
+    storages = Storages(source, buffers.fetch)
+    magic, version, _ = (read_pickle(source, storages) for _ in range(3))
     if [type(magic), type(version)] != [int, int] or (magic, version) != (_MAGIC, _VERSION):
         raise source.error(
             f"a file of torch.save must be of version {_VERSION}, got {show(version)}"
         )
-    content = read_pickle(source, storages, lenient=lenient)
-    buffers.fill(read_pickle(source, storages, lenient=False))
+    content = read_pickle(source, storages)
+    buffers.fill(read_pickle(source, storages))
     if source.left:
         raise source.error(f"the file must end after its storages, got {source.left} more bytes")
+    storages.check_truths()
     return content
 
 
@@ -153,7 +129,7 @@ class _Buffers:
         if size > self._left:
             raise self._source.cut_off(size)
         self._left -= size
-        self._made[key] = np.empty(size, np.uint8), kind
+        self._made[key] = self._source.empty(size), kind
         return self._made[key][0]
 
     def fill(self, keys: Any) -> None:
@@ -172,10 +148,3 @@ class _Buffers:
                     f" elements of {STORAGE_DTYPES[kind]}"
                 )
             self._source.fill(data)
-            _check_bools(data, kind, self._source)
-
-
-def _check_bools(data: np.ndarray, kind: str, source: Source) -> None:
-    """NumPy's bool is undefined for other bytes."""
-    if STORAGE_DTYPES[kind] == np.bool_ and np.any(data > 1):
-        raise source.error("values of a torch.BoolStorage must be 0 or 1; the file is damaged")

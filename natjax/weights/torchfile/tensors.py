@@ -12,7 +12,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from natjax.weights.errors import WeightsError, show
+from natjax.weights.errors import show
+from natjax.weights.source import Source
 
 _MOST_AXES = 16
 _LARGEST = 2**62  # bytes; keeps shapes of no elements within what NumPy can describe
@@ -61,7 +62,7 @@ STORAGE_DTYPES = {f"torch.{name}": DTYPES[f"torch.{kind}"] for name, kind in _ST
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Skipped:
     """What stands in a file's content for an object that was not built.
 
@@ -72,7 +73,7 @@ class Skipped:
     name: str
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class Storage(Skipped):
     """Values that tensors share.
 
@@ -89,108 +90,155 @@ class Storages:
     """The storages of one file, each made once.
 
     Args:
+      source: The file.
       fetch: Gives the uint8 array of a storage from its key, its size in bytes and its type, such
-        as ``torch.FloatStorage``.
-      error: Makes an error that names the file.
+        as ``torch.FloatStorage``; it may be filled later, but before `check_truths`.
     """
 
-    def __init__(
-        self,
-        fetch: Callable[[str, int, str], np.ndarray],
-        error: Callable[[str], WeightsError],
-    ):
+    def __init__(self, source: Source, fetch: Callable[[str, int, str], np.ndarray]):
+        self._source = source
         self._fetch = fetch
-        self._error = error
         self._made: dict[str, Storage] = {}
+        self._truths: dict[int, np.ndarray] = {}
 
-    def get(self, identity: Any, lenient: bool) -> Skipped:
-        """Return the storage that a persistent id names.
+    def get(self, identity: Any) -> Skipped:
+        """Return the storage that a persistent id names; a stand-in where it names something else.
 
         Args:
           identity: ``("storage", type, key, device, elements)``; the format without zip adds a
             view, None or ``(key, first element, elements)``.
-          lenient: Whether other ids and unknown types give a stand-in.
         """
-        # Types first: a comparison with what happens to be an array would be one too.
-        match identity:
+        # Types first: an array from the file matches a pattern of a sequence, and compares as one.
+        match identity if type(identity) is tuple else ():
             case (str(kind), Skipped(name), str(key), str(), int(count), *view) if (
                 kind == "storage" and len(view) < 2
             ):
                 pass
-            case (str(kind), *_) if lenient and kind != "storage":
+            case (str(kind), *_) if kind != "storage":
                 return Skipped(kind)
             case _:
-                raise self._error(f"a persistent id must name a storage, got {show(identity)}")
+                raise self._source.error(
+                    f"a persistent id must name a storage, got {show(identity)}"
+                )
         if name not in STORAGE_DTYPES:
-            if lenient:
-                return Skipped(name)
-            raise self._error(f"a storage must be of a known type, got {show(name)}")
+            return Skipped(name)
         storage = self._whole(name, key, count)
         return self._view(storage, view[0]) if view and view[0] is not None else storage
 
     def _whole(self, name: str, key: str, count: int) -> Storage:
         dtype = STORAGE_DTYPES[name]
-        size = _nonnegative(count, f"the size of storage {show(key)}", self._error) * dtype.itemsize
+        what = f"the size of storage {show(key)}"
+        size = check_nonnegative(count, what, self._source) * dtype.itemsize
         known = self._made.get(key)
         if known is None:
             known = Storage(name, dtype, self._fetch(key, size, name))
             self._made[key] = known
         if known.name != name or known.data.size != size:
-            raise self._error(
+            raise self._source.error(
                 f"storage {show(key)} must be the same wherever it is named, got {known.data.size}"
                 f" bytes of {known.name} and {size} of {name}"
             )
         return known
 
     def _view(self, whole: Storage, view: Any) -> Storage:
-        match view:
+        match view if type(view) is tuple else ():
             case (str(), int(first), int(count)) if first >= 0 and count >= 0:
                 pass
             case _:
-                raise self._error(f"a view must be (key, start, size), got {show(view)}")
+                raise self._source.error(f"a view must be (key, start, size), got {show(view)}")
         start, end = (n * whole.dtype.itemsize for n in (first, first + count))
         if end > whole.data.size:
-            raise self._error(
+            raise self._source.error(
                 f"a view must end within its storage of {whole.data.size} bytes, got {end}"
             )
         return Storage(whole.name, whole.dtype, whole.data[start:end])
 
+    def tensor(
+        self, storage: Storage, dtype: np.dtype, offset: Any, shape: Any, strides: Any
+    ) -> np.ndarray:
+        """Return a tensor as a read-only view of its storage.
 
-def view_tensor(
-    storage: Storage,
+        Args:
+          storage: The bytes.
+          dtype: Type of the elements.
+          offset: First element, counted from the start of the storage.
+          shape: Sizes, a tuple of ints.
+          strides: Steps along each axis, in elements; a tuple of ints.
+        """
+        if dtype == np.bool_:
+            self._truths[id(storage.data)] = storage.data
+        _check_layout(
+            storage.data.size // dtype.itemsize, dtype, offset, shape, strides, self._source
+        )
+        return _view_array(storage.data, dtype, offset, shape, strides)
+
+    def check_truths(self) -> None:
+        """Refuse other bytes than 0 and 1 where bools are: NumPy's bool is undefined for them.
+
+        Whole storages are looked at, each once, when all are filled.
+        """
+        for data in self._truths.values():
+            self._source.charge(data.size)
+            if np.any(data > 1):
+                raise self._source.error("truth values must be 0 or 1; the file is damaged")
+
+
+def _check_layout(
+    held: int,
     dtype: np.dtype,
     offset: Any,
     shape: Any,
     strides: Any,
-    error: Callable[[str], WeightsError],
-) -> np.ndarray:
-    """Return a tensor as a read-only view of its storage.
-
-    Args:
-      storage: The bytes.
-      dtype: Type of the elements.
-      offset: First element, counted from the start of the storage.
-      shape: Sizes, a tuple of ints.
-      strides: Steps along each axis, in elements; a tuple of ints.
-      error: Makes an error that names the file.
-    """
-    _nonnegative(offset, "the offset of a tensor", error)
+    source: Source,
+) -> None:
+    """Refuse whatever is no layout, or reaches beyond a storage of `held` elements."""
+    check_nonnegative(offset, "the offset of a tensor", source)
     for what, values in (("shape", shape), ("strides", strides)):
         if not isinstance(values, tuple) or len(values) > _MOST_AXES:
-            raise error(
+            raise source.error(
                 f"a tensor must have {what} for up to {_MOST_AXES} axes, got {show(values)}"
             )
         for value in values:
-            _nonnegative(value, f"every entry of a tensor's {what}", error)
+            check_nonnegative(value, f"every entry of a tensor's {what}", source)
     if len(shape) != len(strides):
-        raise error(f"shape {show(shape)} must have as many axes as strides {show(strides)}")
-    _check_bounds(storage.data.size // dtype.itemsize, dtype, offset, shape, strides, error)
+        raise source.error(f"shape {show(shape)} must have as many axes as strides {show(strides)}")
+    _check_bounds(held, dtype, offset, shape, strides, source)
+
+
+def _check_bounds(
+    held: int,
+    dtype: np.dtype,
+    offset: int,
+    shape: tuple[int, ...],
+    strides: tuple[int, ...],
+    source: Source,
+) -> None:
+    """Every element within the storage, and no more elements than it holds (strides can be 0)."""
+    count = math.prod(shape)
+    # An axis of one element takes no step, whatever its stride says; an empty tensor takes none.
+    steps = ((size - 1) * step for size, step in zip(shape, strides, strict=True) if size > 1)
+    end = offset + sum(steps) + 1 if count else offset
+    sizes = math.prod(max(size, 1) for size in shape) * dtype.itemsize
+    if max(end, count) > held or sizes > _LARGEST:
+        raise source.error(
+            f"a tensor of shape {show(shape)}, strides {show(strides)} and offset {show(offset)}"
+            f" must lie within its storage of {held} elements"
+        )
+
+
+def _view_array(
+    data: np.ndarray,
+    dtype: np.dtype,
+    offset: int,
+    shape: tuple[int, ...],
+    strides: tuple[int, ...],
+) -> np.ndarray:
     if math.prod(shape) == 0:
         return np.empty(shape, dtype)
     array = np.ndarray(
         shape,
         dtype,
-        buffer=storage.data,
+        buffer=data,
         offset=offset * dtype.itemsize,
         # The step of an axis of one element may be anything, so that is left unused.
         strides=tuple(
@@ -202,28 +250,17 @@ def view_tensor(
     return array
 
 
-def _check_bounds(
-    held: int,
-    dtype: np.dtype,
-    offset: int,
-    shape: tuple[int, ...],
-    strides: tuple[int, ...],
-    error: Callable[[str], WeightsError],
-) -> None:
-    """Every element within the storage, and no more elements than it holds (strides can be 0)."""
-    count = math.prod(shape)
-    # An axis of one element takes no step, whatever its stride says; an empty tensor takes none.
-    steps = ((size - 1) * step for size, step in zip(shape, strides, strict=True) if size > 1)
-    end = offset + sum(steps) + 1 if count else offset
-    sizes = math.prod(max(size, 1) for size in shape) * dtype.itemsize
-    if max(end, count) > held or sizes > _LARGEST:
-        raise error(
-            f"a tensor of shape {show(shape)}, strides {show(strides)} and offset {show(offset)}"
-            f" must lie within its storage of {held} elements"
-        )
+def check_nonnegative(value: Any, what: str, source: Source) -> int:
+    """Return an integer of at least 0.
 
+    Args:
+      value: Of the file.
+      what: What it says, for the message.
+      source: The file.
 
-def _nonnegative(value: Any, what: str, error: Callable[[str], WeightsError]) -> int:
+    Raises:
+      WeightsError: it is something else.
+    """
     if type(value) is not int or value < 0:  # a bool is no number here
-        raise error(f"{what} must be an integer of at least 0, got {show(value)}")
+        raise source.error(f"{what} must be an integer of at least 0, got {show(value)}")
     return value
