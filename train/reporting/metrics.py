@@ -1,11 +1,12 @@
 """Metrics of a run: a JSON object a line, and always what an uninterrupted run would have written.
 
 Kinds of lines: ``{"kind": "train", "step", "epoch", "loss", ...}``, means over the steps since the
-line before, and ``{"kind": "eval", "step", "epoch", "weights": "raw" | "ema", "images", "loss",
-"top1", "top5"}``. Steps are counted from 1: step n is the state after n updates, and ``epoch`` the
-passes over the training images in them. Only ``images_per_second`` and ``mfu`` depend on the clock.
+line before, and ``{"kind": "eval", "step", "epoch", "weights": "raw" | "ema", ...}`` with the
+scores of the task. Steps are counted from 1: step n is the state after n updates, and ``epoch`` the
+passes over the training examples in them. Only ``..._per_second`` and ``mfu`` depend on the clock.
 """
 
+import dataclasses
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +15,38 @@ from typing import Any
 from natjax.train.files import write_whole
 
 Line = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Quantity:
+    """How a number is shown.
+
+    Attributes:
+      title: What to call it.
+      format: Python's format, such as ``".2%"``.
+    """
+
+    title: str
+    format: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Panel:
+    """A picture of learning curves.
+
+    Attributes:
+      title: Its heading.
+      training: Name in the lines of training, if any.
+      score: Name in the lines of evaluation, if any.
+      training_title: What to call the curve of training.
+      percent: Whether the numbers are shares.
+    """
+
+    title: str
+    training: str | None = None
+    score: str | None = None
+    training_title: str = "training"
+    percent: bool = False
 
 
 def read_metrics(path: Path) -> Iterator[Line]:

@@ -2,12 +2,13 @@
 
 import importlib
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from natjax.train.errors import UserError
 from natjax.train.reporting.metrics import Line, read_metrics
 
-_LABELS = ("kind", "step", "weights", "images")
+_LABELS = ("kind", "step", "weights")
 
 
 def require_tensorboard() -> None:
@@ -27,13 +28,14 @@ def require_tensorboard() -> None:
 class TensorBoard:
     """Writes lines of metrics as scalars named such as ``train/loss`` and ``eval_ema/top1``.
 
-    Args of the constructor: the folder, which is written anew, and the metrics so far. So no step
-    is there twice, or after the one from which a run goes on.
+    Args of the constructor: the folder, which is written anew, the metrics so far, and names of
+    what is no curve. So no step is there twice, or after the one from which a run goes on.
     """
 
-    def __init__(self, folder: Path, metrics: Path):
+    def __init__(self, folder: Path, metrics: Path, leave_out: Sequence[str] = ()):
         from tensorboardX import SummaryWriter
 
+        self._leave_out = {*_LABELS, *leave_out}
         if folder.exists():
             shutil.rmtree(folder)
         self._writer = SummaryWriter(str(folder), write_to_disk=True)
@@ -49,7 +51,7 @@ class TensorBoard:
     def _add(self, line: Line) -> None:
         group = "_".join(str(line[name]) for name in ("kind", "weights") if name in line)
         for name, value in line.items():
-            if name not in _LABELS and value is not None:
+            if name not in self._leave_out and value is not None:
                 self._writer.add_scalar(f"{group}/{name}", value, line["step"])
 
     def close(self) -> None:
