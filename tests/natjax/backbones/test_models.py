@@ -380,7 +380,7 @@ def test_windows_change_with_their_config(build):
     assert model.blocks()[0].attn.rpb.shape[1:] == (5, 5)
     assert _logits(wide, _images()).shape == (2, 5)
     with pytest.raises(ValueError, match=r"dilations.* must hold"):
-        model.with_dilations((1,) * 7)
+        model.with_dilations((1,) * 7 if flat else ((1,) * 7, (1,)))
 
 
 @pytest.mark.parametrize("name", ["dilation", "kernel_size"])
@@ -411,5 +411,6 @@ def test_features_of_some_levels():
     graph, _ = nnx.split(model)
     values = {k: v for k, v in nnx.to_flat_state(nnx.state(every)) if k[0] != "norm0"}
     same = nnx.merge(graph, nnx.from_flat_state(values))
-    np.testing.assert_array_equal(jax.jit(same)(_images())[0], every.features(_images())[1])
+    expected = jax.jit(every.features)(_images())[1]
+    np.testing.assert_allclose(jax.jit(same)(_images())[0], expected, atol=1e-5)
     assert found.shape == (2, 3, 3, 16)

@@ -11,7 +11,7 @@ from PIL import Image
 import natjax
 from natjax.cli import main
 
-OF_TRAINING = ("optax", "orbax", "grain", "tyro", "rich", "matplotlib", "sklearn", "psutil")
+OF_TRAINING = ("grain", "tyro", "matplotlib", "sklearn", "psutil", "tensorflow_datasets")
 
 
 @pytest.fixture(scope="module")
