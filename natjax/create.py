@@ -15,8 +15,9 @@ from jax.typing import ArrayLike, DTypeLike
 from natjax.backbones.isotropic import Isotropic, IsotropicConfig
 from natjax.backbones.nat import NAT, NATConfig
 from natjax.kernels.api import Implementation
+from natjax.nn.arguments import given
 from natjax.nn.initial import initialise
-from natjax.registry import find_config
+from natjax.registry import find_config, maker_of
 
 if TYPE_CHECKING:
     from natjax.weights.state_dict import StateDict
@@ -132,20 +133,21 @@ def create_model(
     source = weights if backbone is None else backbone
     if source is None and rngs is None:
         raise ValueError("rngs must be given where weights are not")
-    given = _given(
-        num_classes=num_classes,
-        dilations=_tuples(dilations),
-        kernel_size=kernel_size,
-        drop_path=drop_path,
-        dropout=dropout,
-        attn_dropout=attn_dropout,
-        in_channels=in_channels,
-        output_norms=output_norms,
-        features_only=features_only,
-        out_indices=_tuples(out_indices),
-    )
+    options = {
+        "num_classes": num_classes,
+        "dilations": _tuples(dilations),
+        "kernel_size": kernel_size,
+        "drop_path": drop_path,
+        "dropout": dropout,
+        "attn_dropout": attn_dropout,
+        "in_channels": in_channels,
+        "output_norms": output_norms,
+        "features_only": features_only,
+        "out_indices": _tuples(out_indices),
+    }
+    asked = given(options)
     if output_norms or features_only:
-        given = {"num_classes": 0} | given
+        asked = {"num_classes": 0} | asked
 
     def build(config: Config, rngs: nnx.Rngs) -> NAT | Isotropic:
         return _family(config)(
@@ -158,27 +160,23 @@ def create_model(
         )
 
     if source is None:
-        config = dataclasses.replace(config, **given)
+        config = dataclasses.replace(config, **asked)
         return initialise(lambda rngs: build(config, rngs), rngs)
     from natjax.weights.load import build_from, open_weights
 
     published = _published_options(name, source, is_whole=backbone is None)
     state = open_weights(source, models=[name], ema=ema)
-    options = _stated_options(name, config, state, given, resize_rpb) | published
+    options = _stated_options(name, config, state, asked, resize_rpb) | published
     if backbone is not None:
         options |= {"num_classes": 0, "output_norms": _has_output_norms(state)} | published
-    config = dataclasses.replace(config, **options | given)
+    config = dataclasses.replace(config, **options | asked)
     return build_from(
         lambda rngs: build(config, rngs),
         state,
-        drop_head=drop_head or backbone is not None or _drops_head(config, state, given),
+        drop_head=drop_head or backbone is not None or _drops_head(config, state, asked),
         resize_rpb=resize_rpb,
         rngs=rngs,
     )
-
-
-def _given(**options: Any) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if value is not None}
 
 
 def _tuples(value: Any) -> Any:
@@ -202,20 +200,22 @@ def _published_options(name: str, weights: Weights, *, is_whole: bool) -> dict[s
         return {}
     entry = find_published([name], str(weights))
     if is_whole and not entry.is_classifier:
+        maker = maker_of(entry.whole) if entry.whole else None
+        whole = f", or make it whole: natjax.{maker}({entry.whole!r}, ...)" if maker else ""
         raise ValueError(
             f"weights {weights!r} are of a whole model ({entry.task}), of which create_model makes "
-            f"the backbone: pass backbone={weights!r}"
+            f"the backbone: pass backbone={weights!r}{whole}"
         )
     return entry.options
 
 
 def _stated_options(
-    name: str, config: Config, state: StateDict, given: dict[str, Any], resize_rpb: bool
+    name: str, config: Config, state: StateDict, asked: dict[str, Any], resize_rpb: bool
 ) -> dict[str, Any]:
     """Options of the model that natjax wrote the weights of; empty for weights of others.
 
     Raises:
-      ValueError: they conflict with the model's name or with what is given.
+      ValueError: they conflict with the model's name or with what is asked for.
     """
     from natjax.weights.structure import read_config, read_model
 
@@ -229,9 +229,9 @@ def _stated_options(
             f"name={name!r}; pass name={model!r}, or change the model afterwards by "
             "with_dilations(...) and with_kernel_size(...)"
         )
-    _check_conflict(state, stated, "dilations", given, "with_dilations(...)")
+    _check_conflict(state, stated, "dilations", asked, "with_dilations(...)")
     if not resize_rpb:
-        _check_conflict(state, stated, "kernel_size", given, "with_kernel_size(...)")
+        _check_conflict(state, stated, "kernel_size", asked, "with_kernel_size(...)")
     options = {field: getattr(stated, field) for field in _FROM_FILE}
     return {field: value for field, value in options.items() if value is not None}
 
@@ -241,15 +241,15 @@ def _has_same_blocks(a: Config, b: Config) -> bool:
 
 
 def _check_conflict(
-    state: StateDict, stated: Config, field: str, given: dict[str, Any], change: str
+    state: StateDict, stated: Config, field: str, asked: dict[str, Any], change: str
 ) -> None:
-    if field not in given:
+    if field not in asked:
         return
-    asked = getattr(dataclasses.replace(stated, **{field: given[field]}), field)
-    if asked != getattr(stated, field):
+    wanted = getattr(dataclasses.replace(stated, **{field: asked[field]}), field)
+    if wanted != getattr(stated, field):
         raise ValueError(
             f"{field} must be left open or be as in {state.where}, "
-            f"{getattr(stated, field)}; got {asked}; load the model as it is, and change it by "
+            f"{getattr(stated, field)}; got {wanted}; load the model as it is, and change it by "
             f"model.{change}"
         )
 
@@ -260,14 +260,14 @@ def _has_output_norms(state: StateDict) -> bool:
     return "norm0.bias" in source_shapes(state)
 
 
-def _drops_head(config: Config, state: StateDict, given: dict[str, Any]) -> bool:
+def _drops_head(config: Config, state: StateDict, asked: dict[str, Any]) -> bool:
     """Whether the classifier of the weights is another one than the caller's options ask for."""
     from natjax.weights.structure import num_classes
 
     if config.features_only:
         return True
     found, wanted = num_classes(state), config.num_classes
-    if "num_classes" not in given or found == wanted:
+    if "num_classes" not in asked or found == wanted:
         return False
     if wanted:
         warnings.warn(

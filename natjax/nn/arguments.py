@@ -65,3 +65,8 @@ def check_implementation(name: str | None) -> str | None:
       ValueError: there is none of that name.
     """
     return name if name is None else registry.canonical(name)
+
+
+def given(options: dict[str, Any]) -> dict[str, Any]:
+    """Without the options that are None, which stand for what a config has."""
+    return {name: value for name, value in options.items() if value is not None}

@@ -17,6 +17,8 @@ import math
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
@@ -137,7 +139,11 @@ def drop_channels(
 
 
 def _drop(x: Array, rate: float, key: Array, mask_shape: tuple[int, ...]) -> Array:
-    keep = jax.random.bernoulli(key, 1 - rate, mask_shape)
+    # Over explicit axes of a mesh, the mask is laid out as what it is for; the draws are the same.
+    mesh, spec = jax.typeof(x).sharding.mesh, jax.typeof(x).sharding.spec
+    places = [s if n == m else None for s, n, m in zip(spec, x.shape, mask_shape, strict=True)]
+    sharding = NamedSharding(mesh, P(*places)) if any(places) else None
+    keep = jax.random.bernoulli(key, 1 - rate, mask_shape, out_sharding=sharding)
     return jnp.where(keep, x / (1 - rate), jnp.zeros_like(x))
 
 

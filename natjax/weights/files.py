@@ -202,10 +202,12 @@ def _entries(header: dict[str, Any], source: Source) -> Iterator[tuple[str, _Pla
         if not lists or not all(type(n) is int and n >= 0 for n in (*shape, *offsets)):
             raise _damaged(source, f"tensor {show(name)} must have a shape and two offsets")
         if not isinstance(kind, str) or kind not in _DTYPES:
-            raise source.error(
+            is_narrow = isinstance(kind, str) and kind.startswith(("F8_", "F6_", "F4"))
+            what = (
                 f"tensor {show(name)} must be of a dtype among {', '.join(sorted(_DTYPES))},"
                 f" got {show(kind, bare=True)}"
             )
+            raise source.error(what) if is_narrow else _damaged(source, what)
         dtype, (start, end) = np.dtype(_DTYPES[kind]), offsets
         count = math.prod(shape) if len(shape) <= _MOST_AXES else -1
         vast = math.prod(max(n, 1) for n in shape[:_MOST_AXES]) > 2**60  # beyond NumPy, if empty

@@ -139,7 +139,7 @@ def _describe(error: object) -> str:
     if isinstance(error, http.client.IncompleteRead | http.client.RemoteDisconnected):
         return "the server has closed the connection"
     text = error.strerror if isinstance(error, OSError) and error.strerror else error
-    return show(str(text), bare=True) if str(text) else type(error).__name__
+    return show(str(text).strip(), bare=True) if str(text).strip() else type(error).__name__
 
 
 @contextlib.contextmanager
