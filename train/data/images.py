@@ -6,6 +6,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
+from natjax.images import without_far_ends
+
 Pixels = UInt8[np.ndarray, "H W C"]
 
 
@@ -69,22 +71,12 @@ def center_view(
     from natjax.preprocessing import Preprocessing  # here, as it brings in JAX
 
     how = Preprocessing(size=size, crop_pct=crop_pct)
-    image = _without_far_ends(image)
+    image = without_far_ends(image)
     resized = how.resized(*image.size)
     if resized != image.size:
         image = image.resize(resized, Image.Resampling[interpolation.upper()])
     box = how.crop_box(*image.size)
     return image if box == (0, 0, *image.size) else image.crop(box)
-
-
-def _without_far_ends(image: Image.Image) -> Image.Image:
-    # Resizing a strip of 1 x 100000 pixels by its short side would take all memory.
-    short = min(image.size)
-    width, height = min(image.width, 32 * short), min(image.height, 32 * short)
-    left, top = (image.width - width) // 2, (image.height - height) // 2
-    if (width, height) == image.size:
-        return image
-    return image.crop((left, top, left + width, top + height))
 
 
 def add_border(image: Image.Image, share: float) -> Image.Image:

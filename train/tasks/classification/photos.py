@@ -5,9 +5,9 @@ import io
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 
+from natjax.images import prepare_photo
 from natjax.preprocessing import Preprocessing
 from natjax.train.data.class_folders import class_folders, image_files
 from natjax.train.data.datasets import open_split
@@ -102,11 +102,3 @@ def read_photo(file: io.BufferedIOBase, how: Preprocessing) -> Pixels:
     Image.init()
     with Image.open(file, formats=[f for f in Image.OPEN if f not in _REFUSED_FORMATS]) as image:
         return prepare_photo(image.convert("RGB"), how)
-
-
-def prepare_photo(image: Image.Image, how: Preprocessing) -> Pixels:
-    """Resize the short side, bicubic, and cut out the middle."""
-    size = how.resized(*image.size)
-    if size != image.size:
-        image = image.resize(size, Image.Resampling.BICUBIC)
-    return np.asarray(image.crop(how.crop_box(*image.size)), np.uint8)
