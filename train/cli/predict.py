@@ -20,8 +20,9 @@ def add_predict(commands: argparse._SubParsersAction) -> None:
         "paths", metavar="RUN|IMAGE", type=Path, nargs="+", help="run folder (first), image files"
     )
     parser.add_argument("--model", metavar="NAME", help="model; there is no RUN then")
-    parser.add_argument("--weights", help="of a run: ema or raw (ema); with --model: (imagenet1k)")
+    parser.add_argument("--weights", help="of the model: file, URL, hf://, name (imagenet1k)")
     parser.add_argument("--step", type=int, help="checkpoint to take (default: the newest)")
+    parser.add_argument("--raw", action="store_true", help="of a run: the last, not the averaged")
     parser.add_argument("--top", type=int, default=5, help="classes shown for each image (5)")
     parser.set_defaults(command=_predict)
 
@@ -31,8 +32,8 @@ def _predict(args: argparse.Namespace) -> int:
         raise UserError(f"--top must be at least 1, got {args.top}")
     if args.model is None:
         return _predict_by_run(args)
-    if args.step is not None:
-        raise UserError("--step is for a run, and there is none with --model")
+    if args.step is not None or args.raw:
+        raise UserError("--step and --raw are for a run, and there is none with --model")
     from natjax.cli.predict import predict_photos
 
     weights = args.weights or "imagenet1k"
@@ -44,11 +45,10 @@ def _predict(args: argparse.Namespace) -> int:
 
 def _predict_by_run(args: argparse.Namespace) -> int:
     run_folder, *images = args.paths
-    weights = args.weights or "ema"
     if not images:
         raise UserError(f"predict takes a run and images, or images and --model; got {run_folder}")
-    if weights not in ("ema", "raw"):
-        raise UserError(f"--weights of a run must be ema or raw, got {weights} (or give --model)")
+    if args.weights is not None:
+        raise UserError(f"--weights is for --model; a run has its own; got {args.weights}")
     from natjax.train import console
     from natjax.train.cli.runs import load_run
     from natjax.train.tasks.classification.predict import (
@@ -58,7 +58,7 @@ def _predict_by_run(args: argparse.Namespace) -> int:
     )
     from natjax.train.tasks.classification.task import Classification
 
-    run = load_run(run_folder, step=args.step, weights=weights)
+    run = load_run(run_folder, step=args.step, kind="raw" if args.raw else "ema")
     if not isinstance(run.task, Classification):
         raise UserError(
             f"predict is for classifiers, got a {type(run.task).__name__}: {run_folder}"

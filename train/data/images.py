@@ -4,9 +4,9 @@ import io
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
-from natjax.images import without_far_ends
+from natjax.images import FORMATS, without_far_ends
 
 Pixels = UInt8[np.ndarray, "H W C"]
 
@@ -26,13 +26,24 @@ def recode_jpeg(data: bytes) -> bytes:
     return out.getvalue()
 
 
-# Not Encapsulated PostScript, which Pillow hands to an interpreter of programs.
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "PPM", "TIFF", "JPEG2000")
+def open_encoded(data: bytes) -> Image.Image:
+    """Read the head of an encoded image.
+
+    Args:
+      data: Of one of `natjax.images.FORMATS`.
+
+    Raises:
+      OSError: it is of none of them.
+    """
+    try:
+        return Image.open(io.BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError:
+        raise OSError(f"cannot identify image: it is none of {', '.join(FORMATS)}") from None
 
 
 def decode(data: bytes, channels: int) -> Image.Image:
     """Decode an encoded image, all of it, into gray (1 channel) or RGB (3)."""
-    return with_channels(Image.open(io.BytesIO(data), formats=_FORMATS), channels)
+    return with_channels(open_encoded(data), channels)
 
 
 def with_channels(image: Image.Image, channels: int) -> Image.Image:
