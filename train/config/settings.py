@@ -193,9 +193,10 @@ class MeshConfig:
 class DistributedConfig:
     """Processes that train together, mostly one a host, each started with the same command.
 
-    SLURM, Open MPI and Cloud TPUs tell by themselves; elsewhere give all three, or the environment
-    variables JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. The coordinator may be
-    given alone to SLURM and Open MPI, where theirs is taken or out of reach.
+    SLURM, Open MPI, Cloud TPUs and indexed Kubernetes jobs tell by themselves; elsewhere give all
+    three, or the environment variables JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
+    JAX_PROCESS_ID. The coordinator may be given alone to SLURM and Open MPI, where theirs is taken
+    or out of reach. `processes=1` trains alone wherever it is.
 
     Attributes:
       coordinator: HOST:PORT of process 0, as the others reach it.
