@@ -13,7 +13,7 @@ from natjax.train.cluster import processes
 from natjax.train.config.serialization import differences, from_json, to_json
 from natjax.train.config.settings import TrainConfig
 from natjax.train.errors import UserError
-from natjax.train.files import write_whole
+from natjax.train.files import require_local, write_whole
 
 _SHARED_SECONDS = 20
 
@@ -84,6 +84,7 @@ class RunFolder:
         Raises:
           UserError: there is no run here, or its configuration cannot be read.
         """
+        require_local("RUN", self.path)
         try:
             return from_json(json.loads(self.config.read_text()))
         except FileNotFoundError as error:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from natjax.train.errors import UserError
+from natjax.train.files import require_local
 from natjax.train.tasks.classification.augment.policy import parse_policy
 
 
@@ -269,7 +270,7 @@ class TrainConfig:
       init: Weights to start from: a file that `natjax convert` reads, a URL, or the name of
         published weights of the model, such as imagenet1k. The classifier is drawn anew where the
         number of classes differs, and position biases of another size are resized.
-      run: Run folder; by default runs/PRESET.
+      run: Run folder, of this machine or of mounted storage; by default runs/PRESET.
     """
 
     data: DataConfig
@@ -310,6 +311,12 @@ class TrainConfig:
             ("profile.start", self.profile.start),
         ):
             _require(name, value, value >= 0, "at least 0")
+        for name, path in (
+            ("run", self.run),
+            ("data.dir", self.data.dir),
+            ("data.prepared_dir", self.data.prepared_dir),
+        ):
+            require_local(name, path)
         _require("seed", self.seed, 0 <= self.seed < 2**32, "in [0, 2**32)")
         for name, value in (
             ("label_smoothing", self.label_smoothing),
