@@ -27,8 +27,9 @@ import numpy as np
 from jaxtyping import Array
 
 import natjax
-from natjax.kernels import problems, xla
-from natjax.kernels.problems import Problem
+from natjax.kernels.backends.xla import fused
+from natjax.kernels.tuning import problems
+from natjax.kernels.tuning.problems import Problem
 
 SETS = {
     "nat_tiny": problems.NAT_TINY,
@@ -139,7 +140,7 @@ def sweep(chosen: list[Problem], repeats: int) -> None:
     print_row("slab overhead", *(f"{problem.name} ms" for problem in chosen))
     print_row(*["---"] * (len(chosen) + 1))
     for overhead in (16, 32, 64, 128, 256):
-        xla._SLAB_OVERHEAD = overhead
+        fused._SLAB_OVERHEAD = overhead
         jax.clear_caches()
         compiled = {problem.name: Compiled.of(tiled_attention, problem) for problem in chosen}
         times = [

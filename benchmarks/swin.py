@@ -18,8 +18,8 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 import natjax
-from natjax.config import drop_path_rates
-from natjax.layers import (
+from natjax.nn.block import drop_path_rates
+from natjax.nn.layers import (
     LayerNorm,
     Mlp,
     PatchMerging,

@@ -40,8 +40,8 @@ from flax import nnx
 import natjax
 from benchmarks import swin
 from benchmarks.imagenet import IMAGENET, IMAGES
-from natjax.attention import NeighborhoodAttention2D
-from natjax.nat import NAT, NATConfig
+from natjax.backbones.nat import NAT, NATConfig
+from natjax.nn.attention import NeighborhoodAttention2D
 from natjax.train.config.settings import EraseConfig, MeshConfig, MixConfig
 from natjax.train.engine.compile import Compiled, compile_task
 from natjax.train.engine.functional import functional
@@ -76,7 +76,7 @@ def variants(dtype: str, tiny: bool) -> list[Variant]:
     """What is measured; the first is what the others are compared with."""
 
     def nat(attends: bool) -> nnx.Module:
-        config = natjax.variants.VARIANTS["nat_tiny"]
+        config = natjax.backbones.variants.VARIANTS["nat_tiny"]
         if tiny:
             config = NATConfig(dim=32, depths=(1, 1), num_heads=(1, 2))
         model = NAT(config, dtype=dtype, rngs=nnx.Rngs(0))

@@ -1,9 +1,11 @@
 """Neighborhood attention ops and their implementations.
 
-Start with `natjax.kernels.api` (what users call) and `natjax.kernels.window` (what a neighborhood
-is). `natjax.kernels.reference` is the definition of the ops; every other implementation is one
-file with the same three functions (``attention``, ``qk``, ``av``), chosen in
-`natjax.kernels.dispatch`, and can be removed by deleting that file.
+Start with `natjax.kernels.api` (what users call) and `natjax.kernels.neighborhood` (what a
+neighborhood is). `natjax.kernels.backends.reference` is the definition of the ops; the other
+implementations are its neighbors in ``backends``, named and chosen in `natjax.kernels.registry`,
+and can be removed by deleting their folder. A backend of kernels brings kernels, what it supports
+and its settings; derivatives (`natjax.kernels.autodiff`), blocks and tables (``plan``), batches and
+meshes (``sharding``) and tuned settings (``tuning``) are there once for all of them.
 
 Array dimensions, everywhere: ``B`` batch, ``*X`` token layout (``L`` | ``H W`` | ``T H W``), ``N``
 query heads, ``M`` key/value heads, ``D`` head size, ``Dv`` value head size, ``K`` neighbors

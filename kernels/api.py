@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 from jaxtyping import Array, Float
 
-from natjax.kernels import checks, dispatch
+from natjax.kernels import checks, registry
 from natjax.kernels.merge import merge_attentions as merge_attentions
 
-type Implementation = Literal["triton", "xla", "reference"]
+# A name, or an alias, of `natjax.kernels.registry.IMPLEMENTATIONS`.
+type Implementation = str
 
 
 def na2d(
@@ -63,7 +64,7 @@ def na2d(
       additional_values: their values.
       return_lse: whether to return ``log(sum_j exp(logits[i, j]))`` too. Its gradient is honoured.
       implementation: None picks the best for device, dtype and shape and never fails; a name
-        ("xla", "reference") means that one or an error.
+        ("pallas_triton", "xla", "reference") means that one or an error.
 
     Returns:
       The output, and the log-sum-exp (natural, float32 or float64) if asked for.
@@ -81,7 +82,16 @@ def na2d(
     >>> natjax.na2d(q, k, v, kernel_size=7, dilation=2).shape
     (1, 14, 14, 2, 32)
     """
-    return _attention(2, **locals())
+    return _attention(
+        2,
+        (query, key, value),
+        (kernel_size, stride, dilation, is_causal),
+        rpb=rpb,
+        scale=scale,
+        additional=(additional_keys, additional_values),
+        return_lse=return_lse,
+        implementation=implementation,
+    )
 
 
 def na1d(
@@ -117,7 +127,16 @@ def na1d(
     >>> out.shape, lse.shape
     ((2, 100, 4, 16), (2, 100, 4))
     """
-    return _attention(1, **locals())
+    return _attention(
+        1,
+        (query, key, value),
+        (kernel_size, stride, dilation, is_causal),
+        rpb=rpb,
+        scale=scale,
+        additional=(additional_keys, additional_values),
+        return_lse=return_lse,
+        implementation=implementation,
+    )
 
 
 def na3d(
@@ -151,7 +170,16 @@ def na3d(
     >>> natjax.na3d(q, k, v, kernel_size=(2, 3, 3), is_causal=(True, False, False)).shape
     (1, 4, 6, 6, 1, 8)
     """
-    return _attention(3, **locals())
+    return _attention(
+        3,
+        (query, key, value),
+        (kernel_size, stride, dilation, is_causal),
+        rpb=rpb,
+        scale=scale,
+        additional=(additional_keys, additional_values),
+        return_lse=return_lse,
+        implementation=implementation,
+    )
 
 
 def na2d_qk(
@@ -198,7 +226,14 @@ def na2d_qk(
     >>> weights.shape, natjax.na2d_av(weights, v, kernel_size=3).shape
     ((1, 9, 9, 2, 9), (1, 9, 9, 2, 8))
     """
-    return _qk(2, **locals())
+    return _qk(
+        2,
+        (query, key),
+        (kernel_size, 1, dilation, is_causal),
+        rpb=rpb,
+        scale=scale,
+        implementation=implementation,
+    )
 
 
 def na1d_qk(
@@ -218,7 +253,14 @@ def na1d_qk(
       ValueError: an argument breaks its rule; the message has name, rule and value.
       NotImplementedError: the named implementation does not support this call.
     """
-    return _qk(1, **locals())
+    return _qk(
+        1,
+        (query, key),
+        (kernel_size, 1, dilation, is_causal),
+        rpb=rpb,
+        scale=scale,
+        implementation=implementation,
+    )
 
 
 def na3d_qk(
@@ -238,7 +280,14 @@ def na3d_qk(
       ValueError: an argument breaks its rule; the message has name, rule and value.
       NotImplementedError: the named implementation does not support this call.
     """
-    return _qk(3, **locals())
+    return _qk(
+        3,
+        (query, key),
+        (kernel_size, 1, dilation, is_causal),
+        rpb=rpb,
+        scale=scale,
+        implementation=implementation,
+    )
 
 
 def na2d_av(
@@ -268,7 +317,9 @@ def na2d_av(
       ValueError: an argument breaks its rule; the message has name, rule and value.
       NotImplementedError: the named implementation does not support this call.
     """
-    return _av(2, **locals())
+    return _av(
+        2, (weights, value), (kernel_size, 1, dilation, is_causal), implementation=implementation
+    )
 
 
 def na1d_av(
@@ -286,7 +337,9 @@ def na1d_av(
       ValueError: an argument breaks its rule; the message has name, rule and value.
       NotImplementedError: the named implementation does not support this call.
     """
-    return _av(1, **locals())
+    return _av(
+        1, (weights, value), (kernel_size, 1, dilation, is_causal), implementation=implementation
+    )
 
 
 def na3d_av(
@@ -304,87 +357,87 @@ def na3d_av(
       ValueError: an argument breaks its rule; the message has name, rule and value.
       NotImplementedError: the named implementation does not support this call.
     """
-    return _av(3, **locals())
+    return _av(
+        3, (weights, value), (kernel_size, 1, dilation, is_causal), implementation=implementation
+    )
+
+
+# Arguments of `natjax.kernels.checks.neighborhood` after the tokens, as users wrote them.
+type _Window = tuple[Any, Any, Any, Any]
 
 
 def _attention(
     ndim: int,
-    query: Array,
-    key: Array,
-    value: Array,
-    kernel_size: Any,
-    stride: Any,
-    dilation: Any,
-    is_causal: Any,
+    arrays: tuple[Array, Array, Array],
+    window: _Window,
+    *,
     rpb: Array | None,
     scale: float | None,
-    additional_keys: Array | None,
-    additional_values: Array | None,
+    additional: tuple[Array | None, Array | None],
     return_lse: bool,
     implementation: Implementation | None,
 ) -> Any:
-    shape = _check_query_key(ndim, query, key)
+    query, key, value = arrays
+    tokens = _check_query_key(ndim, query, key)
     checks.tokens("value", value, ndim)
     checks.same_tokens("value", value, "query", query)
     checks.same_size("value", value, "key", key, "heads")
-    checks.additional(additional_keys, additional_values, key, value)
-    hood = checks.neighborhood(shape, kernel_size, stride, dilation, is_causal)
-    checks.bias(rpb, query, hood)
-    out, lse = dispatch.call(
+    checks.additional(*additional, key, value)
+    neighborhood = checks.neighborhood(tokens, *window)
+    checks.bias(rpb, query, neighborhood)
+    out, lse = registry.call(
         "attention",
         implementation,
         query,
         key,
         value,
-        hood,
+        neighborhood,
         rpb=rpb,
         scale=checks.attention_scale(scale, query.shape[-1]),
-        additional_keys=additional_keys,
-        additional_values=additional_values,
+        additional_keys=additional[0],
+        additional_values=additional[1],
     )
     return (out, lse) if return_lse else out
 
 
 def _qk(
     ndim: int,
-    query: Array,
-    key: Array,
-    kernel_size: Any,
-    dilation: Any,
-    is_causal: Any,
+    arrays: tuple[Array, Array],
+    window: _Window,
+    *,
     rpb: Array | None,
     scale: float | None,
     implementation: Implementation | None,
 ) -> Array:
-    shape = _check_query_key(ndim, query, key)
-    hood = checks.neighborhood(shape, kernel_size, 1, dilation, is_causal)
-    checks.bias(rpb, query, hood)
+    query, key = arrays
+    tokens = _check_query_key(ndim, query, key)
+    neighborhood = checks.neighborhood(tokens, *window)
+    checks.bias(rpb, query, neighborhood)
     scale = checks.attention_scale(scale, query.shape[-1])
-    return dispatch.call("qk", implementation, query, key, hood, rpb=rpb, scale=scale)
+    return registry.call("qk", implementation, query, key, neighborhood, rpb=rpb, scale=scale)
 
 
 def _av(
     ndim: int,
-    weights: Array,
-    value: Array,
-    kernel_size: Any,
-    dilation: Any,
-    is_causal: Any,
+    arrays: tuple[Array, Array],
+    window: _Window,
+    *,
     implementation: Implementation | None,
 ) -> Array:
-    shape = checks.tokens("weights", weights, ndim)
+    weights, value = arrays
+    tokens = checks.tokens("weights", weights, ndim)
     checks.tokens("value", value, ndim)
     checks.same_tokens("value", value, "weights", weights)
     checks.grouped_heads(value, weights, "value", "weights")
-    hood = checks.neighborhood(shape, kernel_size, 1, dilation, is_causal)
-    checks.weights(weights, hood)
-    return dispatch.call("av", implementation, weights, value, hood)
+    neighborhood = checks.neighborhood(tokens, *window)
+    checks.weights(weights, neighborhood)
+    return registry.call("av", implementation, weights, value, neighborhood)
 
 
 def _check_query_key(ndim: int, query: Array, key: Array) -> tuple[int, ...]:
-    shape = checks.tokens("query", query, ndim)
+    tokens = checks.tokens("query", query, ndim)
     checks.tokens("key", key, ndim)
     checks.same_tokens("key", key, "query", query)
     checks.same_size("key", key, "query", query, "head size")
     checks.grouped_heads(key, query, "key", "query")
-    return shape
+    return tokens

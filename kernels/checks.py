@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from natjax.kernels.window import AxisWindow, Neighborhood
+from natjax.kernels.neighborhood import AxisWindow, Neighborhood
 
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
 
@@ -174,20 +174,20 @@ def grouped_heads(array: jax.Array, like: jax.Array, name: str, like_name: str) 
         )
 
 
-def weights(array: jax.Array, hood: Neighborhood) -> None:
+def weights(array: jax.Array, neighborhood: Neighborhood) -> None:
     """Check that attention weights have one entry for each window slot.
 
     Raises:
       ValueError: they do not.
     """
-    if array.shape[-1] != hood.num_neighbors:
+    if array.shape[-1] != neighborhood.num_neighbors:
         raise ValueError(
-            f"weights must have the product of kernel_size={hood.kernel_size}, "
-            f"{hood.num_neighbors}, entries along the last axis; got shape {array.shape}"
+            f"weights must have the product of kernel_size={neighborhood.kernel_size}, "
+            f"{neighborhood.num_neighbors}, entries along the last axis; got shape {array.shape}"
         )
 
 
-def bias(rpb: jax.Array | None, query: jax.Array, hood: Neighborhood) -> None:
+def bias(rpb: jax.Array | None, query: jax.Array, neighborhood: Neighborhood) -> None:
     """Check relative position biases against heads and window.
 
     Raises:
@@ -195,7 +195,7 @@ def bias(rpb: jax.Array | None, query: jax.Array, hood: Neighborhood) -> None:
     """
     if rpb is None:
         return
-    expected = (query.shape[-2], *hood.bias_shape)
+    expected = (query.shape[-2], *neighborhood.bias_shape)
     if rpb.shape != expected:
         raise ValueError(
             f"rpb must have shape (heads, 2 * kernel_size - 1, ...) = {expected}; got {rpb.shape}"

@@ -8,8 +8,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from natjax.kernels import api, configs, device, dispatch
-from natjax.kernels.configs import Op, Resolved
+from natjax.kernels import api, device, registry
+from natjax.kernels.spec import Op
+from natjax.kernels.tuning import settings as tuning
+from natjax.kernels.tuning.settings import Resolved
 
 _SUFFIX = {"attention": "", "qk": "_qk", "av": "_av"}
 _ARRAYS = (jax.Array, np.ndarray, jax.ShapeDtypeStruct)
@@ -81,19 +83,19 @@ def explain(*args: Any, op: Op = "attention", **kwargs: Any) -> Explanation:
     >>> query = key = value = jax.ShapeDtypeStruct((8, 56, 56, 2, 32), "float32")
     >>> print(natjax.explain(query, key, value, kernel_size=7))  # doctest: +ELLIPSIS
     na2d on cpu: implementation "xla"
-      not "triton":     implementation "triton" needs an NVIDIA GPU, Ampere or later; got ...
-      not "reference":  not asked: "xla" comes first
+      not "pallas_triton":  implementation "pallas_triton" needs an NVIDIA GPU, Ampere or later; ...
+      not "reference":      not asked: "xla" comes first
     """
-    call = _Call.of(op, args, kwargs)
+    call = _Request.of(op, args, kwargs)
     named = kwargs.get("implementation")
-    if named is not None and named not in dispatch.available():
-        call.ask(named)  # raises what the op raises
+    if named is not None:
+        named = registry.canonical(named)
     chosen: str | None = None
     settings: tuple[Resolved, ...] = ()
     reasons = {}
-    for name in dispatch.PREFERENCE:
-        if name not in dispatch.available():
-            reasons[name] = "its file is not there"
+    for name in (x.name for x in registry.IMPLEMENTATIONS):
+        if name not in registry.available():
+            reasons[name] = "its module is not there"
         elif named not in (None, name):
             reasons[name] = f'not asked: the call names "{named}"'
         elif chosen is not None:
@@ -110,7 +112,7 @@ def explain(*args: Any, op: Op = "attention", **kwargs: Any) -> Explanation:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Call:
+class _Request:
     """A call of a public op, its arguments by position or by name."""
 
     op: Op
@@ -119,7 +121,7 @@ class _Call:
     kwargs: dict[str, Any]
 
     @classmethod
-    def of(cls, op: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Call:
+    def of(cls, op: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Request:
         if op not in _SUFFIX:
             raise ValueError(f"op must be one of {tuple(_SUFFIX)}; got {op!r}")
         what = "weights" if op == "av" else "query"
@@ -143,6 +145,6 @@ class _Call:
             args, kwargs = jax.tree.unflatten(structure, filled)
             return getattr(api, self.name)(*args, **kwargs)
 
-        with configs.watching() as seen:
+        with tuning.watching() as seen:
             jax.eval_shape(run, *(leaves[place] for place in places))
         return tuple({x.kernel: x for x in seen}.values())

@@ -14,11 +14,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from natjax.attention import NeighborhoodAttention1D as NeighborhoodAttention1D
-    from natjax.attention import NeighborhoodAttention2D as NeighborhoodAttention2D
-    from natjax.attention import NeighborhoodAttention3D as NeighborhoodAttention3D
-    from natjax.isotropic import Isotropic as Isotropic
-    from natjax.isotropic import IsotropicConfig as IsotropicConfig
+    from natjax.backbones.isotropic import Isotropic as Isotropic
+    from natjax.backbones.isotropic import IsotropicConfig as IsotropicConfig
+    from natjax.backbones.nat import NAT as NAT
+    from natjax.backbones.nat import NATConfig as NATConfig
+    from natjax.create import create_model as create_model
+    from natjax.create import list_models as list_models
+    from natjax.create import model_config as model_config
     from natjax.kernels.api import merge_attentions as merge_attentions
     from natjax.kernels.api import na1d as na1d
     from natjax.kernels.api import na1d_av as na1d_av
@@ -31,11 +33,9 @@ if TYPE_CHECKING:
     from natjax.kernels.api import na3d_qk as na3d_qk
     from natjax.kernels.explain import Explanation as Explanation
     from natjax.kernels.explain import explain as explain
-    from natjax.models import create_model as create_model
-    from natjax.models import list_models as list_models
-    from natjax.models import model_config as model_config
-    from natjax.nat import NAT as NAT
-    from natjax.nat import NATConfig as NATConfig
+    from natjax.nn.attention import NeighborhoodAttention1D as NeighborhoodAttention1D
+    from natjax.nn.attention import NeighborhoodAttention2D as NeighborhoodAttention2D
+    from natjax.nn.attention import NeighborhoodAttention3D as NeighborhoodAttention3D
     from natjax.summary import ModelSummary as ModelSummary
     from natjax.summary import model_summary as model_summary
     from natjax.weights.load import load_weights as load_weights
@@ -57,14 +57,14 @@ _HOME = {
         "na3d_qk",
     ),
     "natjax.kernels.explain": ("Explanation", "explain"),
-    "natjax.attention": (
+    "natjax.nn.attention": (
         "NeighborhoodAttention1D",
         "NeighborhoodAttention2D",
         "NeighborhoodAttention3D",
     ),
-    "natjax.isotropic": ("Isotropic", "IsotropicConfig"),
-    "natjax.models": ("create_model", "list_models", "model_config"),
-    "natjax.nat": ("NAT", "NATConfig"),
+    "natjax.backbones.isotropic": ("Isotropic", "IsotropicConfig"),
+    "natjax.create": ("create_model", "list_models", "model_config"),
+    "natjax.backbones.nat": ("NAT", "NATConfig"),
     "natjax.summary": ("ModelSummary", "model_summary"),
     "natjax.weights.load": ("load_weights",),
     "natjax.weights.save": ("save_weights",),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from natjax.models import model_config
+from natjax.create import model_config
 
 # Of ImageNet, as every published model was trained and tested with.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 import jax
 from flax import nnx
 
-from natjax.isotropic import Isotropic, IsotropicConfig
+from natjax.backbones.isotropic import Isotropic, IsotropicConfig
+from natjax.backbones.nat import NAT, NATConfig
+from natjax.create import model_config
 from natjax.kernels.checks import axis_ints
-from natjax.models import model_config
-from natjax.nat import NAT, NATConfig
 
 _Size = tuple[int, int]
 

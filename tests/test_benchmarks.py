@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from edges import named
 from flax import nnx
 
 from benchmarks import swin, train_step
@@ -21,9 +22,11 @@ from benchmarks.aot.step import __main__ as aot_step
 from benchmarks.aot.step import cases as step_cases
 from benchmarks.aot.step import collectives
 from benchmarks.aot.step import report as step_report
-from benchmarks.gpu import flex, functions, plan, timing, torch_worker
+from benchmarks.gpu import flex, functions, plan, suite, timing, torch_worker
 from benchmarks.gpu import report as gpu_report
-from natjax.kernels import configs, problems
+from natjax.kernels.backends import pallas_triton
+from natjax.kernels.spec import KERNELS, CallSpec
+from natjax.kernels.tuning import problems, settings
 from natjax.train.engine.functional import functional
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -47,12 +50,12 @@ ROW = {
 def shape_of(case):
     p = case.problem
     bias = p.rpb and case.kernel not in ("av", "av_transposed")
-    return configs.Shape(p.neighborhood, p.head_dim, p.head_dim, case.dtype, bias)
+    return CallSpec(p.neighborhood, p.head_dim, p.head_dim, case.dtype, bias)
 
 
 def test_every_kernel_is_compiled_for_every_chip_in_ci():
     quick = {(case.kernel, case.chip) for case in cases.quick_cases()}
-    assert quick == {(kernel, chip) for kernel in configs.KERNELS for chip in cases.CHIPS}
+    assert quick == {(kernel, chip) for kernel in KERNELS for chip in cases.CHIPS}
     keys = [case.key for case in cases.all_cases()]
     assert len(set(keys)) == len(keys)
 
@@ -64,9 +67,9 @@ def test_the_committed_table_is_of_the_present_settings_and_without_spills():
         row = rows[case.key]
         assert row["spill"] == 0, case.key
         chip = cases.CHIPS[case.chip].name
-        config, _ = configs.resolve(case.kernel, shape_of(case), chip)
-        settings = [list(config.tile), list(config.chunk), config.num_warps, config.num_stages]
-        assert [row[k] for k in ("tile", "chunk", "warps", "stages")] == settings, "run `make aot`"
+        config, _ = settings.resolve(pallas_triton, case.kernel, shape_of(case), chip)
+        used = [list(config.tile), list(config.chunk), config.num_warps, config.num_stages]
+        assert [row[k] for k in ("tile", "chunk", "warps", "stages")] == used, "run `make aot`"
 
 
 def test_the_committed_document_is_that_of_the_table():
@@ -119,7 +122,7 @@ def test_the_document_has_figures_and_times():
 
 @pytest.mark.parametrize("name", ["1d-ragged-dilation", "2d-mixed-dilation", "3d"])
 def test_flex_attention_sees_the_same_neighbors_and_bias(name):
-    (problem,) = (p for p in problems.EDGES if p.name == name)
+    problem = named(name)
     hood = problem.neighborhood
     numpy = types.SimpleNamespace(as_tensor=lambda x, **_: x, clamp=np.clip, int32=np.int32)
     rpb = np.asarray(problem.arrays()["rpb"])
@@ -134,7 +137,7 @@ def test_flex_attention_sees_the_same_neighbors_and_bias(name):
 
 
 def test_a_chain_of_calls_is_its_calls_one_after_the_other():
-    (problem,) = (p for p in problems.EDGES if p.name == "1d")
+    problem = named("1d")
     arrays = functions.arrays_of(problem, "xla", "float32")
     one = functions.step(problem, "xla", "forward+backward")
     twice = functions.chain(one, 2)(arrays)
@@ -338,3 +341,17 @@ def test_numbers_of_tiny_models_stay_out_of_the_results(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         train_step.main()
     assert "--tiny needs --json" in capsys.readouterr().err
+
+
+def test_a_failure_is_told_even_if_its_share_of_the_suite_is_out_of_time(tmp_path, capsys):
+    file = tmp_path / "test_two.py"
+    file.write_text(
+        "import time\n"
+        "def test_wrong(): assert 1 + 1 == 3, 'sums are wrong'\n"
+        "def test_endless(): time.sleep(600)\n"
+    )
+    assert not suite.run([str(file)], processes=1, seconds=8)
+    told = capsys.readouterr().out
+    assert "out of time after 1 tests" in told
+    assert "test_wrong" in told
+    assert "sums are wrong" in told

@@ -45,8 +45,8 @@ def test_a_call_on_a_cpu_does_not_wait_for_pallas():
     call = "import jax, natjax; x = jax.numpy.ones((1, 5, 1, 4)); natjax.na1d(x, x, x, 3)"
     here = f"import os; os.environ.pop('NATJAX_INTERPRET', None); {call}"
     loaded = modules_after(f"import os; os.environ['JAX_PLATFORMS'] = 'cpu'; {here}")
-    assert "natjax.kernels.xla" in loaded
-    assert not {"natjax.kernels.triton", "jax.experimental.pallas"} & loaded
+    assert "natjax.kernels.backends.xla" in loaded
+    assert not {"natjax.kernels.backends.pallas_triton", "jax.experimental.pallas"} & loaded
 
 
 def test_models_need_no_training_library():

@@ -24,8 +24,8 @@ from benchmarks.aot import compiler, layouts, pool, report
 from benchmarks.aot.cases import Case, all_cases, quick_cases
 
 _ADVICE = """\
-Kernels that do not fit: give `budget` and `warps` in kernels/configs.py smaller blocks or more
-warps for such shapes, or make the kernel smaller; see how it stands with
+Kernels that do not fit: give `budget` and `warps` in kernels/backends/pallas_triton/config.py
+smaller blocks or more warps for such shapes, or make the kernel smaller; see how it stands with
     .venv-aot/bin/python -m benchmarks.aot --only {example}
 If a spill is to be lived with, `make aot` writes it down and commits are compared with that.\
 """

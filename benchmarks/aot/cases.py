@@ -11,9 +11,10 @@ import jax
 
 import natjax
 from benchmarks.aot.chips import CHIPS
-from natjax.kernels import configs, problems
-from natjax.kernels.configs import Kernel
-from natjax.kernels.problems import Problem
+from benchmarks.problems import LARGE
+from natjax.kernels.spec import KERNELS, Kernel
+from natjax.kernels.tuning import problems
+from natjax.kernels.tuning.problems import Problem
 
 FUSED: tuple[Kernel, ...] = ("forward", "dquery", "dkeyvalue", "dbias")
 UNFUSED: tuple[Kernel, ...] = ("qk", "av", "av_transposed")
@@ -67,7 +68,7 @@ _OTHER_LAYOUTS = [
 
 PROBLEMS: list[tuple[Problem, str]] = [
     *_published(),
-    *((p, "bfloat16") for p in (*_WIDE, *_OTHER_LAYOUTS, *problems.LARGE)),
+    *((p, "bfloat16") for p in (*_WIDE, *_OTHER_LAYOUTS, *LARGE)),
     *_OTHER_DTYPE,
 ]
 
@@ -84,8 +85,8 @@ def all_cases() -> list[Case]:
 
 def kernels_of(problem: Problem) -> Iterator[Kernel]:
     """Kernels that a problem needs."""
-    for kernel in configs.KERNELS:
-        if kernel in UNFUSED and problem in problems.LARGE:
+    for kernel in KERNELS:
+        if kernel in UNFUSED and problem in LARGE:
             continue
         if kernel == "dbias" and not problem.rpb:
             continue
@@ -109,13 +110,13 @@ def function_of(case: Case) -> Callable[[dict[str, Any]], Any]:
     """A function of the problem's arrays that runs the case's kernel."""
     problem, axes = case.problem, case.problem.ndim
     if case.kernel in FUSED:
-        op = functools.partial(problem.op, **problem.arguments, implementation="triton")
+        op = functools.partial(problem.op, **problem.arguments, implementation="pallas_triton")
         if case.kernel == "forward":
             return lambda arrays: op(**arrays)
         return lambda arrays: jax.vjp(lambda a: op(**a), arrays)[1](arrays["query"])
     arguments = {k: v for k, v in problem.arguments.items() if k != "stride"}
-    qk = functools.partial(_QK[axes], **arguments, implementation="triton")
-    av = functools.partial(_AV[axes], **arguments, implementation="triton")
+    qk = functools.partial(_QK[axes], **arguments, implementation="pallas_triton")
+    av = functools.partial(_AV[axes], **arguments, implementation="pallas_triton")
 
     def unfused(arrays: dict[str, Any]) -> Any:
         weights = qk(arrays["query"], arrays["key"], rpb=arrays.get("rpb"))

@@ -21,9 +21,10 @@ from jax.sharding import Mesh, SingleDeviceSharding, use_abstract_mesh
 from benchmarks.aot import traffic
 from benchmarks.aot.cases import Case, function_of
 from benchmarks.aot.chips import CHIPS, Chip
-from natjax.kernels import configs
-from natjax.kernels.configs import Shape
-from natjax.kernels.problems import Problem
+from natjax.kernels.backends import pallas_triton
+from natjax.kernels.spec import CallSpec
+from natjax.kernels.tuning import settings
+from natjax.kernels.tuning.problems import Problem
 
 _SPILLS_ARE_ERRORS = "xla_gpu_fail_ptx_compilation_on_register_spilling"
 # And no more: dumps of Triton's passes take longer than the compilation.
@@ -40,14 +41,14 @@ def compile_case(case: Case) -> dict[str, Any]:
     chip = CHIPS[case.chip]
     kernel, operands = _extract(case, chip)
     problem = case.problem
-    shape = Shape(
+    spec = CallSpec(
         problem.neighborhood,
         problem.head_dim,
         problem.value_dim or problem.head_dim,
         case.dtype,
         problem.rpb and case.kernel not in ("av", "av_transposed"),
     )
-    config = configs.resolve(case.kernel, shape, chip.name)[0]
+    config = settings.resolve(pallas_triton, case.kernel, spec, chip.name)[0]
     row: dict[str, Any] = {
         "tile": config.tile,
         "chunk": config.chunk,

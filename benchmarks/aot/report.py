@@ -9,8 +9,8 @@ from typing import Any
 
 from benchmarks.aot.cases import PROBLEMS, Case, kernels_of
 from benchmarks.aot.chips import CHIPS
-from natjax.kernels.configs import Kernel
-from natjax.kernels.problems import Problem
+from natjax.kernels.spec import Kernel
+from natjax.kernels.tuning.problems import Problem
 
 type Row = dict[str, Any]
 
@@ -28,9 +28,10 @@ _INTRODUCTION = """\
 
 Compiled on {date} with jax {jax} and ptxas {ptxas}, on a machine without a GPU: **nothing here was
 run, and no time below was measured.** Every kernel compiles in a process of its own, with register
-spills as errors. Blocks, warps and stages are those of `natjax.kernels.configs.suggest`.
+spills as errors. Blocks, warps and stages are those of
+`natjax.kernels.backends.pallas_triton.config`.
 
-Problems are `natjax.kernels.problems` at batch 128, and those of `benchmarks/aot/cases.py`.
+Problems are `natjax.kernels.tuning.problems` at batch 128, and those of `benchmarks/aot/cases.py`.
 """
 
 _MACHINE_CODE = """

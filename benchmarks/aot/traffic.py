@@ -6,8 +6,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from natjax.kernels.configs import Kernel, KernelConfig
-from natjax.kernels.problems import Problem
+from natjax.kernels.backends.pallas_triton.config import KernelConfig
+from natjax.kernels.spec import Kernel, blocks_of
+from natjax.kernels.tuning.problems import Problem
 
 # Matrix products of a block: with the width of queries and keys, and with that of values.
 _PRODUCTS: dict[Kernel, int] = {
@@ -36,7 +37,7 @@ def of(
       "bytes": every operand read once and every result written once. "useful": flops of the pairs
       of query and neighbor. "executed": flops of all entries of blocks, with heads padded.
     """
-    blocks = config.blocks(kernel, problem.neighborhood)
+    blocks = blocks_of(kernel, config, problem.neighborhood)
     pairs = problem.neighborhood.num_tokens * problem.neighborhood.num_neighbors
     computed = blocks.num_tiles * blocks.num_rows * blocks.num_chunks * blocks.num_columns
     products = _PRODUCTS[kernel] * 2 * problem.batch * problem.heads

@@ -12,7 +12,8 @@ PyTorch's compiled FlexAttention. Columns "copy" and "matmul" are useful bytes a
 as fractions of what this device reaches when it copies and multiplies matrices, measured in the
 same run; "MB" is what a call takes besides its arguments.
 
-Results go to benchmarks/results/ as they come, and the table is printed last.
+Results go to benchmarks/results/ as they come, and the page with the table is written and printed
+last.
 """
 
 from __future__ import annotations
@@ -33,12 +34,12 @@ import jax.numpy as jnp
 import natjax
 from benchmarks.gpu import functions, plan, report, suite, timing, torch_worker
 from benchmarks.gpu.plan import MODES, VARIANTS
-from natjax.kernels.problems import Problem
+from natjax.kernels.tuning.problems import Problem
 
 type Key = tuple[Problem, plan.Variant, plan.Mode]
 
 _DTYPE = "bfloat16"
-_TEST_SHARE = 0.5  # of the time
+_TEST_SHARE = 0.6  # of the time
 _COMPILE_SHARE = 0.4  # of what is left after the tests
 _TORCH_PROCESSES = 4
 _MEASURED_SECONDS = 0.4
@@ -65,8 +66,10 @@ def main() -> int:
     measurements.run(matrix=256 if options.dry_run else 8192)
     if options.dry_run:
         print("DRY RUN: the times below are of an interpreter on a CPU and mean nothing")
-    print(report.reasons(measurements.rows))
-    print(report.table(measurements.rows))
+    outcome = "not run" if not options.tests else "passed" if passed else "FAILED"
+    page = report.document(measurements.environment, measurements.rows, outcome)
+    measurements.path.with_suffix(".md").write_text(page)
+    print(page)
     if not passed:
         print("THE TESTS FAILED, see above: what is fast here need not be right", file=sys.stderr)
     return int(not passed)
@@ -92,7 +95,8 @@ def _options() -> argparse.Namespace:
 def _test(dry_run: bool, seconds: float) -> bool:
     if dry_run:
         return suite.run(["tests/kernels/test_merge.py"], processes=2, seconds=seconds)
-    processes = max(1, min(8, (os.cpu_count() or 1) // 2))
+    # Compiling takes most of the time, on the CPU; memory of the GPU is taken as needed.
+    processes = max(1, min(16, (os.cpu_count() or 1) - 2))
     return suite.run(["tests/kernels"], processes=processes, seconds=seconds)
 
 
@@ -107,8 +111,8 @@ class _Measurements:
         end: float,
     ) -> None:
         self._problems = problems
-        self._path = path
-        self._environment = environment
+        self.path = path
+        self.environment = environment
         self._end = end
         self.rows: list[report.Row] = []
 
@@ -123,7 +127,7 @@ class _Measurements:
             for worker, is_ready in zip(workers, ready, strict=True):
                 if not is_ready:
                     worker.end()
-            self._environment["ceilings"] = timing.ceilings(matrix)
+            self.environment["ceilings"] = timing.ceilings(matrix)
             self._measure(programs)
             self._measure_torch(workers, ready, available)
         finally:
@@ -182,13 +186,13 @@ class _Measurements:
                 row["mode"],
                 row["ms"],
                 jnp.dtype(_DTYPE).itemsize,
-                self._environment["ceilings"],
+                self.environment["ceilings"],
             )
             print(
                 f"{row['problem']} {row['mode']} {row['variant']}: {row['ms']:.3f} ms", flush=True
             )
         self.rows.append(row)
-        report.save(self._path, self._environment, self.rows)
+        report.save(self.path, self.environment, self.rows)
 
     def _left(self) -> float:
         return self._end - time.monotonic()
@@ -203,7 +207,7 @@ def _environment(dry_run: bool) -> dict[str, Any]:
         "torch": torch_worker.version(),
         "dtype": _DTYPE,
         "dry_run": dry_run,
-        "command": "make gpu",
+        "command": " ".join(["python -m benchmarks.gpu", *sys.argv[1:]]),
     }
 
 

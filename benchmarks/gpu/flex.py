@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.gpu.plan import MODES, Mode
-from natjax.kernels.problems import Problem
+from natjax.kernels.tuning.problems import Problem
 
 _ROUND_SECONDS = 0.02
 _ROUNDS = 7
@@ -107,7 +107,7 @@ def _call(torch: Any, problem: Problem, mode: Mode, dtype: Any, device: str) -> 
 
 
 def modifications(torch: Any, problem: Problem, rpb: Any, device: str) -> tuple[Any, Any]:
-    """The mask and the bias as functions of token indices, from `natjax.kernels.window`."""
+    """The mask and the bias as functions of token indices, from `natjax.kernels.neighborhood`."""
     axes = problem.neighborhood.axes
     tables = [
         [torch.as_tensor(np.asarray(x), dtype=torch.int32, device=device) for x in arrays]

@@ -10,7 +10,7 @@ import jax
 from jaxtyping import Array
 
 from benchmarks.gpu.plan import Mode, Variant
-from natjax.kernels.problems import Problem
+from natjax.kernels.tuning.problems import Problem
 
 type Arrays = dict[str, Array]
 type Step = Callable[[Arrays], Arrays]
@@ -67,7 +67,7 @@ def _attention(problem: Problem, variant: Variant) -> Callable[[Arrays], Array]:
     arguments = dict(problem.arguments)
     if variant == "blocked":
         arguments["stride"] = problem.kernel_size
-    implementation = "xla" if variant == "xla" else "triton"
+    implementation = "xla" if variant == "xla" else "pallas_triton"
     op: Any = functools.partial(problem.op, **arguments, implementation=implementation)
     return lambda arrays: op(**arrays)
 

@@ -6,8 +6,9 @@ import dataclasses
 import math
 from typing import Literal
 
-from natjax.kernels import problems
-from natjax.kernels.problems import Problem
+from benchmarks.problems import LARGE
+from natjax.kernels.tuning import problems
+from natjax.kernels.tuning.problems import Problem
 
 type Mode = Literal["forward", "forward+backward"]
 type Variant = Literal["natjax", "xla", "cudnn", "blocked", "flex"]
@@ -22,7 +23,7 @@ def full() -> list[Problem]:
     first = [*problems.NAT_TINY, *problems.DINAT_TINY[:3]]
     return [
         *_batched(first, 128),
-        *problems.LARGE,
+        *LARGE,
         *_batched(problems.NAT_BASE, 128),
         *_batched(problems.NAT_TINY, 64),
         *_batched(problems.NAT_BASE, 64),
@@ -33,7 +34,7 @@ def tiny() -> list[Problem]:
     """One problem with a bias and dilation and one without, so small that an interpreter does."""
     return [
         _shrunk(problems.DINAT_TINY[2], (6, 6), (3, 3)),
-        _shrunk(problems.LARGE[1], (3, 4, 5), (2, 2, 3)),
+        _shrunk(LARGE[1], (3, 4, 5), (2, 2, 3)),
     ]
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.gpu.plan import MODES, VARIANTS, Mode, moved_bytes, useful_flops
-from natjax.kernels.problems import Problem
+from natjax.kernels.tuning.problems import Problem
 
 type Row = dict[str, Any]
 
@@ -49,7 +49,7 @@ def table(rows: Sequence[Row]) -> str:
     for name in dict.fromkeys(row["problem"] for row in rows):
         for mode in MODES:
             cells = [by_name.get((name, mode, variant), {}) for variant in VARIANTS]
-            if any(cells):
+            if "ms" in cells[0]:
                 lines.append(
                     [name, mode, *_own(cells[0]), *(_times(c, cells[0]) for c in cells[1:])]
                 )
@@ -66,6 +66,29 @@ def reasons(rows: Sequence[Row]) -> str:
         f"not measured, {reason} ({', '.join(dict.fromkeys(names))})"
         for reason, names in found.items()
     )
+
+
+def document(environment: dict[str, Any], rows: Sequence[Row], tests: str) -> str:
+    """The results as a page: where, when and how they were made, and the table."""
+    ceilings = environment["ceilings"]
+    copied = f"{ceilings['copy_bytes_per_second'] / 1e12:.2f} TB/s"
+    multiplied = f"{ceilings['matmul_flops_per_second'] / 1e12:.0f} TFLOP/s"
+    return f"""# The kernels on {environment["device"]}
+
+Made by `{environment["command"]}` on {environment["date"]}, with jax {environment["jax"]}, natjax
+{environment["natjax"]}, torch {environment["torch"]}; arrays in {environment["dtype"]}.
+Tests of the kernels on this device, in the same run: {tests}.
+
+Times are of natjax's kernels. "copy" and "matmul" are useful bytes and flops a second, as
+fractions of what the device reached in the same run: {copied} copying, {multiplied} multiplying
+matrices. "MB" is memory besides the arguments. The last columns tell how many times as long the
+others take: "xla", our plain implementation; full attention by cuDNN, which takes no bias; blocked
+attention, ours with the stride of the window; compiled FlexAttention. Below 1, natjax loses.
+
+{table(rows)}
+
+{reasons(rows)}
+"""
 
 
 def _own(row: Row) -> list[str]:

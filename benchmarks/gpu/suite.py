@@ -28,6 +28,9 @@ _OPTIONS = [
     "--tb=short",
 ]
 
+# What pytest prints of tests as they end: "..s.F      [ 50%]".
+_DOTS = re.compile(r"[.sxXEF]+( +\[ *\d+%\])?")
+
 
 def run(tests: Sequence[str], processes: int, seconds: float) -> bool:
     """Run tests and print what each process says last; True if all passed in time.
@@ -73,7 +76,10 @@ def _finish(process: subprocess.Popen[bytes], log: pathlib.Path, seconds: float)
     text = log.read_text(errors="replace")
     lines = text.splitlines()
     if code is None:
-        print(f"tests: out of time; the last lines of a share: {' '.join(lines[-3:])}")
+        dots = [line for line in lines if _DOTS.fullmatch(line)]
+        done = sum(len(line.split(" ")[0]) for line in dots)
+        print(f"tests: out of time after {done} tests of a share")
+        print("\n".join(line for line in lines if line not in dots))
     elif code != 0:
         print("\n".join(lines[-60:]))
     else:

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 
 from benchmarks.gpu import functions
 from benchmarks.gpu.plan import Mode, Variant, moved_bytes
-from natjax.kernels.problems import Problem
+from natjax.kernels.tuning.problems import Problem
 
 # Calls shorter than this are chained, to at most so many.
 _CHAINED_SECONDS = 300e-6

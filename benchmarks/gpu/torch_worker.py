@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks.gpu.flex import fields_of
 from benchmarks.gpu.plan import MODES
-from natjax.kernels.problems import Problem
+from natjax.kernels.tuning.problems import Problem
 
 
 class TorchWorker:

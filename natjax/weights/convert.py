@@ -7,9 +7,9 @@ import os
 
 from flax import nnx
 
-from natjax.isotropic import Isotropic
-from natjax.models import model_config
-from natjax.nat import NAT, NATConfig
+from natjax.backbones.isotropic import Isotropic
+from natjax.backbones.nat import NAT, NATConfig
+from natjax.create import model_config
 from natjax.weights.errors import WeightsError
 from natjax.weights.layouts import Shape
 from natjax.weights.load import fit_arrays, named_params, open_weights

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from natjax.base import VisionModel
-from natjax.isotropic import Isotropic
-from natjax.nat import NAT
+from natjax.backbones.base import VisionModel
+from natjax.backbones.isotropic import Isotropic
+from natjax.backbones.nat import NAT
 from natjax.weights.files import read_file
 from natjax.weights.fit import MismatchError, compare, take_arrays
 from natjax.weights.layouts import Shape

@@ -7,8 +7,8 @@ import json
 from collections.abc import Mapping
 
 import natjax
-from natjax.isotropic import IsotropicConfig
-from natjax.nat import NATConfig
+from natjax.backbones.isotropic import IsotropicConfig
+from natjax.backbones.nat import NATConfig
 from natjax.weights.errors import WeightsError
 
 _FAMILIES = {"NAT": NATConfig, "Isotropic": IsotropicConfig}

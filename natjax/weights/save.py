@@ -11,9 +11,9 @@ from typing import Literal
 import jax
 import numpy as np
 
-from natjax.base import VisionModel
-from natjax.isotropic import IsotropicConfig
-from natjax.nat import NATConfig
+from natjax.backbones.base import VisionModel
+from natjax.backbones.isotropic import IsotropicConfig
+from natjax.backbones.nat import NATConfig
 from natjax.weights.errors import WeightsError
 from natjax.weights.load import named_params
 from natjax.weights.metadata import write_metadata

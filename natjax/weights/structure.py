@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from natjax.isotropic import IsotropicConfig
-from natjax.nat import NATConfig
-from natjax.variants import VARIANTS
+from natjax.backbones.isotropic import IsotropicConfig
+from natjax.backbones.nat import NATConfig
+from natjax.backbones.variants import VARIANTS
 from natjax.weights.errors import WeightsError
 from natjax.weights.layouts import SAME, Shape
 from natjax.weights.naming import match_template

@@ -3,15 +3,15 @@
 import jax
 import pytest
 
-from natjax.kernels import dispatch
+from natjax.kernels import registry
 
 
-@pytest.fixture(params=dispatch.available())
+@pytest.fixture(params=registry.names())
 def implementation(request, interpreted):
     return request.param
 
 
-@pytest.fixture(params=[name for name in dispatch.available() if name != "triton"])
+@pytest.fixture(params=[name for name in registry.names() if name != "pallas_triton"])
 def exact_implementation(request):
     """Those that take float64 and give derivatives of any order, in both modes."""
     return request.param

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import pytest
 
 import natjax
-from natjax.kernels import configs, device, dispatch
-from natjax.kernels.configs import KernelConfig
+from natjax.kernels import device, registry
+from natjax.kernels.backends.pallas_triton.config import KernelConfig
+from natjax.kernels.tuning import settings, tables
 
 X = jax.ShapeDtypeStruct((2, 14, 14, 2, 32), "float32")
 RPB = jax.ShapeDtypeStruct((2, 13, 13), "float32")
@@ -27,19 +28,19 @@ def on_cpu():
 def test_on_a_cpu(on_cpu):
     told = natjax.explain(X, X, X, kernel_size=7)
     assert (told.op, told.device, told.chosen) == ("na2d", "cpu", "xla")
-    assert list(told.reasons) == ["triton", "reference"]
-    assert "needs an NVIDIA GPU" in told.reasons["triton"]
+    assert list(told.reasons) == ["pallas_triton", "reference"]
+    assert "needs an NVIDIA GPU" in told.reasons["pallas_triton"]
     assert told.reasons["reference"] == 'not asked: "xla" comes first'
     assert told.settings == ()
-    assert str(told).startswith('na2d on cpu: implementation "xla"\n  not "triton":')
+    assert str(told).startswith('na2d on cpu: implementation "xla"\n  not "pallas_triton":')
     assert len(str(told).splitlines()) == 3
 
 
 def test_settings_of_kernels_and_their_sources(interpreted):
     given = KernelConfig((2, 8), (4, 4), num_warps=2, num_stages=3)
-    with configs.using({"dquery": given}):
+    with settings.using({"dquery": given}):
         told = natjax.explain(X, X, X, 7, dilation=2, rpb=RPB)
-    assert told.chosen == "triton"
+    assert told.chosen == "pallas_triton"
     assert [x.kernel for x in told.settings] == ["forward", "dquery", "dkeyvalue", "dbias"]
     assert [x.source for x in told.settings] == ["suggested", "given", "suggested", "suggested"]
     assert told.settings[1].config == given
@@ -53,8 +54,8 @@ def test_tuned_settings_are_what_the_op_then_uses(interpreted, monkeypatch, tmp_
     (before,) = (x for x in natjax.explain(X, X, X, 7).settings if x.kernel == "forward")
     tuned = KernelConfig((1, 16), (16, 1))
     assert before.config != tuned
-    path = configs.table_path(device.kind(), tmp_path)
-    configs.update_table(path, before.shape.key, "forward", tuned, {})
+    path = tables.path_of("pallas_triton", device.kind(), tmp_path)
+    tables.update(path, before.spec.key, "forward", tuned, {})
     monkeypatch.setenv("NATJAX_TUNED", str(tmp_path))
     (after,) = (x for x in natjax.explain(X, X, X, 7).settings if x.kernel == "forward")
     assert (after.config, after.source) == (tuned, "NATJAX_TUNED")
@@ -71,7 +72,7 @@ def test_every_op(ndim, interpreted):
     }
     for suffix, explanation in told.items():
         assert explanation.op == f"na{ndim}d{suffix}"
-        assert explanation.chosen == "triton"
+        assert explanation.chosen == "pallas_triton"
     for suffix in ("_qk", "_av"):
         assert [x.kernel for x in told[suffix].settings] == ["qk", "av", "av_transposed"]
 
@@ -80,21 +81,22 @@ def test_a_named_implementation_is_asked_alone(on_cpu):
     told = natjax.explain(X, X, X, 7, implementation="reference")
     assert told.chosen == "reference"
     assert set(told.reasons.values()) == {'not asked: the call names "reference"'}
-    told = natjax.explain(X, X, X, 7, implementation="triton")
+    told = natjax.explain(X, X, X, 7, implementation="pallas_triton")
     assert told.chosen is None
-    assert "needs an NVIDIA GPU" in told.reasons["triton"]
+    assert "needs an NVIDIA GPU" in told.reasons["pallas_triton"]
     assert str(told).startswith("na2d on cpu: no implementation")
     with pytest.raises(NotImplementedError, match="needs an NVIDIA GPU"):
-        jax.eval_shape(lambda x: natjax.na2d(x, x, x, 7, implementation="triton"), X)
+        jax.eval_shape(lambda x: natjax.na2d(x, x, x, 7, implementation="pallas_triton"), X)
 
 
 def test_an_implementation_without_its_file(monkeypatch, interpreted):
-    monkeypatch.setattr(dispatch, "available", lambda: ("xla", "reference"))
+    rest = {x.name: x for x in registry.IMPLEMENTATIONS if x.name != "pallas_triton"}
+    monkeypatch.setattr(registry, "available", lambda: rest)
     told = natjax.explain(X, X, X, 7)
     assert told.chosen == "xla"
-    assert told.reasons["triton"] == "its file is not there"
+    assert told.reasons["pallas_triton"] == "its module is not there"
     with pytest.raises(ValueError, match="implementation must be None or one of"):
-        natjax.explain(X, X, X, 7, implementation="triton")
+        natjax.explain(X, X, X, 7, implementation="pallas_triton")
 
 
 @pytest.mark.parametrize(

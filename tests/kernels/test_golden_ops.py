@@ -11,7 +11,7 @@ import pytest
 import tolerances
 
 import natjax
-from natjax.kernels import dispatch
+from natjax.kernels import registry
 
 OPS = {1: natjax.na1d, 2: natjax.na2d, 3: natjax.na3d}
 QK = {1: natjax.na1d_qk, 2: natjax.na2d_qk, 3: natjax.na3d_qk}
@@ -33,15 +33,15 @@ def cases(name):
         case(record, dtype, implementation, record["name"] in committed)
         for record in goldens.record(name, "index")
         for dtype in ("float64", "float32")
-        for implementation in dispatch.available()
-        if (dtype == "float64" and implementation != "triton")
+        for implementation in registry.names()
+        if (dtype == "float64" and implementation != "pallas_triton")
         or (dtype == "float32" and record["name"] in committed)
     ]
 
 
 def case(record, dtype, implementation, is_committed):
     name = record["name"]
-    quick = name in INTERPRETED if implementation == "triton" else dtype == "float64"
+    quick = name in INTERPRETED if implementation == "pallas_triton" else dtype == "float64"
     marks = [] if quick and is_committed else [pytest.mark.slow]
     if is_committed and implementation != "reference":
         marks.append(pytest.mark.oldest)

@@ -3,6 +3,7 @@
 import functools
 import re
 
+import edges
 import goldens
 import jax
 import jax.numpy as jnp
@@ -15,13 +16,14 @@ from jax.sharding import PartitionSpec as P
 from jax.test_util import check_grads
 
 import natjax
-from natjax.kernels import dispatch, problems
-from natjax.kernels.problems import Problem
+from natjax.kernels import registry
+from natjax.kernels.tuning import problems
+from natjax.kernels.tuning.problems import Problem
 
-OTHERS = [name for name in dispatch.available() if name != "reference"]
+OTHERS = [name for name in registry.names() if name != "reference"]
 
-# What quick tests run: each feature once. The goldens have many more for all but "triton", whose
-# kernels take seconds each interpreted.
+# What quick tests run: each feature once. The goldens have many more for all but "pallas_triton",
+# whose kernels take seconds each interpreted.
 QUICK = (
     "1d-window-is-input",
     "1d-causal-stride-dilation",
@@ -43,7 +45,7 @@ ALSO_QUICK = (
 
 def is_quick(problem, name, dtype="float32"):
     """float32 is what kernels for GPUs take; where there is float64, it says more."""
-    if name == "triton":
+    if name == "pallas_triton":
         return problem.name in QUICK
     return dtype == "float64" and problem.name in QUICK + ALSO_QUICK
 
@@ -56,10 +58,10 @@ def marks(is_quick):
     ("problem", "name", "dtype"),
     [
         pytest.param(p, x, y, id=f"{p.name}-{x}-{y}", marks=marks(is_quick(p, x, y)))
-        for p in problems.EDGES
+        for p in edges.EDGES
         for x in OTHERS
         for y in ("float32", "float64")
-        if (x, y) != ("triton", "float64")
+        if (x, y) != ("pallas_triton", "float64")
     ],
 )
 def test_fused_agrees_with_the_reference(problem, dtype, name, interpreted, x64):
@@ -74,7 +76,7 @@ def test_fused_agrees_with_the_reference(problem, dtype, name, interpreted, x64)
         pytest.param(
             p, x, id=f"{p.name}-{x}", marks=marks(p.name in QUICK and p.name != "2d-prime")
         )
-        for p in problems.EDGES
+        for p in edges.EDGES
         for x in OTHERS
         if p.stride == 1 and not p.extra
     ],
@@ -118,7 +120,7 @@ def test_low_precision_errs_at_most_twice_as_much_as_a_plain_version(
     name, dtype, implementation, x64
 ):
     """The rule of flash attention's tests: no bound of our own, but that of plain attention."""
-    (problem,) = (p for p in problems.EDGES if p.name == name)
+    (problem,) = (p for p in edges.EDGES if p.name == name)
     low = problem.arrays(dtype=dtype)
     exact = {k: jnp.asarray(v, jnp.float64) for k, v in low.items()}
     truth = value_and_gradients(fused(problem, "reference"), exact)
@@ -136,7 +138,7 @@ def test_low_precision_errs_at_most_twice_as_much_as_a_plain_version(
 
 def plain_attention(problem, arrays):
     """Dense masked attention, all of it in the dtype of the inputs."""
-    hood = problem.neighborhood
+    neighborhood = problem.neighborhood
     heads = problem.heads // (problem.kv_heads or problem.heads)
 
     def flat(x, repeats=heads):
@@ -144,8 +146,8 @@ def plain_attention(problem, arrays):
 
     q, k, v = flat(arrays["query"], 1), flat(arrays["key"]), flat(arrays["value"])
     logits = jnp.einsum("bqnd,bknd->bnqk", q, k) * q.shape[-1] ** -0.5
-    logits += arrays["rpb"][:, *hood.dense_bias_index()][None]
-    logits = jnp.where(hood.dense_mask()[None, None], logits, -jnp.inf)
+    logits += arrays["rpb"][:, *neighborhood.dense_bias_index()][None]
+    logits = jnp.where(neighborhood.dense_mask()[None, None], logits, -jnp.inf)
     if "additional_keys" in arrays:
         extra = jnp.einsum("bqnd,bknd->bnqk", q, flat(arrays["additional_keys"]))
         logits = jnp.concatenate([logits, extra * q.shape[-1] ** -0.5], axis=-1)
@@ -254,8 +256,8 @@ def test_export_and_reload(implementation):
 
 
 def test_empty_batch_gives_empty_results(implementation):
-    arrays = {k: v[:0] if k != "rpb" else v for k, v in problems.EDGES[0].arrays().items()}
-    out, lse = fused(problems.EDGES[0], implementation)(arrays)
+    arrays = {k: v[:0] if k != "rpb" else v for k, v in edges.EDGES[0].arrays().items()}
+    out, lse = fused(edges.EDGES[0], implementation)(arrays)
     assert out.shape[0] == lse.shape[0] == 0
 
 
@@ -312,7 +314,7 @@ def test_knowing_the_mesh_changes_nothing(batch, implementation):
 @pytest.mark.parametrize("function", [fused, unfused])
 def test_xla_sums_the_bias_gradient_over_devices_once(function, monkeypatch):
     """Not in every turn of a loop, and no more of it than there is."""
-    monkeypatch.setattr("natjax.kernels.xla._LOGITS_AT_ONCE", {"cpu": 2**15})
+    monkeypatch.setattr("natjax.kernels.backends.xla.fused._LOGITS_AT_ONCE", {"cpu": 2**15})
     problem = problems.Problem(
         name="2d", shape=(24, 22), kernel_size=(5, 7), batch=8, heads=2, head_dim=8
     )
@@ -360,7 +362,7 @@ def test_inside_shard_map(implementation):
     shapes = jax.eval_shape(gradient, arrays)
     assert jax.tree.map(jnp.shape, shapes) == jax.tree.map(jnp.shape, arrays)
     # Pallas' interpreter does not keep track of what varies; on a GPU there is none.
-    interpreted = implementation == "triton" and jax.default_backend() != "gpu"
+    interpreted = implementation == "pallas_triton" and jax.default_backend() != "gpu"
     actual = jax.jit(sharded(check_vma=not interpreted))(arrays)
     for x, y in zip(actual, run(arrays), strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)
@@ -388,8 +390,8 @@ def test_xla_has_no_scatter_and_no_k_fold_copy(function):
 
 
 def test_lse_gradient_is_honoured(implementation):
-    arrays = problems.EDGES[0].arrays()
-    run = fused(problems.EDGES[0], implementation)
+    arrays = edges.EDGES[0].arrays()
+    run = fused(edges.EDGES[0], implementation)
     gradient = jax.grad(lambda q: run(arrays | {"query": q})[1].sum())(arrays["query"])
     assert np.abs(gradient).max() > 0.01
 
@@ -408,7 +410,7 @@ def test_dilation_equals_separate_problems_on_interleaved_grids(implementation):
 
 def test_constant_values_come_back_unchanged(implementation):
     """Weights sum to one."""
-    problem = problems.EDGES[10]
+    problem = edges.EDGES[10]
     arrays = problem.arrays() | {"value": jnp.full(problem.arrays()["value"].shape, 3.0)}
     out, _ = fused(problem, implementation)(arrays)
     np.testing.assert_allclose(out, 3.0, rtol=1e-6)
@@ -424,7 +426,7 @@ def test_interior_is_translation_equivariant(implementation):
 
 
 def test_huge_logits_do_not_overflow(implementation):
-    problem = problems.EDGES[0]
+    problem = edges.EDGES[0]
     arrays = problem.arrays()
     arrays["query"] *= 1e4
     outputs, gradients = value_and_gradients(fused(problem, implementation), arrays)

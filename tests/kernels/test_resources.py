@@ -2,12 +2,14 @@
 
 import pytest
 
-from natjax.kernels import checks, resources
-from natjax.kernels.configs import KernelConfig, Shape
+from natjax.kernels import checks
+from natjax.kernels.backends.pallas_triton import resources
+from natjax.kernels.backends.pallas_triton.config import KernelConfig
+from natjax.kernels.spec import CallSpec
 
 
 def shape_of(head_dim, has_bias, dtype="bfloat16"):
-    return Shape(checks.neighborhood((56, 56), 7), head_dim, head_dim, dtype, has_bias)
+    return CallSpec(checks.neighborhood((56, 56), 7), head_dim, head_dim, dtype, has_bias)
 
 
 def config(columns=64, warps=4, stages=2):

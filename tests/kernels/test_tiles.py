@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from natjax.kernels import checks, tiles
-from natjax.kernels.window import AxisWindow
+from natjax.kernels import checks
+from natjax.kernels.backends.xla import tiles
+from natjax.kernels.neighborhood import AxisWindow
 
 
 @st.composite
@@ -72,8 +73,8 @@ def test_slabs_are_no_larger_than_the_windows_need():
     [((56, 56), 7, 1), ((56, 56), 7, 8), ((14, 14), 7, 2), ((4096,), 257, 1), ((8, 24, 24), 5, 1)],
 )
 def test_chosen_tiles_store_keys_a_few_times_not_k_times(shape, kernel_size, dilation):
-    hood = checks.neighborhood(shape, kernel_size, dilation=dilation)
-    chosen = tiles.choose_tiles(hood, overhead=64)
+    neighborhood = checks.neighborhood(shape, kernel_size, dilation=dilation)
+    chosen = tiles.choose_tiles(neighborhood, overhead=64)
     copies = np.prod([t.count * t.halo / t.window.length for t in chosen])
     assert copies < 6
     assert chosen[0].count * chosen[0].halo / shape[0] <= 3

@@ -8,8 +8,8 @@ import sys
 import time
 from typing import Any, cast
 
-from natjax import variants
-from natjax.nat import NATConfig
+from natjax.backbones import variants
+from natjax.backbones.nat import NATConfig
 
 NAME = "nat_pico"
 

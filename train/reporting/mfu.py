@@ -3,7 +3,7 @@
 import dataclasses
 import re
 
-from natjax.models import model_config
+from natjax.create import model_config
 from natjax.summary import count_flops
 from natjax.train.config.settings import TrainConfig
 from natjax.train.data.datasets import DatasetSpec

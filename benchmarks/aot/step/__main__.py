@@ -21,7 +21,7 @@ from benchmarks.aot.step.cases import StepCase, all_cases, quick_cases
 
 _ADVICE = """\
 A step that moves activations between devices waits for the network in every layer: see what in
-train/engine/step.py or kernels/spmd.py mixes rows of different devices.\
+train/engine/step.py or kernels/sharding/device_parts.py mixes rows of different devices.\
 """
 
 

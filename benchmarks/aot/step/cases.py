@@ -8,7 +8,7 @@ from typing import Any
 from flax import nnx
 
 from benchmarks.imagenet import IMAGENET, IMAGES
-from natjax.nat import NAT, NATConfig
+from natjax.backbones.nat import NAT, NATConfig
 from natjax.train.config.settings import MeshConfig, TrainConfig
 from natjax.train.engine.functional import functional
 from natjax.train.engine.step import Network, Task

@@ -182,7 +182,7 @@ def test_ambiguity_is_named():
 
 @pytest.mark.parametrize("name", ["nat_micro", "dinat_s_tiny", "vitrpb_small"])
 def test_structure_of_shapes_is_that_of_the_config(name):
-    config = natjax.models.model_config(name)
+    config = natjax.create.model_config(name)
     for naming in (OFFICIAL, NATJAX):
         assert source_structure(state_of(name, naming)) == config_structure(config)
     assert config_names(config) == [name]
@@ -214,7 +214,7 @@ def test_damaged_configs_are_refused(config):
 
 def test_configs_come_back():
     for name in ("dinat_large_384", "vitrpb_small"):
-        config = natjax.models.model_config(name)
+        config = natjax.create.model_config(name)
         metadata = write_metadata(config, name, "natjax")
         assert all(isinstance(text, str) for text in metadata.values())
         assert read_config(metadata) == config

@@ -13,7 +13,7 @@ import pytest
 from flax import nnx
 
 import natjax
-from natjax.variants import VARIANTS
+from natjax.backbones.variants import VARIANTS
 from natjax.weights import PUBLISHED, WeightsError, load, published_weights, resolve
 from natjax.weights.load import named_params
 from natjax.weights.published import find_published

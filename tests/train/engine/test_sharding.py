@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 from jax.sharding import PartitionSpec
 
-from natjax.nat import NAT, NATConfig
+from natjax.backbones.nat import NAT, NATConfig
 from natjax.train.checkpoint.checkpointer import CheckpointWriter, items_state, restore, state_items
 from natjax.train.config.settings import CheckpointConfig, MeshConfig, OptimizerConfig
 from natjax.train.engine.compile import compile_task

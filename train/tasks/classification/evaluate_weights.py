@@ -13,8 +13,8 @@ from flax import nnx
 from rich.progress import track
 from rich.table import Table
 
-from natjax.isotropic import Isotropic
-from natjax.nat import NAT, NATConfig
+from natjax.backbones.isotropic import Isotropic
+from natjax.backbones.nat import NAT, NATConfig
 from natjax.preprocessing import Preprocessing, preprocessing
 from natjax.train import console
 from natjax.train.config.settings import MeshConfig

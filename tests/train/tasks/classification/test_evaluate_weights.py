@@ -14,7 +14,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 import natjax
-from natjax import variants
+from natjax.backbones import variants
 from natjax.cli import main
 from natjax.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, preprocessing
 from natjax.train.data.photos import open_photos, prepare_photo, read_photo

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 import natjax
+from natjax.backbones.variants import VARIANTS
 from natjax.preprocessing import preprocessing
 from natjax.train.cli.overrides import parse_train
 from natjax.train.config.settings import (
@@ -19,7 +20,6 @@ from natjax.train.engine.optimizer import schedule
 from natjax.train.errors import UserError
 from natjax.train.tasks.classification import presets
 from natjax.train.tasks.classification.recipes import RECIPES
-from natjax.variants import VARIANTS
 
 # Model: warm-up epochs, EMA, top-1.
 TRAINED = {

@@ -1,0 +1,1 @@
+"""The implementations of the ops; `natjax.kernels.registry` names them and chooses."""

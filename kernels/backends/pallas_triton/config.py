@@ -1,0 +1,201 @@
+"""What a kernel is compiled with, by rule of thumb: sizes of its blocks, warps and stages."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from natjax.kernels.plan.blocks import axis_blocks
+from natjax.kernels.spec import CallSpec, Kernel, rows_of
+
+# The most rows or columns of a block: far more than any device has registers for.
+_LARGEST_BLOCK = 4096
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class KernelConfig:
+    """Settings of one kernel.
+
+    Attributes:
+      tile: rows of a block along each token axis, powers of two, 16 to 4096 in all.
+      chunk: columns of a block along each token axis, powers of two, 16 to 4096 in all.
+      num_warps: warps of 32 threads that work on a tile: 1, 2, 4, 8 or 16.
+      num_stages: chunks in flight, from 1 to 8; more hide latency and take shared memory.
+
+    Raises:
+      ValueError: a value breaks its rule.
+    """
+
+    tile: tuple[int, ...]
+    chunk: tuple[int, ...]
+    num_warps: int = 4
+    num_stages: int = 2
+
+    def __post_init__(self) -> None:
+        """Check the rules."""
+        for name in ("tile", "chunk"):
+            sides = getattr(self, name)
+            good = isinstance(sides, tuple) and 1 <= len(sides) <= 3
+            good = good and all(map(_is_power_of_two, sides))
+            if not good or not 16 <= math.prod(sides) <= _LARGEST_BLOCK:
+                raise ValueError(
+                    f"{name} must have 1 to 3 sides, powers of two whose product is from 16 to "
+                    f"{_LARGEST_BLOCK}; got {sides!r}"
+                )
+        if len(self.tile) != len(self.chunk):
+            raise ValueError(
+                f"tile and chunk must have one side an axis each; got {self.tile} and {self.chunk}"
+            )
+        if not _is_power_of_two(self.num_warps) or self.num_warps > 16:
+            raise ValueError(f"num_warps must be 1, 2, 4, 8 or 16; got {self.num_warps!r}")
+        if type(self.num_stages) is not int or not 1 <= self.num_stages <= 8:
+            raise ValueError(f"num_stages must be from 1 to 8; got {self.num_stages!r}")
+
+    @classmethod
+    def suggest(cls, kernel: Kernel, spec: CallSpec) -> KernelConfig:
+        """Settings by rule of thumb: the least work, counted in logits and loads.
+
+        Windows of few keys want small blocks, which compute less that is not seen; windows of many
+        want the largest that fit (`budget`), so that what is loaded serves more rows.
+        """
+        return _suggest(kernel, spec)
+
+
+def padded_head_dim(size: int) -> int:
+    """Head size inside a kernel: tensor cores take 16 and powers of two."""
+    return max(16, 1 << (size - 1).bit_length())
+
+
+def _is_power_of_two(x: Any) -> bool:
+    return isinstance(x, int) and not isinstance(x, bool) and x > 0 and x & (x - 1) == 0
+
+
+# Work besides the entries of blocks, in the same unit; estimates, for want of measurements, whose
+# place tables of tuned settings take: loading a row or column; and for each row of a block, the
+# reductions of a softmax and rescaling what is accumulated.
+_LOAD = 48
+_REDUCE = 8
+_RESCALE = 1 / 8
+# Entries of a block and its accumulators, of 2 bytes, from which on so many warps share them.
+_EIGHT_WARPS = 64 * 256
+_FOUR_WARPS = 32 * 96
+
+
+@functools.lru_cache(256)
+def _suggest(kernel: Kernel, spec: CallSpec) -> KernelConfig:
+    tiles, chunks = _boxes_of(spec, budget(kernel, spec))
+    costs = _costs(kernel, spec, tiles, chunks)
+    tile, chunk = np.unravel_index(np.argmin(costs), costs.shape)
+    return _config(kernel, spec, tiles[tile], chunks[chunk])
+
+
+def cost(kernel: Kernel, spec: CallSpec, config: KernelConfig) -> float:
+    """Work of a kernel in entries of blocks, for each token: the logits and what is loaded."""
+    return float(_costs(kernel, spec, [config.tile], [config.chunk])[0, 0])
+
+
+def _costs(
+    kernel: Kernel,
+    spec: CallSpec,
+    tiles: Sequence[tuple[int, ...]],
+    chunks: Sequence[tuple[int, ...]],
+) -> Float[np.ndarray, "tiles chunks"]:
+    """`cost` of each tile with each chunk; thousands, so all at once."""
+    # Neither the tiles nor the slab depend on the chunk that slabs are walked by.
+    axes = [
+        [axis_blocks(window, rows_of(kernel), side, 1) for side in sides]
+        for window, sides in zip(spec.neighborhood.axes, zip(*tiles, strict=True), strict=True)
+    ]
+    num_tiles = np.prod([[x.num_tiles for x in axis] for axis in axes], axis=0)[:, None]
+    halos = np.array([[x.halo for x in axis] for axis in axes]).T[:, None]
+    num_chunks = np.prod(-(-halos // np.array(chunks)[None]), axis=-1)
+    rows, columns = np.prod(tiles, axis=-1)[:, None], np.prod(chunks, axis=-1) * num_chunks
+    overhead = _REDUCE + _RESCALE * _width(spec)
+    entries = rows * (columns + overhead * num_chunks)
+    return num_tiles * (entries + _LOAD * (rows + columns)) / spec.neighborhood.num_tokens
+
+
+def _width(spec: CallSpec) -> int:
+    """The wider head size, as kernels see it."""
+    return padded_head_dim(max(spec.head_dim, spec.value_dim))
+
+
+def blocks_within(
+    kernel: Kernel, spec: CallSpec, most: tuple[int, int] | None = None
+) -> list[KernelConfig]:
+    """Blocks to choose from, of up to ``most`` rows and columns (by default those of `budget`)."""
+    tiles, chunks = _boxes_of(spec, most or budget(kernel, spec))
+    return [_config(kernel, spec, tile, chunk) for tile, chunk in itertools.product(tiles, chunks)]
+
+
+def _boxes_of(
+    spec: CallSpec, most: tuple[int, int]
+) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
+    """Tiles and chunks of up to ``most`` rows and columns."""
+    windows = spec.neighborhood.axes
+    reach = [min(w.max_group_length, w.kernel_size + 16) for w in windows]
+    return _boxes([w.max_group_length for w in windows], most[0]), _boxes(reach, most[1])
+
+
+def _config(
+    kernel: Kernel, spec: CallSpec, tile: tuple[int, ...], chunk: tuple[int, ...]
+) -> KernelConfig:
+    return KernelConfig(
+        tile,
+        chunk,
+        num_warps=warps(kernel, math.prod(tile), math.prod(chunk), spec),
+        num_stages=stages(kernel, spec),
+    )
+
+
+def budget(kernel: Kernel, spec: CallSpec) -> tuple[int, int]:
+    """The most rows and columns of a block that registers and shared memory have room for.
+
+    Fewer where heads are wide or entries long, and where a kernel keeps more than one row or block
+    of results. What each choice takes of an A100, H100 and B200, where none spills, is in
+    benchmarks/results/aot.md.
+    """
+    width = _width(spec) * (2 if spec.dtype == "float32" else 1)
+    if width > 256:
+        return 16, 16
+    if width > 128:
+        return (16, 32) if kernel == "dquery" and spec.dtype == "float32" else (32, 32)
+    if kernel in ("forward", "dquery") and spec.dtype != "float32":
+        return (128, 64) if kernel == "forward" or width <= 64 else (64, 64)
+    return (64, 64) if width <= 64 else (64, 32)
+
+
+def warps(kernel: Kernel, rows: int, columns: int, spec: CallSpec) -> int:
+    """Warps that share a block: accumulators and a block of logits fit their registers."""
+    accumulators = 2 if kernel == "dkeyvalue" else 1
+    entries = rows * (columns + 2 * accumulators * _width(spec))
+    if entries * (2 if spec.dtype == "float32" else 1) >= _EIGHT_WARPS:
+        return 8
+    return 4 if entries >= _FOUR_WARPS else 2 if rows >= 32 else 1
+
+
+def stages(kernel: Kernel, spec: CallSpec) -> int:
+    """Chunks in flight: two, or three where narrow heads leave shared memory for them.
+
+    That is for gradients of keys, whose chunks bring most along. With two, ptxas spills 8 bytes on
+    a B200, with no more than 80 registers in use.
+    """
+    narrow = _width(spec) <= 32 and spec.dtype != "float32"
+    return 3 if kernel == "dkeyvalue" and narrow else 2
+
+
+def _boxes(lengths: Sequence[int], most: int) -> list[tuple[int, ...]]:
+    """Boxes of 16 to ``most`` entries, powers of two, no side twice as long as it need be.
+
+    The last side alone may be longer, so that there are boxes of 16 for any layout.
+    """
+    sides = [[1 << i for i in range(int(np.ceil(np.log2(n))) + 1)] for n in lengths]
+    sides[-1] = [1 << i for i in range(max(len(sides[-1]), 5))]
+    return [box for box in itertools.product(*sides) if 16 <= math.prod(box) <= most]

@@ -1,0 +1,129 @@
+"""One program of a kernel: which tile it owns, and how it reads, writes and multiplies."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plgpu
+from jaxtyping import Array
+
+from natjax.kernels.backends.pallas_triton.config import padded_head_dim
+from natjax.kernels.plan.blocks import Tile
+from natjax.kernels.plan.pattern import HIDDEN
+from natjax.kernels.spec import Kernel, KernelCall
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """One program of a kernel: which tile of which head and image, and how it reads and writes.
+
+    Arrays of ``[B, T, N, D]`` are seen as ``[B * T * N, D]``.
+    """
+
+    call: KernelCall
+    tile: Tile
+    batch: Any
+    head: Any
+
+    def rows(self) -> Tokens:
+        """The tokens of the tile."""
+        return self._tokens(self.tile.rows())
+
+    def columns(self, chunk: Any) -> Tokens:
+        """The tokens of a chunk of the slab."""
+        return self._tokens(self.tile.columns(chunk))
+
+    def _tokens(self, positions: tuple[Any, ...]) -> Tokens:
+        token, exists = self.tile.tokens(positions)
+        return Tokens(positions, self.batch * self.tile.blocks.num_tokens + token, exists)
+
+    def dot(self, a: Array, b: Array, *, transpose: bool = False) -> Array:
+        """``a @ b``, or ``a @ b.T``, in float32."""
+        precision = None
+        if a.dtype == jnp.float32:
+            precision = jax.lax.Precision.HIGH if self.call.tf32 else jax.lax.Precision.HIGHEST
+        return plgpu.dot(a, b, trans_b=transpose, precision=precision)
+
+    def seen(self, rows: Tokens, columns: Tokens) -> Array:
+        """Which rows and columns see one another."""
+        return self.tile.is_neighbor(rows.positions, columns.positions)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokens:
+    """Some tokens: where along each axis, which of all images' tokens, and whether they exist."""
+
+    positions: tuple[Any, ...]
+    index: Any
+    exists: Any
+
+    def load(self, ref: Any, head: Any, heads: int) -> Array:
+        """Their rows of a ``[B * T * heads, D]`` array, zeros where there are none."""
+        pointer, mask = self._pointer(ref, head, heads)
+        return plgpu.load(pointer, mask=mask, other=0.0)
+
+    def store(self, ref: Any, head: Any, heads: int, value: Array) -> None:
+        """Write their rows of a ``[B * T * heads, D]`` array."""
+        pointer, mask = self._pointer(ref, head, heads, outside=ref.shape[0])
+        plgpu.store(pointer, value.astype(ref.dtype), mask=mask)
+
+    def load_scalars(self, ref: Any, head: Any, heads: int) -> Array:
+        """Their entries of a ``[B * T * heads]`` array, zeros where there are none."""
+        index = jnp.where(self.exists, self.index * heads + head, 0)
+        return plgpu.load(ref.at[index], mask=self.exists, other=0.0)
+
+    def store_scalars(self, ref: Any, head: Any, heads: int, value: Array) -> None:
+        """Write their entries of a ``[B * T * heads]`` array."""
+        index = jnp.where(self.exists, self.index * heads + head, ref.shape[0])
+        plgpu.store(ref.at[index], value.astype(ref.dtype), mask=self.exists)
+
+    def _pointer(self, ref: Any, head: Any, heads: int, outside: int = 0) -> tuple[Any, Array]:
+        width = ref.shape[1]
+        lane = jnp.arange(padded_head_dim(width), dtype=jnp.int32)[None, :]
+        mask = self.exists[:, None] & (lane < width)
+        # The interpreter must not see a lane that is masked off point at a live address.
+        row = jnp.where(self.exists, self.index * heads + head, outside)
+        return ref.at[row[:, None], lane], mask
+
+
+def current_program(call: KernelCall, kernel: Kernel, heads: int) -> Program:
+    """The program that runs: tiles fastest, so that neighbors in time share their slabs."""
+    blocks = call.blocks(kernel)
+    number = pl.program_id(0)
+    tile, rest = number % blocks.num_tiles, number // blocks.num_tiles
+    return Program(call, blocks.tile_at(tile), batch=rest // heads, head=rest % heads)
+
+
+class Penalty:
+    """What to add to the logits of each block of a program: from a table, or the mask alone."""
+
+    def __init__(self, program: Program, refs: tuple[Any, ...], head: Any) -> None:
+        self.current_program = program
+        self._table = None
+        if refs:
+            self._table, kinds = refs
+            self._kind = kinds[program.tile.number]
+            self._head = head if self._table.shape[0] > 1 else 0
+
+    def add(self, logits: Array, rows: Tokens, columns: Tokens, chunk: Any) -> Array:
+        """The logits of a block with bias and mask."""
+        if self._table is not None:
+            return logits + self._table[self._head, self._kind, chunk]
+        return jnp.where(self.current_program.seen(rows, columns), logits, HIDDEN)
+
+
+def loop(count: int, body: Callable[[Any, Any], Any], start: Any) -> Any:
+    """``body(count - 1, ... body(0, start))``, without a loop where there is nothing to repeat."""
+    if count == 1:
+        return body(jnp.int32(0), start)
+    return jax.lax.fori_loop(jnp.int32(0), jnp.int32(count), body, start)
+
+
+def zeros(*shape: int) -> Array:
+    """What sums start from, in float32."""
+    return jnp.zeros(shape, jnp.float32)

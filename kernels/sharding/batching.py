@@ -1,0 +1,59 @@
+"""`jax.vmap` of an opaque function: the vmapped axis becomes part of the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.custom_batching import custom_vmap
+
+from natjax.kernels.sharding.operands import Dim, Signature
+
+
+def vmap_into_batch(function: Callable[..., Any], signature: Signature) -> Callable[..., Any]:
+    """Give a function a rule for `jax.vmap`: call it once, on a batch that is larger.
+
+    Where an argument without a batch (the bias) is vmapped, or a result is a sum over the batch,
+    the function runs once for each entry of the vmapped axis, one after the other.
+    """
+    wrapped = custom_vmap(function)
+    operands = signature.operands
+
+    @wrapped.def_vmap
+    def rule(size: int, batched: list[bool], *args: jax.Array) -> Any:
+        shared = [x for x, dims in zip(batched, operands, strict=True) if Dim.BATCH not in dims]
+        if any(shared) or any(Dim.BATCH not in dims for dims in signature.results):
+            # What they do not share cannot be told apart in a batch.
+            out = _one_by_one(wrapped, batched, args)
+        else:
+            merged = [
+                _merge(x, size, is_batched) if Dim.BATCH in dims else x
+                for x, is_batched, dims in zip(args, batched, operands, strict=True)
+            ]
+            out = tuple(x.reshape(size, -1, *x.shape[1:]) for x in wrapped(*merged))
+        return out, (True,) * len(signature.results)
+
+    return wrapped
+
+
+def _one_by_one(
+    function: Callable[..., Any], batched: Sequence[bool], args: Sequence[jax.Array]
+) -> Any:
+    moving = tuple(x for x, is_batched in zip(args, batched, strict=True) if is_batched)
+
+    def call(current: tuple[jax.Array, ...]) -> Any:
+        rest = iter(current)
+        return function(
+            *(next(rest) if is_batched else x for x, is_batched in zip(args, batched, strict=True))
+        )
+
+    return jax.lax.map(call, moving)
+
+
+def _merge(x: jax.Array, size: int, is_batched: bool) -> jax.Array:
+    """Make the vmapped axis, in front, part of the batch."""
+    if not is_batched:
+        x = jnp.broadcast_to(x[None], (size, *x.shape))
+    return x.reshape(-1, *x.shape[2:])

@@ -1,0 +1,142 @@
+"""An opaque function on a mesh: each device runs it on its own part of batch and heads.
+
+A kernel is opaque to JAX: given sharded arrays, it makes XLA gather them. Here a function is
+declared by the dimensions of its arrays, and JAX's ``custom_partitioning`` does the rest.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from jax.experimental.custom_partitioning import custom_partitioning
+from jax.sharding import NamedSharding, SingleDeviceSharding
+from jax.sharding import PartitionSpec as P
+
+from natjax.kernels.sharding.batching import vmap_into_batch
+from natjax.kernels.sharding.operands import Dim, Dims, Signature
+
+type Axes = dict[Dim, Any]
+
+
+def split_over_batch_and_heads(
+    function: Callable[..., tuple[jax.Array, ...]], signature: Signature, groups: int
+) -> Callable[..., tuple[jax.Array, ...]]:
+    """Wrap a function so that it is vmapped and partitioned by the dimensions of its arrays.
+
+    Args:
+      function: takes and returns arrays as the signature says, of any batch size and number of
+        heads.
+      signature: dimensions of arguments and results.
+      groups: query heads for each key head.
+
+    Returns:
+      The same function, for derivative rules to call: it has no derivative of its own.
+    """
+    return vmap_into_batch(_partitioned(function, signature, groups), signature)
+
+
+def _partitioned(
+    function: Callable[..., Any], signature: Signature, groups: int
+) -> Callable[..., Any]:
+    operands, results = signature.operands, signature.results
+
+    def partition(mesh: Any, args: Any, _: Any) -> Any:
+        if mesh.empty:
+            # Under `jax.set_mesh`, but no array is laid out on the mesh: all are whole everywhere.
+            whole = SingleDeviceSharding(jax.local_devices()[0])
+            return mesh, function, (whole,) * len(results), (whole,) * len(operands)
+        axes = _split_axes(mesh, operands[0], args[0], groups)
+
+        def place(dims: Dims) -> NamedSharding:
+            return NamedSharding(mesh, P(*map(axes.get, dims)))
+
+        def local(*arrays: jax.Array) -> tuple[jax.Array, ...]:
+            total = functools.partial(_total, axes)
+            return tuple(map(total, function(*arrays), results))
+
+        return mesh, local, tuple(map(place, results)), tuple(map(place, operands))
+
+    def rule(mesh: Any, values: Sequence[Any], _: Any) -> tuple[str, dict[str, Any]]:
+        del mesh
+        return _propagation(signature, groups, [value.shape for value in values])
+
+    wrapped = custom_partitioning(function)
+    wrapped.def_partition(partition=partition, sharding_rule=rule)
+    return wrapped
+
+
+def _split_axes(mesh: Any, dims: Dims, array: Any, groups: int) -> Axes:
+    """Mesh axes that each dimension is split over, from where the first argument is."""
+    spec = (*array.sharding.spec, *[None] * array.ndim)
+    batch, heads = (spec[dims.index(dim)] for dim in (Dim.BATCH, Dim.HEADS))
+    names = heads if isinstance(heads, tuple) else (heads,) if heads else ()
+    parts = math.prod(mesh.shape[name] for name in names)
+    kv_heads = array.shape[dims.index(Dim.HEADS)] // groups
+    if kv_heads == 1:
+        # Every device has the one key head, and its part of the query heads.
+        return {Dim.BATCH: batch, Dim.HEADS: heads}
+    # Key heads that cannot be split keep the query heads together.
+    heads = heads if kv_heads % parts == 0 else None
+    return {Dim.BATCH: batch, Dim.HEADS: heads, Dim.KV_HEADS: heads}
+
+
+def _total(axes: Axes, x: jax.Array, dims: Dims) -> jax.Array:
+    """Sum over the devices that each have a part of what the result has no dimension for."""
+    shares_a_key_head = Dim.KV_HEADS in dims and axes.get(Dim.KV_HEADS) != axes[Dim.HEADS]
+    summed = [Dim.BATCH] if Dim.BATCH not in dims else []
+    summed += [Dim.HEADS] if shares_a_key_head else []
+    for names in filter(None, map(axes.get, summed)):
+        x = jax.lax.psum(x, names)
+    return x
+
+
+def align_varying(*arrays: jax.Array) -> tuple[jax.Array, ...]:
+    """Inside `jax.shard_map`, let all arrays vary over the mesh axes that any of them varies over.
+
+    What an opaque function makes of them varies so too. The transpose of this is the sum over
+    devices that the gradient of an array which does not vary needs.
+    """
+    varying = [jax.typeof(x).manual_axis_type.varying for x in arrays]
+    union = frozenset().union(*varying)
+    missing = (tuple(sorted(union - v)) for v in varying)
+    return tuple(
+        jax.lax.pcast(x, axes, to="varying") if axes else x
+        for x, axes in zip(arrays, missing, strict=True)
+    )
+
+
+def _propagation(
+    signature: Signature, groups: int, shapes: Sequence[Sequence[int]]
+) -> tuple[str, dict[str, Any]]:
+    """How shardings spread between arguments and results, in the notation of JAX and Shardy."""
+    dims = signature.operands[0]
+    heads = shapes[0][dims.index(Dim.HEADS)]
+    factors = {Dim.BATCH: "b", Dim.HEADS: "n", Dim.KV_HEADS: "n" if groups == 1 else "m"}
+    is_grouped = 1 < groups < heads
+    if is_grouped:
+        # Query heads are key heads times the heads of a group, in this order.
+        factors[Dim.HEADS] = "(m g)"
+    whole = (f"w{i}" for i in itertools.count())
+    used: list[str] = []
+
+    def name(dim: Dim) -> str:
+        if dim is Dim.WHOLE:
+            used.append(next(whole))
+            return used[-1]
+        return factors[dim]
+
+    def side(arrays: Sequence[Dims]) -> str:
+        return ", ".join(" ".join(map(name, array)) for array in arrays)
+
+    notation = f"{side(signature.operands)} -> {side(signature.results)}"
+    settings: dict[str, Any] = {"need_replication_factors": tuple(used)}
+    if is_grouped:
+        settings["g"] = groups
+        if not any(Dim.KV_HEADS in x for x in (*signature.operands, *signature.results)):
+            settings["m"] = heads // groups
+    return notation, settings

@@ -1,0 +1,1 @@
+"""Settings of kernels: where they come from, tables of them, and the search for the fastest."""

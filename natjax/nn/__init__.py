@@ -1,0 +1,1 @@
+"""Modules and functions that models are made of."""

@@ -1,0 +1,228 @@
+"""Neighborhood attention as Flax NNX modules, for models of one's own.
+
+The constructor arguments are those of NATTEN's modules of the same names, followed by ours.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from natjax.kernels import api, checks
+from natjax.nn.arguments import check_rate
+from natjax.nn.layers import dropout, linear, normal_init, pad_to
+
+
+class _NeighborhoodAttention(nnx.Module):
+    """What the modules share; a subclass says how many token axes there are."""
+
+    ndim: ClassVar[int]
+    _ops: ClassVar[tuple[Any, Any, Any]]
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        kernel_size: int | Sequence[int],
+        stride: int | Sequence[int] = 1,
+        dilation: int | Sequence[int] = 1,
+        is_causal: bool | Sequence[bool] = False,
+        qkv_bias: bool = True,
+        qk_scale: float | None = None,
+        proj_drop: float = 0.0,
+        *,
+        rel_pos_bias: bool = False,
+        attn_drop: float = 0.0,
+        num_kv_heads: int | None = None,
+        implementation: api.Implementation | None = None,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        self.num_heads = num_heads
+        self.num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
+        _check_heads(embed_dim, num_heads, self.num_kv_heads)
+        self.embed_dim = embed_dim
+        self.kernel_size = checks.axis_ints("kernel_size", kernel_size, self.ndim)
+        self.stride = checks.axis_ints("stride", stride, self.ndim)
+        self.dilation = checks.axis_ints("dilation", dilation, self.ndim)
+        self.is_causal = checks.axis_bools("is_causal", is_causal, self.ndim)
+        _check_stride(self.stride, self.kernel_size, attn_drop)
+        self.scale = _check_scale(qk_scale)
+        self.attn_drop = check_rate("attn_drop", attn_drop)
+        self.proj_drop = check_rate("proj_drop", proj_drop)
+        self.implementation = implementation
+
+        head_size = embed_dim // num_heads
+        options = {"dtype": dtype or param_dtype, "param_dtype": param_dtype, "rngs": rngs}
+        outputs = (num_heads + 2 * self.num_kv_heads) * head_size
+        self.qkv = linear(embed_dim, outputs, use_bias=qkv_bias, **options)
+        self.proj = linear(embed_dim, embed_dim, **options)
+        # One assignment: NNX takes an attribute that starts as None for a constant.
+        bias_shape = (num_heads, *(2 * k - 1 for k in self.kernel_size))
+        self.rpb = (
+            nnx.Param(normal_init(rngs.params(), bias_shape, param_dtype)) if rel_pos_bias else None
+        )
+
+    def __call__(
+        self, x: Float[Array, "B *X C"], rngs: nnx.Rngs | None = None
+    ) -> Float[Array, "B *X C"]:
+        """Attend; ``rngs`` serves the dropouts, None means evaluation."""
+        if x.ndim != self.ndim + 2 or x.shape[-1] != self.embed_dim:
+            raise ValueError(
+                f"x must have {self.ndim + 2} dimensions, batch, {self.ndim} token axes and "
+                f"embed_dim={self.embed_dim} channels; got shape {x.shape}"
+            )
+        layout = x.shape[1:-1]
+        x = pad_to(x, tuple(k * d for k, d in zip(self.kernel_size, self.dilation, strict=True)))
+        out = self._attend(*self._query_key_value(x), rngs)
+        out = out[:, *(slice(n) for n in layout)]
+        out = self.proj(out.reshape(*out.shape[:-2], self.embed_dim))
+        return dropout(out, self.proj_drop, rngs)
+
+    def _query_key_value(self, x: Array) -> list[Array]:
+        heads = (self.num_heads, self.num_kv_heads, self.num_kv_heads)
+        qkv = self.qkv(x)
+        qkv = qkv.reshape(*x.shape[:-1], sum(heads), self.embed_dim // self.num_heads)
+        return jnp.split(qkv, [heads[0], heads[0] + heads[1]], axis=-2)
+
+    def _attend(self, query: Array, key: Array, value: Array, rngs: nnx.Rngs | None) -> Array:
+        attention, logits, weighted_sum = self._ops
+        where: dict[str, Any] = {
+            "dilation": self.dilation,
+            "is_causal": self.is_causal,
+            "implementation": self.implementation,
+        }
+        bias = None if self.rpb is None else self.rpb[...]
+        if rngs is None or self.attn_drop == 0:
+            how = {"stride": self.stride, "scale": self.scale, "rpb": bias}
+            return attention(query, key, value, self.kernel_size, **how, **where)
+        weights = logits(query, key, self.kernel_size, scale=self.scale, rpb=bias, **where)
+        weights = jax.nn.softmax(weights.astype(checks.accumulation_dtype(weights.dtype)))
+        weights = dropout(weights, self.attn_drop, rngs).astype(value.dtype)
+        return weighted_sum(weights, value, self.kernel_size, **where)
+
+
+class NeighborhoodAttention1D(_NeighborhoodAttention):
+    """Neighborhood attention over ``[B, L, C]``; arguments as in `NeighborhoodAttention2D`.
+
+    >>> import jax.numpy as jnp, natjax
+    >>> from flax import nnx
+    >>> attention = natjax.NeighborhoodAttention1D(32, 4, 9, is_causal=True, rngs=nnx.Rngs(0))
+    >>> attention(jnp.ones((2, 50, 32))).shape
+    (2, 50, 32)
+    """
+
+    ndim = 1
+    _ops = (api.na1d, api.na1d_qk, api.na1d_av)
+
+
+class NeighborhoodAttention2D(_NeighborhoodAttention):
+    """Neighborhood attention over ``[B, H, W, C]``, with its projections.
+
+    ``proj(attention(q, k, v))``, where ``q, k, v`` are one linear layer of the input and attention
+    is `natjax.na2d`. Layouts smaller than ``kernel_size * dilation`` along an axis are accepted:
+    the *input* is zero padded right and bottom to that size, so padded tokens have the bias of
+    ``qkv`` as key and value and are attended to, and the output is cropped before ``proj``. That is
+    what NATTEN 0.14 and 0.15 do, which the published models were trained with. (Along a causal
+    axis no query sees the padding.)
+
+    Parameters: ``qkv.kernel`` ``[C, 3C]`` (q, k, v; each head by head) and ``qkv.bias``;
+    ``proj.kernel`` ``[C, C]`` and ``proj.bias``; with ``rel_pos_bias`` also ``rpb``
+    ``[N, 2 * K0 - 1, 2 * K1 - 1]``.
+
+    Args:
+      embed_dim: channels ``C`` of input and output, a multiple of ``num_heads``.
+      num_heads: heads ``N``.
+      kernel_size: window size, an int or one per axis.
+      stride: queries that share a window, an int or one per axis.
+      dilation: distance between neighboring keys, an int or one per axis.
+      is_causal: whether keys after the query are hidden, a bool or one per axis.
+      qkv_bias: whether ``qkv`` has a bias.
+      qk_scale: factor on ``<query, key>``; None is ``(C / N) ** -0.5``.
+      proj_drop: dropout rate after ``proj``.
+      rel_pos_bias: whether to learn a relative position bias.
+      attn_drop: dropout rate of the attention weights; needs ``stride == 1``. A call that drops
+        uses the unfused ops, which store the weights.
+      num_kv_heads: heads of key and value, a divisor of ``num_heads`` (grouped-query attention);
+        None is ``num_heads``.
+      implementation: of the ops, as in `natjax.na2d`.
+      dtype: dtype of the computation; None is ``param_dtype``.
+      param_dtype: dtype of the parameters.
+      rngs: stream ``params`` (or the default one) draws the initial parameters.
+
+    A call takes the input ``[B, H, W, C]`` and optionally ``rngs``, whose stream ``dropout`` serves
+    ``attn_drop`` and ``proj_drop``; without it nothing is dropped. It returns ``[B, H, W, C]``.
+
+    Raises:
+      ValueError: an argument breaks its rule; the message has name, rule and value.
+
+    References:
+      Hassani et al., *Neighborhood Attention Transformer*, CVPR 2023, section 3.1.
+
+    >>> import jax.numpy as jnp, natjax
+    >>> from flax import nnx
+    >>> attention = natjax.NeighborhoodAttention2D(32, 4, kernel_size=5, rngs=nnx.Rngs(0))
+    >>> attention(jnp.ones((1, 12, 3, 32))).shape
+    (1, 12, 3, 32)
+    """
+
+    ndim = 2
+    _ops = (api.na2d, api.na2d_qk, api.na2d_av)
+
+
+class NeighborhoodAttention3D(_NeighborhoodAttention):
+    """Neighborhood attention over ``[B, T, H, W, C]``; arguments as in `NeighborhoodAttention2D`.
+
+    >>> import jax.numpy as jnp, natjax
+    >>> from flax import nnx
+    >>> attention = natjax.NeighborhoodAttention3D(16, 2, (2, 3, 3), rngs=nnx.Rngs(0))
+    >>> attention(jnp.ones((1, 4, 6, 6, 16))).shape
+    (1, 4, 6, 6, 16)
+    """
+
+    ndim = 3
+    _ops = (api.na3d, api.na3d_qk, api.na3d_av)
+
+
+def _check_heads(embed_dim: int, num_heads: int, num_kv_heads: int) -> None:
+    checks.axis_ints("num_heads", num_heads, 1)
+    checks.axis_ints("num_kv_heads", num_kv_heads, 1)
+    if embed_dim < 1 or embed_dim % num_heads:
+        raise ValueError(
+            f"embed_dim must be a multiple of num_heads; got embed_dim={embed_dim} and "
+            f"num_heads={num_heads}"
+        )
+    if num_heads % num_kv_heads:
+        raise ValueError(
+            f"num_kv_heads must divide num_heads; got num_kv_heads={num_kv_heads} and "
+            f"num_heads={num_heads}"
+        )
+
+
+def _check_stride(stride: tuple[int, ...], kernel_size: tuple[int, ...], attn_drop: float) -> None:
+    if any(s > k for s, k in zip(stride, kernel_size, strict=True)):
+        raise ValueError(
+            f"stride must not exceed kernel_size along any axis; got stride={stride} and "
+            f"kernel_size={kernel_size}"
+        )
+    if attn_drop and max(stride) > 1:
+        raise ValueError(
+            f"attn_drop must be 0 where stride > 1, as the unfused ops have no stride; got "
+            f"attn_drop={attn_drop} and stride={stride}"
+        )
+
+
+def _check_scale(qk_scale: float | None) -> float | None:
+    if qk_scale is not None and (not math.isfinite(qk_scale) or qk_scale == 0):
+        raise ValueError(
+            f"qk_scale must be None (head size ** -0.5) or a finite non-zero number; got "
+            f"{qk_scale!r}"
+        )
+    return qk_scale

@@ -1,0 +1,229 @@
+"""Building blocks of the models: initialised layers, dropout without state, MLP, patch layers.
+
+Maps are channels-last, ``[B, H, W, C]``. No module holds random state: `dropout` and `drop_path`
+draw from the ``rngs`` of the call, and ``rngs=None`` means evaluation. Parameters start as
+published: linear layers normal with deviation 0.02, convolutions by PyTorch's default.
+
+``dtype`` is the type of the matrix products and convolutions, as in PyTorch's autocast: norms are
+computed in float32 whatever it is (float64 where it is float64), and round their result to it only
+where the next layer would. The layers that make maps, tokenizers and downsamplers, return them as
+the norm gives them, in float32: `natjax.nn.block` says why.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from natjax.kernels.checks import accumulation_dtype
+from natjax.nn.products import Conv, Linear
+
+# The published initialiser cuts at +-2 absolute, 100 deviations, which a normal never reaches.
+# jax.nn.initializers.truncated_normal must not be used for that: in float32 its tail collapses, and
+# about one weight in 2**24 lands exactly on the cut.
+normal_init = nnx.initializers.normal(0.02)
+
+
+def linear(inputs: int, outputs: int, *, use_bias: bool = True, **options: Any) -> Linear:
+    """Linear layer, initialised as published; ``options`` are dtype, param_dtype and rngs."""
+    return Linear(inputs, outputs, use_bias=use_bias, kernel_init=normal_init, **options)
+
+
+def full_precision(options: dict[str, Any]) -> dict[str, Any]:
+    """Options of a layer that computes in float32 (float64 in float64 models).
+
+    Args:
+      options: dtype, param_dtype and rngs of the layers around it.
+    """
+    return options | {"dtype": accumulation_dtype(jnp.dtype(options["dtype"]))}
+
+
+def conv(
+    inputs: int,
+    outputs: int,
+    kernel_size: int,
+    stride: int,
+    *,
+    padding: int = 0,
+    use_bias: bool = True,
+    **options: Any,
+) -> Conv:
+    """2-D convolution with PyTorch's default initialisation: U(+-1/sqrt(fan_in)), bias too."""
+    bound = (inputs * kernel_size**2) ** -0.5
+
+    def uniform(key: Array, shape: tuple[int, ...], dtype: Any, out_sharding: Any = None) -> Array:
+        del out_sharding
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return Conv(
+        inputs,
+        outputs,
+        (kernel_size, kernel_size),
+        strides=stride,
+        padding=((padding, padding), (padding, padding)),
+        use_bias=use_bias,
+        kernel_init=uniform,
+        bias_init=uniform,
+        **options,
+    )
+
+
+def dropout(x: Float[Array, "*S"], rate: float, rngs: nnx.Rngs | None) -> Float[Array, "*S"]:
+    """Zero each element with probability ``rate`` and scale the others by ``1 / (1 - rate)``.
+
+    Draws from the stream ``dropout``. The identity where ``rate`` is 0 or ``rngs`` None.
+    """
+    if rngs is None or rate == 0:
+        return x
+    return _drop(x, rate, rngs.dropout(), x.shape)
+
+
+def drop_path(x: Float[Array, "B *S"], rate: float, rngs: nnx.Rngs | None) -> Float[Array, "B *S"]:
+    """Zero whole samples with probability ``rate`` and scale the others by ``1 / (1 - rate)``.
+
+    Stochastic depth (Huang et al., 2016) when applied to a residual branch. Draws from the stream
+    ``droppath``. The identity where ``rate`` is 0 or ``rngs`` None.
+    """
+    if rngs is None or rate == 0:
+        return x
+    return _drop(x, rate, rngs.droppath(), (x.shape[0],) + (1,) * (x.ndim - 1))
+
+
+def _drop(x: Array, rate: float, key: Array, mask_shape: tuple[int, ...]) -> Array:
+    keep = jax.random.bernoulli(key, 1 - rate, mask_shape)
+    return jnp.where(keep, x / (1 - rate), jnp.zeros_like(x))
+
+
+def pad_to(x: Float[Array, "B *X C"], sizes: tuple[int, ...]) -> Float[Array, "B *Y C"]:
+    """Zero pad the token axes at their ends up to at least ``sizes``."""
+    extra = [(0, max(0, size - n)) for size, n in zip(sizes, x.shape[1:-1], strict=True)]
+    return jnp.pad(x, [(0, 0), *extra, (0, 0)]) if any(n for _, n in extra) else x
+
+
+def pad_to_multiple(x: Float[Array, "B *X C"], factor: int) -> Float[Array, "B *Y C"]:
+    """Zero pad the token axes at their ends up to multiples of ``factor``."""
+    return pad_to(x, tuple(math.ceil(n / factor) * factor for n in x.shape[1:-1]))
+
+
+class LayerNorm(nnx.Module):
+    """Normalise the last axis to mean 0 and variance 1, then scale and shift.
+
+    Mean, variance and result are computed in float32 (float64 for float64 inputs). Epsilon is
+    PyTorch's 1e-5. (Ours, because `flax.nnx.LayerNorm` fails under strict dtype promotion.)
+
+    Args:
+      channels: size of the last axis.
+      dtype: dtype of the output.
+      param_dtype: dtype of ``scale`` (initially 1) and ``bias`` (initially 0).
+      rngs: accepted, as by other layers; nothing is drawn.
+    """
+
+    def __init__(self, channels: int, *, dtype: Any, param_dtype: Any, rngs: nnx.Rngs):
+        del rngs
+        self.scale = nnx.Param(jnp.ones((channels,), param_dtype))
+        self.bias = nnx.Param(jnp.zeros((channels,), param_dtype))
+        self.dtype = jnp.dtype(dtype)
+
+    def __call__(self, x: Float[Array, "*S C"]) -> Float[Array, "*S C"]:
+        """Normalise."""
+        exact = accumulation_dtype(self.dtype)
+        x = x.astype(exact)
+        x = x - jnp.mean(x, axis=-1, keepdims=True)
+        x = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + 1e-5)
+        shape = (1,) * (x.ndim - 1) + (-1,)
+        scale, bias = (p[...].astype(exact).reshape(shape) for p in (self.scale, self.bias))
+        return (x * scale + bias).astype(self.dtype)
+
+
+class Mlp(nnx.Module):
+    """Linear, exact (erf) GELU, linear, on the last axis.
+
+    Args:
+      channels: size of input and output.
+      hidden: size in between.
+      drop: dropout rate after each linear layer.
+      **options: dtype, param_dtype and rngs.
+    """
+
+    def __init__(self, channels: int, hidden: int, *, drop: float = 0.0, **options: Any):
+        self.fc1 = linear(channels, hidden, **options)
+        self.fc2 = linear(hidden, channels, **options)
+        self.drop = drop
+
+    def __call__(self, x: Float[Array, "*S C"], rngs: nnx.Rngs | None = None) -> Array:
+        """Run the MLP; ``rngs`` serves the dropout, None means evaluation."""
+        x = nnx.gelu(self.fc1(x), approximate=False)
+        x = self.fc2(dropout(x, self.drop, rngs))
+        return dropout(x, self.drop, rngs)
+
+
+class ConvTokenizer(nnx.Module):
+    """Overlapping patches of stride 4: two 3x3 convolutions of stride 2, then LayerNorm.
+
+    There is no activation or norm between the convolutions. Odd sizes give ``ceil(n / 2)`` each.
+    (The tokenizer of NAT and DiNAT.)
+    """
+
+    def __init__(self, inputs: int, channels: int, **options: Any):
+        first = conv(inputs, channels // 2, 3, 2, padding=1, **options)
+        second = conv(channels // 2, channels, 3, 2, padding=1, **options)
+        self.proj = nnx.List([first, second])
+        self.norm = LayerNorm(channels, **full_precision(options))
+
+    def __call__(self, images: Float[Array, "B H W I"]) -> Float[Array, "B H4 W4 C"]:
+        """Tokens at a quarter of the resolution, rounded up."""
+        for convolution in self.proj:
+            images = convolution(images)
+        return self.norm(images)
+
+
+class PatchTokenizer(nnx.Module):
+    """Disjoint patches: one convolution with kernel = stride, then LayerNorm.
+
+    Sizes that are no multiple of the patch are zero padded right and bottom.
+    """
+
+    def __init__(self, inputs: int, channels: int, patch_size: int, **options: Any):
+        self.proj = conv(inputs, channels, patch_size, patch_size, **options)
+        self.norm = LayerNorm(channels, **full_precision(options))
+        self.patch_size = patch_size
+
+    def __call__(self, images: Float[Array, "B H W I"]) -> Float[Array, "B Hp Wp C"]:
+        """One token per patch."""
+        return self.norm(self.proj(pad_to_multiple(images, self.patch_size)))
+
+
+class ConvDownsampler(nnx.Module):
+    """Halve the map and double its channels: 3x3 convolution of stride 2, then LayerNorm."""
+
+    def __init__(self, channels: int, **options: Any):
+        self.reduction = conv(channels, 2 * channels, 3, 2, padding=1, use_bias=False, **options)
+        self.norm = LayerNorm(2 * channels, **full_precision(options))
+
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H2 W2 C2"]:
+        """The map at half the resolution, rounded up."""
+        return self.norm(self.reduction(x))
+
+
+class PatchMerging(nnx.Module):
+    """Halve the map and double its channels: LayerNorm of each 2x2 patch, then a linear layer.
+
+    The order in a patch is (row, column) = (0, 0), (1, 0), (0, 1), (1, 1). Odd sizes are zero
+    padded right and bottom. The result is a matrix product, in ``dtype``; the next block's residual
+    stream goes on from it in float32. (Swin Transformer, section 3.1; DiNAT_s.)
+    """
+
+    def __init__(self, channels: int, **options: Any):
+        self.norm = LayerNorm(4 * channels, **options)
+        self.reduction = linear(4 * channels, 2 * channels, use_bias=False, **options)
+
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H2 W2 C2"]:
+        """The map at half the resolution, rounded up."""
+        x = pad_to_multiple(x, 2)
+        patches = [x[:, row::2, column::2] for column in (0, 1) for row in (0, 1)]
+        return self.reduction(self.norm(jnp.concatenate(patches, axis=-1)))

@@ -1,0 +1,190 @@
+"""The neighborhood against NATTEN's own masks, and the properties that define it."""
+
+import goldens
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from natjax.kernels import checks
+from natjax.kernels.neighborhood import AxisWindow, Neighborhood
+
+
+@st.composite
+def windows(draw, max_length=40, causal=None, stride=None):
+    kernel_size = draw(st.integers(1, 9))
+    dilation = draw(st.integers(1, 4))
+    length = draw(st.integers(kernel_size * dilation, max_length))
+    return AxisWindow(
+        length=length,
+        kernel_size=kernel_size,
+        stride=stride or draw(st.integers(1, kernel_size)),
+        dilation=dilation,
+        is_causal=draw(st.booleans()) if causal is None else causal,
+    )
+
+
+def test_every_legal_1d_window_of_natten_up_to_length_16():
+    golden = goldens.load("ops_masks")
+    assert len(golden["config"]) > 2000
+    bounds = zip(golden["offset"], golden["offset"][1:], strict=False)
+    for config, (begin, stop) in zip(golden["config"].tolist(), bounds, strict=True):
+        length, kernel_size, stride, dilation, causal = config
+        axis = AxisWindow(
+            length=length,
+            kernel_size=kernel_size,
+            stride=stride,
+            dilation=dilation,
+            is_causal=bool(causal),
+        )
+        query = np.arange(length)
+        np.testing.assert_array_equal(axis.neighbor(query, 0), golden["first"][begin:stop])
+        count = axis.end(query) - axis.start(query)
+        np.testing.assert_array_equal(count, golden["count"][begin:stop])
+
+
+def test_dense_masks_of_natten_in_2d_and_3d():
+    golden = goldens.load("ops_masks")
+    records = goldens.record("ops_masks", "index")
+    assert records
+    for record in records:
+        neighborhood = checks.neighborhood(
+            record["shape"],
+            record["kernel_size"],
+            record["stride"],
+            record["dilation"],
+            record["is_causal"],
+        )
+        tokens = record["tokens"]
+        expected = np.unpackbits(golden[record["key"]])[: tokens * tokens]
+        np.testing.assert_array_equal(neighborhood.dense_mask(), expected.reshape(tokens, tokens))
+
+
+@given(windows())
+def test_same_on_ints_numpy_and_traced_arrays(axis):
+    query, key = np.arange(axis.length)[:, None], np.arange(axis.length)[None]
+    functions = (axis.is_neighbor, axis.bias_index)
+    for function in functions:
+        by_numpy = function(query, key)
+        np.testing.assert_array_equal(jax.jit(function)(query, key), by_numpy)
+    last = axis.length - 1
+    assert axis.start(last) == jnp.asarray(axis.start(query))[last, 0]
+
+
+@given(windows(causal=False))
+def test_each_query_has_exactly_k_distinct_keys_of_its_dilation_group(axis):
+    query = np.arange(axis.length)[:, None]
+    keys = axis.neighbor(query, np.arange(axis.kernel_size)[None])
+    assert axis.slot_is_visible(query, np.arange(axis.kernel_size)[None]).all()
+    assert (keys >= 0).all()
+    assert (keys < axis.length).all()
+    assert (np.diff(keys, axis=1) == axis.dilation).all()
+    assert (keys % axis.dilation == query % axis.dilation).all()
+
+
+@given(windows(causal=False, stride=1))
+def test_odd_windows_hold_the_nearest_keys(axis):
+    if axis.kernel_size % 2 == 0:
+        return
+    for query in range(axis.length):
+        keys = axis.neighbor(query, np.arange(axis.kernel_size))
+        group = np.arange(query % axis.dilation, axis.length, axis.dilation)
+        others = np.setdiff1d(group, keys)
+        if others.size:
+            # Shifted windows at a border are still the nearest that fit.
+            inside = np.abs(group - query)
+            assert np.abs(keys - query).max() <= np.sort(inside)[axis.kernel_size - 1]
+
+
+@given(windows())
+def test_self_is_visible_and_every_key_is_seen(axis):
+    mask = Neighborhood((axis,)).dense_mask()
+    assert mask.diagonal().all()
+    assert mask.any(axis=0).all()
+
+
+@given(windows())
+def test_queries_of_a_key_are_those_whose_windows_hold_it(axis):
+    mask = Neighborhood((axis,)).dense_mask()
+    for group in range(axis.dilation):
+        step = slice(group, None, axis.dilation)
+        seen = mask[step, step]
+        first, last = axis.queries(group)
+        query = np.arange(len(seen))[:, None]
+        np.testing.assert_array_equal(seen, (first <= query) & (query < last))
+        assert (first < last).all()
+        # In this order the programs that own keys walk over queries.
+        assert (np.diff(first) >= 0).all()
+        assert (np.diff(last) >= 0).all()
+
+
+@given(windows(causal=True))
+def test_causal_windows_end_at_the_query(axis):
+    query = np.arange(axis.length)
+    mask = Neighborhood((axis,)).dense_mask()
+    assert not np.triu(mask, 1).any()
+    if axis.stride == 1:
+        keys_there_are = query // axis.dilation + 1
+        np.testing.assert_array_equal(mask.sum(1), np.minimum(axis.kernel_size, keys_there_are))
+
+
+@given(windows())
+def test_bias_index_is_the_offset_and_stays_in_range(axis):
+    query, key = np.ogrid[: axis.length, : axis.length]
+    mask = axis.is_neighbor(query, key)
+    index = np.where(mask, axis.bias_index(query, key), 0)
+    assert (index >= 0).all()
+    assert (index <= 2 * axis.kernel_size - 2).all()
+    offset = np.where(mask, index - axis.kernel_size + 1, 0) * axis.dilation
+    np.testing.assert_array_equal(np.where(mask, key - query, 0), offset)
+
+
+@given(windows())
+def test_dilation_is_interleaved_windows_without_it(axis):
+    mask = Neighborhood((axis,)).dense_mask()
+    expected = np.zeros_like(mask)
+    for group in range(axis.dilation):
+        part = AxisWindow(
+            length=int(axis.group_length(group)),
+            kernel_size=axis.kernel_size,
+            stride=axis.stride,
+            is_causal=axis.is_causal,
+        )
+        step = slice(group, None, axis.dilation)
+        expected[step, step] = Neighborhood((part,)).dense_mask()
+    np.testing.assert_array_equal(mask, expected)
+
+
+@given(st.integers(1, 12), st.integers(1, 4))
+def test_stride_of_the_window_is_blocked_attention(kernel_size, blocks):
+    axis = AxisWindow(length=kernel_size * blocks, kernel_size=kernel_size, stride=kernel_size)
+    expected = np.kron(np.eye(blocks), np.ones((kernel_size, kernel_size)))
+    np.testing.assert_array_equal(Neighborhood((axis,)).dense_mask(), expected.astype(bool))
+
+
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_neighbor_table_lists_the_dense_mask(is_causal):
+    neighborhood = checks.neighborhood(
+        (5, 7), (3, 4), dilation=(1, 1), is_causal=(is_causal, False)
+    )
+    table, visible = neighborhood.neighbor_table()
+    mask = np.zeros((neighborhood.num_tokens,) * 2, bool)
+    for query, (keys, seen) in enumerate(zip(table, visible, strict=True)):
+        mask[query, keys[seen]] = True
+        assert len(set(keys[seen].tolist())) == seen.sum()
+    np.testing.assert_array_equal(mask, neighborhood.dense_mask())
+
+
+def test_interior_windows_are_translations_of_one_another():
+    axis = AxisWindow(length=30, kernel_size=7)
+    mask = Neighborhood((axis,)).dense_mask()
+    for query in range(3, 26):
+        np.testing.assert_array_equal(mask[query], np.roll(mask[15], query - 15))
+
+
+def test_is_full_only_when_every_query_sees_every_key():
+    assert checks.neighborhood((5, 4), (5, 4)).is_full
+    assert not checks.neighborhood((5, 4), (5, 3)).is_full
+    assert not checks.neighborhood((5,), 5, is_causal=True).is_full

@@ -1,0 +1,305 @@
+"""What is particular to the kernels for GPUs: blocks of every size, refusals, derivatives."""
+
+import functools
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from calls import assert_close, fused, value_and_gradients
+from edges import named
+from jax.sharding import (
+    AbstractDevice,
+    AbstractMesh,
+    AxisType,
+    NamedSharding,
+    SingleDeviceSharding,
+    use_abstract_mesh,
+)
+from jax.sharding import PartitionSpec as P
+
+import natjax
+from natjax.kernels import autodiff, device, registry
+from natjax.kernels.backends.pallas_triton.config import KernelConfig
+from natjax.kernels.spec import KERNELS
+from natjax.kernels.tuning import settings
+from natjax.kernels.tuning.problems import Problem
+
+BLOCKS = {
+    "long tiles": {1: ((32,), (16,)), 2: ((2, 16), (4, 4)), 3: ((1, 2, 16), (2, 2, 4))},
+    "long chunks": {1: ((16,), (32,)), 2: ((8, 2), (1, 32)), 3: ((4, 2, 2), (1, 8, 4))},
+}
+CHOSEN = [
+    pytest.param("1d-causal", "long tiles", marks=pytest.mark.slow),
+    pytest.param("1d-causal-stride-dilation", "long chunks", marks=pytest.mark.slow),
+    ("2d-prime", "long tiles"),
+    ("2d-everything", "long chunks"),
+    ("3d-everything", "long tiles"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _interpreted(interpreted):
+    pass
+
+
+def run(problem, arrays, implementation):
+    return value_and_gradients(fused(problem, implementation), arrays)
+
+
+@pytest.mark.parametrize(("name", "blocks"), CHOSEN)
+def test_blocks_of_any_size_give_the_same(name, blocks):
+    """Many tiles and many chunks each, where the suggested ones would be few."""
+    problem = named(name)
+    config = KernelConfig(*BLOCKS[blocks][problem.ndim], num_warps=1)
+    arrays = problem.arrays()
+    with settings.using(dict.fromkeys(KERNELS, config)):
+        actual = run(problem, arrays, "pallas_triton")
+    assert_close(actual, run(problem, arrays, "reference"))
+
+
+@pytest.mark.parametrize("name", ["1d-causal-stride-dilation", "2d-no-bias"])
+def test_a_computed_mask_is_as_good_as_a_table(name, monkeypatch):
+    """As for windows too large for a table."""
+    monkeypatch.setattr(autodiff, "_LARGEST_TABLE", 0)
+    problem = named(name)
+    arrays = {k: v for k, v in problem.arrays().items() if k != "rpb"}
+    assert_close(run(problem, arrays, "pallas_triton"), run(problem, arrays, "reference"))
+
+
+@pytest.mark.parametrize("head_dim", [48, 96, 256])
+def test_head_sizes(head_dim):
+    """Further ones, 8, 24, 32 and 80, are among the problems that all implementations run."""
+    problem = Problem(name="d", shape=(20,), kernel_size=(5,), heads=2, head_dim=head_dim)
+    arrays = problem.arrays()
+    assert_close(run(problem, arrays, "pallas_triton"), run(problem, arrays, "reference"))
+
+
+def test_without_a_gpu_it_says_what_would_work(monkeypatch):
+    if jax.default_backend() == "gpu":
+        pytest.skip("this is about machines without a GPU")
+    monkeypatch.delenv("NATJAX_INTERPRET")
+    x = jnp.zeros((1, 9, 1, 8))
+    message = (
+        r"needs an NVIDIA GPU, Ampere or later; got 'cpu' \(cpu\); use "
+        'implementation="xla".*NATJAX_INTERPRET=1'
+    )
+    with pytest.raises(NotImplementedError, match=message):
+        natjax.na1d(x, x, x, 3, implementation="pallas_triton")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "head_dim", "message"),
+    [
+        ("float64", 8, 'takes the dtypes .*; got float64; use implementation="xla"'),
+        ("float32", 257, 'takes head sizes up to 256; got 257; use implementation="xla"'),
+    ],
+)
+def test_refusals_say_what_would_work(dtype, head_dim, message, x64):
+    x = jnp.zeros((1, 9, 1, head_dim), dtype)
+    with pytest.raises(NotImplementedError, match=message):
+        natjax.na1d(x, x, x, 3, implementation="pallas_triton")
+    with pytest.raises(NotImplementedError, match=message):
+        natjax.na1d_qk(x, x, 3, implementation="pallas_triton")
+    assert natjax.na1d(x, x, x, 3).dtype == dtype
+
+
+@pytest.mark.parametrize(
+    ("kind", "capability", "accepted"),
+    [("Tesla V100", "7.0", False), ("AMD Instinct", "gfx942", False), ("NVIDIA A100", "8.0", True)],
+)
+def test_older_and_other_gpus_are_refused(kind, capability, accepted, monkeypatch):
+    gpu = types.SimpleNamespace(platform="gpu", device_kind=kind, compute_capability=capability)
+    monkeypatch.delenv("NATJAX_INTERPRET")
+    monkeypatch.setattr(device, "target", lambda: gpu)
+    x = jax.ShapeDtypeStruct((1, 9, 1, 8), jnp.float32)
+
+    def attend(implementation):
+        run = functools.partial(natjax.na1d, kernel_size=3, implementation=implementation)
+        return str(jax.make_jaxpr(run)(x, x, x))
+
+    assert ("natjax_forward" in attend(None)) == accepted
+    if not accepted:
+        with pytest.raises(NotImplementedError, match=f"Ampere or later; got '{kind}'"):
+            attend("pallas_triton")
+
+
+def test_more_than_can_be_indexed_is_refused():
+    x = jax.ShapeDtypeStruct((2**11, 2**20, 1, 8), jnp.bfloat16)
+    run = functools.partial(natjax.na1d, kernel_size=3, implementation="pallas_triton")
+    with pytest.raises(NotImplementedError, match=r"fewer than 2\*\*31 queries"):
+        jax.eval_shape(run, x, x, x)
+
+
+@pytest.mark.oldest
+def test_compiles_for_a_gpu_that_is_not_there():
+    """Lowering and export for an H100, as far as Triton's code; benchmarks/aot.py goes further."""
+    h100 = AbstractDevice(device_kind="NVIDIA H100 80GB HBM3", num_cores=132, platform="gpu")
+    mesh = AbstractMesh((1,), ("x",), abstract_device=h100)
+    problem = named("2d-everything")
+    here = SingleDeviceSharding(jax.devices()[0])
+    arrays = {
+        k: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16, sharding=here)
+        for k, x in problem.arrays().items()
+    }
+
+    @jax.jit
+    def step(arrays):
+        out, pull = jax.vjp(lambda a: natjax.na2d(**a, **problem.arguments), arrays)
+        return out, pull(out)
+
+    with use_abstract_mesh(mesh), pytest.MonkeyPatch.context() as patch:
+        patch.delenv("NATJAX_INTERPRET")
+        # Triton's code is not among what JAX promises to read for years.
+        triton_call = jax.export.DisabledSafetyCheck.custom_call("__gpu$xla.gpu.triton")
+        exported = jax.export.export(step, platforms=["cuda"], disabled_checks=[triton_call])
+        text = exported(arrays).mlir_module()
+    for kernel in ("forward", "dquery", "dkeyvalue", "dbias"):
+        assert f"natjax_{kernel}" in text
+
+
+def test_biases_of_huge_windows_are_refused(monkeypatch):
+    monkeypatch.setattr(autodiff, "_LARGEST_TABLE", 100)
+    arrays = named("2d-prime").arrays()
+    with pytest.raises(NotImplementedError, match=r"bias where .* got kernel_size=\(7, 7\) and 2"):
+        natjax.na2d(**arrays, kernel_size=7, implementation="pallas_triton")
+
+
+@pytest.mark.oldest
+@pytest.mark.parametrize("op", ["attention", "qk", "av"])
+def test_second_derivatives_say_who_gives_them(op):
+    x = jnp.ones((1, 9, 1, 8))
+    w = jnp.ones((1, 9, 1, 3))
+    functions = {
+        "attention": lambda x: natjax.na1d(x, x, x, 3, implementation="pallas_triton"),
+        "qk": lambda x: natjax.na1d_qk(x, x, 3, implementation="pallas_triton"),
+        "av": lambda x: natjax.na1d_av(w, x, 3, implementation="pallas_triton") ** 2,
+    }
+
+    def norm(x):
+        return jnp.sum(jax.grad(lambda x: jnp.sum(functions[op](x) ** 2))(x) ** 2)
+
+    with pytest.raises(NotImplementedError, match=r'second one of na.d.*use implementation="xla"'):
+        jax.grad(norm)(x)
+
+
+@pytest.mark.oldest
+def test_forward_mode_says_who_has_it():
+    x = jnp.ones((1, 9, 1, 8))
+
+    def attend(x):
+        return natjax.na1d(x, x, x, 3, implementation="pallas_triton")
+
+    with pytest.raises(NotImplementedError, match='no forward mode; use implementation="xla"'):
+        jax.jvp(attend, (x,), (x,))
+    # Found out by JAX itself.
+    with pytest.raises(TypeError, match="forward-mode"):
+        jax.jvp(jax.jit(attend), (x,), (x,))
+
+
+def test_none_takes_it_where_it_runs():
+    """Interpreted, it accepts what a GPU would; float64 goes on to the next."""
+    problem = named("1d")
+    arrays = problem.arrays()
+    jaxpr = str(jax.make_jaxpr(lambda a: problem.op(**a, **problem.arguments))(arrays))
+    assert "natjax_forward" in jaxpr
+    assert registry.names()[0] == "pallas_triton"
+
+
+@pytest.mark.parametrize("setting", [None, "highest", "tensorfloat32", "high"])
+def test_float32_products_are_exact_unless_asked(setting):
+    problem = named("1d")
+    arrays = problem.arrays()
+    with jax.default_matmul_precision(setting):
+        jaxpr = str(jax.make_jaxpr(lambda a: problem.op(**a, **problem.arguments))(arrays))
+    expected = "HIGH" if setting in ("tensorfloat32", "high") else "HIGHEST"
+    found = {word for word in ("HIGHEST", "HIGH") if f"Precision.{word}," in jaxpr}
+    assert found == {expected}
+
+
+@pytest.mark.oldest
+@pytest.mark.optimised
+@pytest.mark.parametrize("dilation", [1, 2])
+def test_inputs_are_read_in_place(dilation):
+    """Nothing of the size of the inputs is copied or transposed before the kernels."""
+    problem = Problem(
+        name="2d", shape=(24, 16), kernel_size=(5, 5), dilation=dilation, batch=5, head_dim=24
+    )
+    arrays = problem.arrays()
+
+    def forward_and_backward(arrays):
+        out, pull = jax.vjp(
+            lambda a: natjax.na2d(**a, **problem.arguments, implementation="pallas_triton"), arrays
+        )
+        return pull(out)
+
+    jaxpr = jax.make_jaxpr(forward_and_backward)(arrays)
+    size = arrays["query"].size
+    moved = [
+        (equation.primitive.name, equation.outvars[0].aval.shape)
+        for equation in equations(jaxpr.jaxpr)
+        if equation.primitive.name in ("transpose", "gather", "copy", "concatenate", "pad")
+        and equation.outvars[0].aval.size == size
+    ]
+    assert not moved
+
+
+def equations(jaxpr):
+    """All equations outside of kernels."""
+    for equation in jaxpr.eqns:
+        yield equation
+        if equation.primitive.name == "pallas_call":
+            continue
+        for inner in jax.tree.leaves(
+            tuple(equation.params.values()), is_leaf=lambda x: hasattr(x, "jaxpr")
+        ):
+            if hasattr(inner, "jaxpr"):
+                yield from equations(inner.jaxpr)
+
+
+@pytest.mark.optimised
+@pytest.mark.parametrize("kv_heads", [1, 2])
+def test_grouped_heads_stay_on_their_devices(kv_heads):
+    """Key heads are split as query heads are, but one for all is on every device."""
+    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+    problem = Problem(
+        name="gqa", shape=(40,), kernel_size=(7,), batch=4, heads=4, kv_heads=kv_heads
+    )
+    arrays = problem.arrays()
+    heads = {"query": "model", "key": "model" if kv_heads == 2 else None, "rpb": None}
+    heads["value"] = heads["key"]
+    specs = {k: P("data", None, heads[k]) if k != "rpb" else P() for k in arrays}
+    shardings = {k: NamedSharding(mesh, spec) for k, spec in specs.items()}
+
+    @functools.partial(jax.jit, in_shardings=(shardings,))
+    def gradients(arrays):
+        attend = functools.partial(problem.op, **problem.arguments, implementation="pallas_triton")
+        return jax.grad(lambda arrays: jnp.sum(attend(**arrays) ** 2))(arrays)
+
+    placed = jax.device_put(arrays, shardings)
+    assert " all-gather" not in gradients.lower(placed).compile().as_text()
+    expected = jax.grad(
+        lambda arrays: jnp.sum(problem.op(**arrays, **problem.arguments, implementation="xla") ** 2)
+    )(arrays)
+    for name, x in gradients(placed).items():
+        np.testing.assert_allclose(x, expected[name], rtol=1e-4, atol=1e-4, err_msg=name)
+
+
+@pytest.mark.oldest
+def test_vmap_over_several_things_at_once():
+    problem = named("1d")
+    stacked = [problem.arrays(seed) for seed in range(3)]
+    attend = functools.partial(problem.op, **problem.arguments, implementation="pallas_triton")
+    keys = jnp.stack([a["key"] for a in stacked])
+    biases = jnp.stack([a["rpb"] for a in stacked])
+    first = stacked[0]
+
+    def loss(key, rpb):
+        return jnp.sum(attend(first["query"], key, first["value"], rpb=rpb) ** 2)
+
+    grads = jax.vmap(jax.grad(loss, argnums=(0, 1)))(keys, biases)
+    for i in range(3):
+        expected = jax.grad(loss, argnums=(0, 1))(keys[i], biases[i])
+        for x, y in zip(grads, expected, strict=True):
+            np.testing.assert_allclose(x[i], y, rtol=1e-4, atol=1e-5)
