@@ -43,5 +43,9 @@ def cache_folder() -> Path:
     """Return natjax's folder of data: $NATJAX_DATA, else one in the user's cache."""
     if os.environ.get("NATJAX_DATA"):
         return Path(os.environ["NATJAX_DATA"]).expanduser()
-    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(cache).expanduser() / "natjax" / "data"
+    return user_cache() / "data"
+
+
+def user_cache() -> Path:
+    """Return natjax's folder in the user's cache, for what can be made again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "natjax"

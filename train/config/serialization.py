@@ -69,6 +69,7 @@ _FREE = frozenset(
         "checkpoint.keep_best",
         "profile.steps",
         "profile.start",
+        "compilation_cache",
         "tensorboard",
         "on_nan",
         "max_skipped",

@@ -253,6 +253,8 @@ class TrainConfig:
       distributed: The processes.
       checkpoint: The checkpoints.
       profile: A trace on request.
+      compilation_cache: Keep compiled programs for the next run, in ~/.cache/natjax/compiled, or
+        where JAX_COMPILATION_CACHE_DIR says. Several processes keep none unless that is set.
       tensorboard: Write the metrics for TensorBoard too, into tensorboard/ of the run folder.
       batch_size: Images a step, over all devices and hosts.
       accumulate: Parts of a batch that are computed one after the other, to save memory; the
@@ -281,6 +283,7 @@ class TrainConfig:
     distributed: DistributedConfig = DistributedConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     profile: ProfileConfig = ProfileConfig()
+    compilation_cache: bool = True
     tensorboard: bool = False
     batch_size: int = 64
     accumulate: int = 1

@@ -10,6 +10,7 @@ from natjax.train.cluster import processes
 from natjax.train.config.settings import TrainConfig
 from natjax.train.data.datasets import DatasetSpec, get_spec, open_dataset, open_split
 from natjax.train.data.pipeline import Host, test_dataset, train_dataset
+from natjax.train.engine.compilation_cache import use_compilation_cache
 from natjax.train.engine.compile import Compiled, compile_task
 from natjax.train.engine.finite import choose_step
 from natjax.train.engine.sharding import check_batch_size, make_mesh, request_devices
@@ -50,6 +51,7 @@ def build_trainer(config: TrainConfig) -> Trainer:
       UserError: a name, a number or a folder in the configuration is wrong.
     """
     console.quiet_libraries()
+    use_compilation_cache(config.compilation_cache)
     request_devices(config.mesh)
     console.only_first_process(processes.index())
     spec, mesh = get_spec(config.data), make_mesh(config.mesh)
