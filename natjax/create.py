@@ -1,10 +1,8 @@
-"""Models by name."""
+"""Classifiers and backbones by name."""
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import fnmatch
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -14,34 +12,17 @@ from flax import nnx
 
 from natjax.backbones.isotropic import Isotropic, IsotropicConfig
 from natjax.backbones.nat import NAT, NATConfig
-from natjax.backbones.variants import VARIANTS
 from natjax.kernels.api import Implementation
-
-
-def list_models(pattern: str = "*") -> list[str]:
-    """Names of the models, sorted.
-
-    Args:
-      pattern: shell pattern that the names must match, such as ``"dinat_*"``.
-
-    >>> import natjax
-    >>> natjax.list_models("nat_[mt]*")
-    ['nat_micro', 'nat_mini', 'nat_tiny']
-    """
-    return sorted(fnmatch.filter(VARIANTS, pattern))
+from natjax.registry import find_config
 
 
 def model_config(name: str) -> NATConfig | IsotropicConfig:
-    """The config of a model as published.
+    """The config of a classifier as published.
 
     Raises:
-      ValueError: no model of that name; the message suggests near ones.
+      ValueError: no classifier of that name; the message suggests near ones.
     """
-    if name not in VARIANTS:
-        near = difflib.get_close_matches(str(name), VARIANTS, n=3)
-        hint = f"did you mean {', '.join(near)}?" if near else "natjax.list_models() has the names"
-        raise ValueError(f"name must be one of the {len(VARIANTS)} models; got {name!r}; {hint}")
-    return VARIANTS[name]
+    return find_config(name, "classifier")
 
 
 def create_model(
@@ -70,7 +51,7 @@ def create_model(
     for normalised images ``[B, H, W, C]`` of any size. Both take ``rngs`` in training.
 
     Args:
-      name: one of `list_models`.
+      name: one of ``natjax.list_models(kind="classifier")``.
       num_classes: outputs of the classifier, 0 for none (a call then returns pooled features
         ``[B, C]``); None is as published, or 0 with ``output_norms``.
       dilations: dilation of every block, one sequence per level (isotropic: one sequence); None is

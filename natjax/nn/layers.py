@@ -94,6 +94,19 @@ def drop_path(x: Float[Array, "B *S"], rate: float, rngs: nnx.Rngs | None) -> Fl
     return _drop(x, rate, rngs.droppath(), (x.shape[0],) + (1,) * (x.ndim - 1))
 
 
+def drop_channels(
+    x: Float[Array, "B *S C"], rate: float, rngs: nnx.Rngs | None
+) -> Float[Array, "B *S C"]:
+    """Zero whole channels with probability ``rate`` and scale the others by ``1 / (1 - rate)``.
+
+    PyTorch's ``Dropout2d``; samples draw apart. Draws from the stream ``dropout``. The identity
+    where ``rate`` is 0 or ``rngs`` None.
+    """
+    if rngs is None or rate == 0:
+        return x
+    return _drop(x, rate, rngs.dropout(), (x.shape[0], *(1,) * (x.ndim - 2), x.shape[-1]))
+
+
 def _drop(x: Array, rate: float, key: Array, mask_shape: tuple[int, ...]) -> Array:
     keep = jax.random.bernoulli(key, 1 - rate, mask_shape)
     return jnp.where(keep, x / (1 - rate), jnp.zeros_like(x))

@@ -18,7 +18,8 @@ FULL = pathlib.Path(os.environ.get("NATJAX_GOLDEN", _BESIDE))
 
 def golden_files(pattern="*.npz"):
     """Golden files that match a pattern, by name; the full one where it exists."""
-    found = {path.name: path for folder in (COMMITTED, FULL) for path in folder.glob(pattern)}
+    folders = (COMMITTED, FULL, FULL / "dense")
+    found = {path.name: path for folder in folders for path in folder.glob(pattern)}
     return [found[name] for name in sorted(found)]
 
 

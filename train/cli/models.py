@@ -23,13 +23,14 @@ def model_table(pattern: str = "*") -> Table:
         raise UserError(f"no model matches {pattern!r}{near} (`natjax models` lists all)")
     table = Table(caption="FLOPs are multiply-adds of one image", caption_justify="left")
     table.add_column("model")
+    table.add_column("kind")
     for heading in ("parameters", "FLOPs", "image"):
         table.add_column(heading, justify="right")
     for name in names:
         summary = natjax.model_summary(name)
         flops = with_unit(summary.flops)
         side = "x".join(map(str, summary.image_size))
-        table.add_row(name, with_unit(summary.parameters), flops, side)
+        table.add_row(name, summary.kind, with_unit(summary.parameters), flops, side)
     return table
 
 

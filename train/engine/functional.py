@@ -94,7 +94,7 @@ def model_builder(
     Raises:
       UserError: there is no model of that name; near names are suggested.
     """
-    names = natjax.list_models()
+    names = natjax.list_models(kind="classifier")
     if config.name not in names:
         near = did_you_mean(config.name, names)
         raise UserError(f"unknown model {config.name!r}{near} (`natjax models` lists all)")

@@ -251,7 +251,8 @@ def test_create_model_makes_backbones_without_classifier():
     ("name", "options", "message"),
     [
         ("nat_tinny", {}, r"got 'nat_tinny'; did you mean nat_tiny"),
-        ("resnet50", {}, r"one of the 26 models; got 'resnet50'; natjax\.list_models\(\)"),
+        ("resnet50", {}, r"one of the 26 classifiers; got 'resnet50'; natjax\.list_models\(\)"),
+        ("upernet_nat_tiny", {}, r"a classifier; 'upernet_nat_tiny' is made by natjax.create_seg"),
         ("nat_micro", {"num_classes": -1}, r"num_classes must be an integer >= 0; got -1"),
         ("nat_micro", {"drop_path": 1.0}, r"drop_path must be a rate in \[0, 1\); got 1\.0"),
         ("nat_micro", {"dropout": -0.5}, r"dropout must be a rate in \[0, 1\); got -0\.5"),

@@ -67,7 +67,7 @@ def _abstract(name):
 
 
 def test_every_published_name_is_here():
-    assert set(natjax.list_models()) == set(PUBLISHED) | OWN
+    assert set(natjax.list_models(kind="classifier")) == set(PUBLISHED) | OWN
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -93,7 +93,7 @@ STRUCTURES = {
 
 @pytest.mark.parametrize(
     "name",
-    natjax.list_models(),
+    natjax.list_models(kind="classifier"),
 )
 def test_logits_shape(name):
     model, config = _abstract(name), VARIANTS[name]
@@ -132,7 +132,7 @@ def test_details_that_vary():
     assert rates["vitrpb_base"] == 0.4
 
 
-@pytest.mark.parametrize("name", natjax.list_models())
+@pytest.mark.parametrize("name", natjax.list_models(kind="classifier"))
 def test_published_dilations_fit_the_published_size(name):
     """K * d reaches at most the map; but for 11x11 at 224, which pads and always has."""
     config = VARIANTS[name]
@@ -184,6 +184,13 @@ def test_summary_errors(args, message):
 
 def test_list_models_matches_patterns():
     assert natjax.list_models("dinat_s_*") == sorted(n for n in PUBLISHED if "dinat_s_" in n)
+    assert natjax.list_models("*nat_mini") == [
+        "dinat_mini",
+        "nat_mini",
+        "upernet_dinat_mini",
+        "upernet_nat_mini",
+    ]
+    assert natjax.list_models("*nat_mini", kind="classifier") == ["dinat_mini", "nat_mini"]
     assert natjax.list_models("*_21k*") == sorted(n for n in PUBLISHED if "21k" in n)
     assert natjax.list_models("resnet*") == []
 

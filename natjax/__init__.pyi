@@ -1,0 +1,33 @@
+from . import weights as weights
+from .backbones.isotropic import Isotropic as Isotropic
+from .backbones.isotropic import IsotropicConfig as IsotropicConfig
+from .backbones.nat import NAT as NAT
+from .backbones.nat import NATConfig as NATConfig
+from .create import create_model as create_model
+from .create import model_config as model_config
+from .dense.segmentation.create import create_segmentor as create_segmentor
+from .dense.segmentation.create import segmentor_config as segmentor_config
+from .dense.segmentation.upernet import UPerNet as UPerNet
+from .dense.segmentation.upernet import UPerNetConfig as UPerNetConfig
+from .kernels.api import merge_attentions as merge_attentions
+from .kernels.api import na1d as na1d
+from .kernels.api import na1d_av as na1d_av
+from .kernels.api import na1d_qk as na1d_qk
+from .kernels.api import na2d as na2d
+from .kernels.api import na2d_av as na2d_av
+from .kernels.api import na2d_qk as na2d_qk
+from .kernels.api import na3d as na3d
+from .kernels.api import na3d_av as na3d_av
+from .kernels.api import na3d_qk as na3d_qk
+from .kernels.explain import Explanation as Explanation
+from .kernels.explain import explain as explain
+from .nn.attention import NeighborhoodAttention1D as NeighborhoodAttention1D
+from .nn.attention import NeighborhoodAttention2D as NeighborhoodAttention2D
+from .nn.attention import NeighborhoodAttention3D as NeighborhoodAttention3D
+from .registry import list_models as list_models
+from .summary import ModelSummary as ModelSummary
+from .summary import model_summary as model_summary
+from .weights.load import load_weights as load_weights
+from .weights.save import save_weights as save_weights
+
+__version__: str

@@ -1,0 +1,1 @@
+"""Dense prediction: whole segmentors and detectors, and the parts that they are made of."""

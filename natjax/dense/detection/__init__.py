@@ -1,0 +1,1 @@
+"""Detectors of boxes and masks: Mask R-CNN and Cascade Mask R-CNN."""

@@ -1,0 +1,1 @@
+"""Semantic segmentation: heads, whole segmentors, their loss and their inference."""

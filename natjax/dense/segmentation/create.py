@@ -1,0 +1,96 @@
+"""Segmentors by name."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+
+from natjax.dense.segmentation.upernet import UPerNet, UPerNetConfig
+from natjax.kernels.api import Implementation
+from natjax.registry import find_config
+
+
+def segmentor_config(name: str) -> UPerNetConfig:
+    """The config of a segmentor as published.
+
+    Raises:
+      ValueError: no segmentor of that name; the message suggests near ones.
+    """
+    return find_config(name, "segmentor")
+
+
+def create_segmentor(
+    name: str,
+    *,
+    num_classes: int | None = None,
+    dilations: Sequence[Sequence[int]] | None = None,
+    kernel_size: int | None = None,
+    drop_path: float | None = None,
+    dropout: float | None = None,
+    in_channels: int | None = None,
+    dtype: Any = None,
+    param_dtype: Any = jnp.float32,
+    remat: bool = False,
+    implementation: Implementation | None = None,
+    rngs: nnx.Rngs,
+) -> UPerNet:
+    """Make a segmentor with freshly drawn parameters.
+
+    ``model(images)`` gives logits ``[B, H, W, classes]`` of every pixel of normalised images
+    ``[B, H, W, C]`` of any size. `natjax.dense.segmentation.inference` makes class probabilities of
+    them as the papers do, `natjax.dense.segmentation.loss` the loss of ``model.heads(...)``.
+
+    Args:
+      name: one of ``natjax.list_models(kind="segmentor")``.
+      num_classes: classes of a pixel; None is as published (150, ADE20K's).
+      dilations: dilation of every block of the backbone, one sequence per level; None is as
+        published. Parameters do not depend on it.
+      kernel_size: attention window; None is as published.
+      drop_path: stochastic depth rate of the last block; None is as published.
+      dropout: rate at which the heads drop whole channels; None is as published.
+      in_channels: channels of the images; None is 3.
+      dtype: dtype of the computation, such as ``jnp.bfloat16``; None is ``param_dtype``.
+      param_dtype: dtype of the parameters.
+      remat: whether the backward pass recomputes each block of the backbone.
+      implementation: of the attention op, as in `natjax.na2d`.
+      rngs: stream ``params`` (or the default one) draws the parameters.
+
+    Raises:
+      ValueError: an unknown name, or an argument that breaks its rule.
+
+    >>> import natjax
+    >>> from flax import nnx
+    >>> model = nnx.eval_shape(
+    ...     lambda: natjax.create_segmentor("upernet_nat_mini", num_classes=21, rngs=nnx.Rngs(0))
+    ... )
+    >>> model.decode_head.conv_seg.kernel.shape
+    (1, 1, 512, 21)
+    """
+    config = segmentor_config(name)
+    backbone = {
+        "dilations": dilations,
+        "kernel_size": kernel_size,
+        "drop_path": drop_path,
+        "in_channels": in_channels,
+    }
+    config = dataclasses.replace(
+        config,
+        backbone=dataclasses.replace(config.backbone, **_given(backbone)),
+        **_given({"num_classes": num_classes, "dropout": dropout}),
+    )
+    return UPerNet(
+        config,
+        dtype=dtype,
+        param_dtype=param_dtype,
+        remat=remat,
+        implementation=implementation,
+        rngs=rngs,
+    )
+
+
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
