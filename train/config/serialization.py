@@ -71,6 +71,7 @@ _FREE = frozenset(
         "profile.start",
         "compilation_cache",
         "tensorboard",
+        "wandb",
         "on_nan",
         "max_skipped",
     }

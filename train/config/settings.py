@@ -256,6 +256,8 @@ class TrainConfig:
       compilation_cache: Keep compiled programs for the next run, in ~/.cache/natjax/compiled, or
         where JAX_COMPILATION_CACHE_DIR says. Several processes keep none unless that is set.
       tensorboard: Write the metrics for TensorBoard too, into tensorboard/ of the run folder.
+      wandb: Project of Weights & Biases that the metrics go to as well. The rest is up to W&B's own
+        variables, such as WANDB_ENTITY and WANDB_MODE=offline.
       batch_size: Images a step, over all devices and hosts.
       accumulate: Parts of a batch that are computed one after the other, to save memory; the
         gradient is their mean.
@@ -285,6 +287,7 @@ class TrainConfig:
     profile: ProfileConfig = ProfileConfig()
     compilation_cache: bool = True
     tensorboard: bool = False
+    wandb: str | None = None
     batch_size: int = 64
     accumulate: int = 1
     epochs: float = 10.0

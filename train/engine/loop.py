@@ -28,13 +28,14 @@ from natjax.train.engine.step import Scalars
 from natjax.train.engine.trainer import Trainer, build_trainer
 from natjax.train.engine.warm_start import InitialWeights, read_initial, start_from
 from natjax.train.errors import Stopped, TrainingError
-from natjax.train.reporting.metrics import MetricsWriter, drop_after
+from natjax.train.reporting.metrics import MetricsWriter, Sink, drop_after
 from natjax.train.reporting.mfu import image_flops, utilisation
 from natjax.train.reporting.pictures import write_pictures
 from natjax.train.reporting.profiling import StepTrace
 from natjax.train.reporting.progress import ProgressDisplay, Shown, Throughput, format_seconds
 from natjax.train.reporting.summary import run_summary
 from natjax.train.reporting.tensorboard import TensorBoard, require_tensorboard
+from natjax.train.reporting.wandb import Wandb, require_wandb
 
 Evaluations = dict[str, Evaluation]
 # Steps that may be under way at once: enough to keep the devices busy, few enough to stop soon.
@@ -64,6 +65,8 @@ def train(config: TrainConfig, path: Path) -> Evaluations:
     config = dataclasses.replace(config, data=with_classes(config.data))
     if config.tensorboard:
         require_tensorboard()
+    if config.wandb:
+        require_wandb()
     processes.start(config.distributed)
     with end_together():
         trainer = build_trainer(config)
@@ -88,13 +91,12 @@ def _train(trainer: Trainer, folder: RunFolder, initial: InitialWeights | None) 
 
 @contextlib.contextmanager
 def _metrics(config: TrainConfig, folder: RunFolder, writes: bool) -> Iterator[MetricsWriter]:
-    with contextlib.ExitStack() as stack:
-        board = None
-        if writes and config.tensorboard:
-            board = TensorBoard(folder.tensorboard, folder.metrics)
-            stack.callback(board.close)
-        writer = MetricsWriter(folder.metrics, writes, also=board.add if board else None)
-        stack.callback(writer.close)
+    sinks: list[Sink] = []
+    if writes and config.tensorboard:
+        sinks.append(TensorBoard(folder.tensorboard, folder.metrics))
+    if writes and config.wandb:
+        sinks.append(Wandb(config.wandb, folder.path, to_json(config)))
+    with contextlib.closing(MetricsWriter(folder.metrics, writes, sinks)) as writer:
         yield writer
 
 

@@ -5,9 +5,7 @@ import shutil
 from pathlib import Path
 
 from natjax.train.errors import UserError
-from natjax.train.reporting.metrics import Line, read_metrics
-
-_LABELS = ("kind", "step", "weights", "images")
+from natjax.train.reporting.metrics import Line, read_metrics, scalars
 
 
 def require_tensorboard() -> None:
@@ -47,10 +45,8 @@ class TensorBoard:
         self._writer.flush()
 
     def _add(self, line: Line) -> None:
-        group = "_".join(str(line[name]) for name in ("kind", "weights") if name in line)
-        for name, value in line.items():
-            if name not in _LABELS and value is not None:
-                self._writer.add_scalar(f"{group}/{name}", value, line["step"])
+        for name, value in scalars(line).items():
+            self._writer.add_scalar(name, value, line["step"])
 
     def close(self) -> None:
         """Close the files."""
