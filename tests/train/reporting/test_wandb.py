@@ -1,4 +1,5 @@
 import sys
+import time
 
 import pytest
 
@@ -23,6 +24,16 @@ def write(folder, steps) -> None:
     writer.close()
 
 
+def contents(path, texts) -> bytes:
+    """A file that another process writes, once it has all texts, or after half a minute."""
+    for _ in range(300):
+        data = path.read_bytes()
+        if all(text in data for text in texts):
+            break
+        time.sleep(0.1)
+    return data
+
+
 @pytest.mark.usefixtures("nobody")
 def test_a_run_is_kept_offline(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("WANDB_MODE", "offline")
@@ -32,9 +43,9 @@ def test_a_run_is_kept_offline(tmp_path, monkeypatch, capsys):
     assert said.err == ""
     identity = (tmp_path / "wandb_id").read_text().strip()
     (path,) = tmp_path.glob(f"wandb/offline-run-*/run-{identity}.wandb")
-    data = path.read_bytes()
-    for text in (b"train/loss", b"2.5", b"eval_ema/top1", b"0.25", b"seed"):
-        assert text in data
+    texts = (b"train/loss", b"2.5", b"eval_ema/top1", b"0.25", b"seed")
+    data = contents(path, texts)
+    assert [text for text in texts if text not in data] == []
     assert b"grad_norm" not in data
     write(tmp_path, [30])  # another process goes on with it
     assert len(list(tmp_path.glob(f"wandb/offline-run-*/run-{identity}.wandb"))) == 2
