@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import AxisType
 from jaxtyping import Array, Float
 
 
@@ -70,8 +71,23 @@ def _matmul_forward(exact: Any, x: Array, kernel: Array) -> tuple[Array, tuple[A
 def _matmul_backward(exact: Any, saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
     x, kernel = saved
     rows = tuple(range(x.ndim - 1))
-    of_kernel = jax.lax.dot_general(x, g, ((rows, rows), ((), ())), preferred_element_type=exact)
+    of_kernel = jax.lax.dot_general(
+        x,
+        g,
+        ((rows, rows), ((), ())),
+        preferred_element_type=exact,
+        out_sharding=_explicit_sharding(kernel),
+    )
     return g @ kernel.T, of_kernel
+
+
+def _explicit_sharding(x: Array) -> jax.sharding.Sharding | None:
+    """The sharding that is a part of a type, on a mesh with explicit axes; None on others.
+
+    There a sum over a split batch must say where its result goes: with the parameter.
+    """
+    sharding = jax.typeof(x).sharding
+    return sharding if AxisType.Explicit in sharding.mesh.axis_types else None
 
 
 _matmul.defvjp(_matmul_forward, _matmul_backward)
