@@ -157,19 +157,21 @@ def natjax_batches(files: list[bytes], args: argparse.Namespace):
     import grain
     import PIL
 
-    from natjax.train.config.settings import AugmentConfig, DataConfig
-    from natjax.train.data.datasets import get_spec
-    from natjax.train.data.pipeline import Host, train_batches, train_dataset
+    from natjax.train.cluster.processes import Host
+    from natjax.train.data.pipeline import read
+    from natjax.train.tasks.classification.config import AugmentConfig, ImagesConfig
+    from natjax.train.tasks.classification.datasets.registry import get_spec
+    from natjax.train.tasks.classification.examples import train_images
 
     processes = args.worker.endswith("workers")
     threads, workers = (1, args.parallel) if processes else (args.parallel, 0)
-    data = DataConfig(name="imagenet2012", image_size=SIDE, threads=threads, workers=workers)
+    data = ImagesConfig(name="imagenet2012", image_size=SIDE, threads=threads, workers=workers)
     augment = AugmentConfig(crop="resized", interpolation="bicubic", hflip=0.5)
-    dataset = train_dataset(
+    dataset = train_images(
         Files(files), get_spec(data), data, augment, seed=0, batch_size=BATCH, host=Host()
     )
     version = f"grain {grain.__version__}, Pillow {PIL.__version__}"
-    return (batch["image"] for batch in train_batches(dataset, data, 0)), version
+    return (batch["image"] for batch in read(dataset, data)), version
 
 
 def tf_batches(files: list[bytes], args: argparse.Namespace):

@@ -39,16 +39,16 @@ from flax import nnx
 
 import natjax
 from benchmarks import swin
-from benchmarks.imagenet import IMAGENET, IMAGES
+from benchmarks.imagenet import step_setup
 from natjax.backbones.nat import NAT, NATConfig
 from natjax.nn.attention import NeighborhoodAttention2D
-from natjax.train.config.settings import EraseConfig, MeshConfig, MixConfig
-from natjax.train.engine.compile import Compiled, compile_task
-from natjax.train.engine.functional import functional
+from natjax.train.config.settings import MeshConfig
+from natjax.train.engine.compile import Compiled, compile_training
+from natjax.train.engine.network import split_network
 from natjax.train.engine.sharding import device_grid, mesh_of, put_batch
-from natjax.train.engine.step import Network, Task
-from natjax.train.engine.task import build_task
-from natjax.train.tasks.classification.presets import get_preset
+from natjax.train.engine.step import StepSetup
+from natjax.train.tasks.classification.config import AugmentConfig
+from natjax.train.tasks.classification.recipes import imagenet_preset
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 _DROP_PATH = 0.2
@@ -110,11 +110,9 @@ class Step:
     """
 
     def __init__(self, build: Build, batch: int, side: int, *, augments: bool = True):
-        task = _task(build, batch, side)
-        if not augments:
-            task = dataclasses.replace(task, mix=MixConfig(), erase=EraseConfig())
+        setup = _setup(build, batch, side, augments)
         mesh = mesh_of(device_grid(MeshConfig(data=1), jax.devices()[:1]))
-        self._functions: Compiled = compile_task(task, mesh)
+        self._functions: Compiled = compile_training(setup, mesh)
         self._batches = [
             put_batch(rows, self._functions.batch) for rows in host_batches(batch, side, 1)
         ]
@@ -146,13 +144,15 @@ class Step:
         return (time.perf_counter() - began) / steps
 
 
-def _task(build: Build, batch: int, side: int) -> Task:
-    preset = get_preset("nat_tiny_imagenet")
-    data = dataclasses.replace(preset.data, image_size=side)
-    config = dataclasses.replace(preset, batch_size=batch, data=data)
-    task = build_task(config, IMAGENET, IMAGES)
-    network = Network(functional(build), IMAGENET.mean, IMAGENET.std)
-    return dataclasses.replace(task, network=network)
+def _setup(build: Build, batch: int, side: int, augments: bool) -> StepSetup:
+    preset = imagenet_preset("nat_tiny")
+    config = dataclasses.replace(
+        preset,
+        batch_size=batch,
+        data=dataclasses.replace(preset.data, image_size=side),
+        augment=preset.augment if augments else AugmentConfig(),
+    )
+    return step_setup(config, split_network(build))
 
 
 def host_batches(batch: int, side: int, count: int) -> list[dict[str, np.ndarray]]:

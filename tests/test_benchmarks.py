@@ -27,7 +27,7 @@ from benchmarks.gpu import report as gpu_report
 from natjax.kernels.backends import pallas_triton
 from natjax.kernels.spec import KERNELS, CallSpec
 from natjax.kernels.tuning import problems, settings
-from natjax.train.engine.functional import functional
+from natjax.train.engine.network import split_network
 
 ROOT = pathlib.Path(__file__).parents[1]
 ROW = {
@@ -328,11 +328,14 @@ def test_the_step_is_measured_beside_swins(tmp_path, monkeypatch, capsys):
 
 def test_models_without_attention_have_the_same_parameters():
     for variant in train_step.variants("float32", tiny=True):
-        whole, without = (functional(build) for build in (variant.build, variant.build_without))
-        params = jax.eval_shape(whole.init)
-        assert params == jax.eval_shape(without.init)
+        both = (variant.build, variant.build_without)
+        whole, without = (split_network(build) for build in both)
+        weights = jax.eval_shape(whole.init)
+        assert weights == jax.eval_shape(without.init)
         images = jax.ShapeDtypeStruct((1, 28, 28, 3), jnp.float32)
-        programs = [str(jax.make_jaxpr(model.apply)(params, images)) for model in (whole, without)]
+        programs = [
+            str(jax.make_jaxpr(model.apply)(*weights, images)) for model in (whole, without)
+        ]
         assert ["exp" in program for program in programs] == [True, False]
 
 

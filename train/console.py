@@ -9,24 +9,23 @@ from collections.abc import Iterator
 
 from rich.console import Console, RenderableType
 
-from natjax.train.cluster import processes
-
-_speaks = True
+_index, _count = 0, 1
 
 
-def only_first_process(index: int) -> None:
-    """Silence every process but that with index 0.
+def set_process(index: int, count: int) -> None:
+    """Say which process of a job this is; all but the first are silent.
 
     Args:
-      index: `natjax.train.cluster.processes.index()`.
+      index: Counted from 0.
+      count: How many there are.
     """
-    global _speaks
-    _speaks = index == 0
+    global _index, _count
+    _index, _count = index, count
 
 
-def speaks() -> bool:
+def prints() -> bool:
     """Whether this process prints."""
-    return _speaks
+    return _index == 0
 
 
 @functools.cache
@@ -41,29 +40,29 @@ def console() -> Console:
 
 def say(what: RenderableType) -> None:
     """Print a line, or a table, to standard output. Square brackets are not markup."""
-    if _speaks:
+    if prints():
         _console(False).print(what, markup=False)
 
 
 def warn(text: str) -> None:
     """Print a line to standard error."""
-    if _speaks:
+    if prints():
         _console(True).print(f"natjax: {text}", markup=False)
 
 
 def notice(text: str) -> None:
     """Print a line to standard error from within a signal handler, past all buffers."""
-    if _speaks:
+    if prints():
         os.write(2, f"natjax: {text}\n".encode())
 
 
 def is_terminal() -> bool:
-    """Whether someone watches: standard output is a terminal and this process speaks.
+    """Whether someone watches: standard output is a terminal, and this the only process.
 
     What several processes write goes through their launcher, and a bar would fill its log: mpirun
     gives each a terminal of its own, wherever the output ends.
     """
-    return _speaks and processes.count() == 1 and sys.stdout.isatty()
+    return _count == 1 and sys.stdout.isatty()
 
 
 def quiet_libraries() -> None:

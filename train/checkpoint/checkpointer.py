@@ -1,7 +1,7 @@
 """Saving and restoring runs: all of Orbax is behind this module.
 
-A checkpoint is a folder named by its step with the items ``params``, ``opt``, ``ema`` (where an
-average is kept), ``step`` and ``meta``. It is written under another name in the background and
+A checkpoint is a folder named by its step with an item for each part of the state, and ``meta``.
+It is written under another name in the background and
 renamed when whole. Checksums of its files follow in ``sums/``, and ``meta`` holds a fingerprint of
 the values of every item: damage is noticed, not trained on. Scores are in ``scores.json``.
 """
@@ -18,13 +18,11 @@ from typing import Any
 from orbax.checkpoint import v1 as ocp
 
 from natjax.train import console
-from natjax.train.checkpoint.filesums import find_damage, write_sums
-from natjax.train.checkpoint.fingerprint import fingerprint
+from natjax.train.checkpoint.integrity import find_damage, fingerprint, write_sums
 from natjax.train.checkpoint.scores import Scores
 from natjax.train.cluster import processes
 from natjax.train.cluster.failure import leave_note
 from natjax.train.config.settings import CheckpointConfig
-from natjax.train.engine.state import TrainState
 from natjax.train.errors import UserError, storage_problem
 
 
@@ -34,29 +32,13 @@ class Restored:
 
     Attributes:
       step: Steps done.
-      items: The asked ones of ``params``, ``opt``, ``ema``, ``step``.
+      items: The asked ones.
       meta: What `CheckpointWriter.save` was given, and ``fingerprints``.
     """
 
     step: int
     items: dict[str, Any]
     meta: dict[str, Any]
-
-
-def state_items(state: TrainState) -> dict[str, Any]:
-    """Return the items of a checkpoint by name; of a tree of shapes, what to restore into."""
-    items = {"params": state.params, "opt": state.opt, "step": {"step": state.step}}
-    return items | ({"ema": state.ema} if state.ema else {})
-
-
-def items_state(items: dict[str, Any]) -> TrainState:
-    """Undo `state_items`."""
-    return TrainState(
-        step=items["step"]["step"],
-        params=items["params"],
-        opt=items["opt"],
-        ema=items.get("ema", {}),
-    )
 
 
 class CheckpointWriter:
@@ -78,18 +60,20 @@ class CheckpointWriter:
         if processes.count() > 1:
             self._open.enter_context(_failed_writes(self._tell_all))
 
-    def save(self, state: TrainState, meta: dict[str, Any], score: float | None) -> None:
-        """Begin to save; returns once the values are copied, so that `state` may be donated.
+    def save(
+        self, step: int, items: dict[str, Any], meta: dict[str, Any], score: float | None
+    ) -> None:
+        """Begin to save; returns once the values are copied, so that arrays may be donated.
 
         Args:
-          state: The state; its own step names the checkpoint.
+          step: Steps done, which name the checkpoint.
+          items: Trees of arrays by name.
           meta: JSON values.
           score: Larger is better; None never counts as best.
 
         Raises:
           UserError: this or the previous checkpoint could not be written.
         """
-        step, items = int(state.step), state_items(state)
         marks = {name: fingerprint(item) for name, item in items.items()}
         content = items | {"meta": meta | {"fingerprints": marks}}
         try:

@@ -8,10 +8,10 @@ import secrets
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from natjax.train.cluster import processes
-from natjax.train.config.serialization import differences, from_json, to_json
-from natjax.train.config.settings import TrainConfig
+from natjax.train.config.serialization import differences, read_config_file
 from natjax.train.errors import UserError
 from natjax.train.files import require_local, write_whole
 
@@ -59,56 +59,41 @@ class RunFolder:
         return self.path / "profile"
 
     @property
-    def confusion(self) -> Path:
-        """Picture of what is taken for what."""
-        return self.path / "confusion.png"
-
-    @property
-    def confusion_counts(self) -> Path:
-        """The counts behind `confusion`."""
-        return self.path / "confusion.csv"
-
-    @property
     def curves(self) -> Path:
         """Picture of the learning curves."""
         return self.path / "curves.png"
 
-    @property
-    def predictions(self) -> Path:
-        """Picture of test images with predictions."""
-        return self.path / "predictions.png"
-
-    def read_config(self) -> TrainConfig:
-        """Return the configuration of the run.
+    def read_config(self) -> dict[str, Any]:
+        """Return the settings of the run, with the name of its task under ``task``.
 
         Raises:
           UserError: there is no run here, or its configuration cannot be read.
         """
         require_local("RUN", self.path)
-        try:
-            return from_json(json.loads(self.config.read_text()))
-        except FileNotFoundError as error:
+        if not self.config.exists():
             raise UserError(
                 f"{self.path} is no run folder (it has no config.json);"
                 " `natjax train PRESET --run FOLDER` makes one"
-            ) from error
-        except (OSError, ValueError, TypeError) as error:
-            raise UserError(f"{self.config} cannot be read: {error}") from error
+            )
+        return read_config_file(self.config)
 
-    def write_config(self, config: TrainConfig) -> None:
-        """Write the configuration; the file is replaced at once."""
-        write_whole(self.config, json.dumps(to_json(config), indent=2) + "\n")
+    def write_config(self, settings: dict[str, Any]) -> None:
+        """Write settings as `read_config` returns them; the file is replaced at once."""
+        write_whole(self.config, json.dumps(settings, indent=2) + "\n")
 
 
 @contextlib.contextmanager
-def claim(path: Path, config: TrainConfig) -> Iterator[RunFolder]:
+def open_run_folder(
+    path: Path, settings: dict[str, Any], may_change: frozenset[str]
+) -> Iterator[RunFolder]:
     """Make or continue the run folder at `path`, for this job alone.
 
     Process 0 makes, checks and locks it; the others see whether they have the same folder.
 
     Args:
       path: The folder; made where missing.
-      config: What is to be run.
+      settings: What is to be run, as JSON values, with the name of the task.
+      may_change: Settings that a run may be continued with others of.
 
     Raises:
       UserError: another run has the folder, it belongs to another configuration (the differences
@@ -116,12 +101,17 @@ def claim(path: Path, config: TrainConfig) -> Iterator[RunFolder]:
     """
     folder = RunFolder(path)
     with contextlib.ExitStack() as stack:
-        processes.first(lambda: _take(folder, config, stack))
+        processes.first(lambda: _lock(folder, settings, may_change, stack))
         _check_shared(path)
         yield folder
 
 
-def _take(folder: RunFolder, config: TrainConfig, stack: contextlib.ExitStack) -> None:
+def _lock(
+    folder: RunFolder,
+    settings: dict[str, Any],
+    may_change: frozenset[str],
+    stack: contextlib.ExitStack,
+) -> None:
     folder.path.mkdir(parents=True, exist_ok=True)
     lock = stack.enter_context((folder.path / ".lock").open("w"))
     # The kernel lets go when the process ends, however it ends.
@@ -131,8 +121,8 @@ def _take(folder: RunFolder, config: TrainConfig, stack: contextlib.ExitStack) -
         raise UserError(
             f"{folder.path} is in use by another run; wait, or give another --run"
         ) from error
-    _check_same(folder, config)
-    folder.write_config(config)
+    _check_same(folder, settings, may_change)
+    folder.write_config(settings)
 
 
 def _check_shared(path: Path) -> None:
@@ -166,7 +156,7 @@ def _refuse(path: Path, problem: str) -> None:
     )
 
 
-def _check_same(folder: RunFolder, config: TrainConfig) -> None:
+def _check_same(folder: RunFolder, settings: dict[str, Any], may_change: frozenset[str]) -> None:
     if not folder.config.exists():
         others = sorted(p.name for p in folder.path.iterdir() if not p.name.startswith("."))
         others = [name for name in others if not name.endswith(".partial")]
@@ -175,7 +165,7 @@ def _check_same(folder: RunFolder, config: TrainConfig) -> None:
                 f"{folder.path} is no run folder but holds {others[0]!r}; give another --run"
             )
         return
-    changed = differences(folder.read_config(), config)
+    changed = differences(folder.read_config(), settings, may_change)
     if changed:
         raise UserError(
             f"{folder.path} holds a run of another configuration ({'; '.join(changed)});"

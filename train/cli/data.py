@@ -6,8 +6,9 @@ import os
 import sys
 from pathlib import Path
 
-from natjax.train.config.settings import DataConfig, TrainConfig
 from natjax.train.errors import UserError
+from natjax.train.tasks.classification.config import ClassificationConfig, ImagesConfig
+from natjax.train.tasks.registry import find_preset
 
 
 def add_data(commands: argparse._SubParsersAction) -> None:
@@ -99,22 +100,34 @@ def _prepare(args: argparse.Namespace) -> int:
 
 
 def _bench(args: argparse.Namespace) -> int:
-    from natjax.train.data.bench import measure, show_measurement
+    from natjax.train.cluster.processes import Host
+    from natjax.train.data.bench import measure, show_measurement, time_stages
+    from natjax.train.tasks.classification.examples import input_stages
+    from natjax.train.tasks.classification.task import Classification
 
-    measured = measure(_bench_config(args), seconds=args.seconds)
+    config = _bench_config(args)
+    task = Classification(config)
+    source = task.source(task.spec.train_split)
+    stages = input_stages(source, task.spec, config.data, config.augment, config.seed)
+    measured = measure(
+        task.train_batches(0, Host()),
+        config.data,
+        time_stages(stages, len(source), config.seed),
+        seconds=args.seconds,
+    )
     show_measurement(measured, args.images_per_second)
     return 0
 
 
-def _bench_config(args: argparse.Namespace) -> TrainConfig:
-    from natjax.train.tasks.classification.presets import get_preset
-
+def _bench_config(args: argparse.Namespace) -> ClassificationConfig:
     if args.preset is None and args.name is None:
         raise UserError("bench takes a PRESET or --data.name (see `natjax data bench --help`)")
     if args.preset is None:
-        config = TrainConfig(data=DataConfig(name=args.name, image_size=224))
+        config = ClassificationConfig(data=ImagesConfig(name=args.name, image_size=224))
     else:
-        config = get_preset(args.preset)
+        config = find_preset(args.preset)[1].make()
+    if not isinstance(config, ClassificationConfig):
+        raise UserError(f"bench is for classification, which {args.preset} is not")
     names = ("name", "dir", "prepared_dir", "image_size", "threads", "workers")
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     return dataclasses.replace(

@@ -1,20 +1,31 @@
-"""Weights of a run as a file: the command ``natjax export``."""
+"""The command ``natjax export``: weights of a run as a file."""
 
+import argparse
 from pathlib import Path
 
-import jax
-import numpy as np
-from flax import nnx
-
-from natjax.train import console
-from natjax.train.checkpoint.checkpointer import restore
-from natjax.train.checkpoint.run_folder import RunFolder
-from natjax.train.data.datasets import get_spec
-from natjax.train.engine.functional import model_builder
-from natjax.train.engine.state import weights_item
 from natjax.train.errors import UserError
-from natjax.weights.load import named_params
-from natjax.weights.save import check_target, default_naming, write_weights
+
+
+def add_export(commands: argparse._SubParsersAction) -> None:
+    """Add the command to a parser."""
+    parser = commands.add_parser(
+        "export",
+        help="weights of a run, as a file",
+        description="Write the weights of a run to OUT.safetensors, or to OUT.pth for PyTorch.",
+    )
+    parser.add_argument("run", metavar="RUN", type=Path, help="run folder")
+    parser.add_argument("out", metavar="OUT", type=Path, help="file to write")
+    parser.add_argument("--step", type=int, help="checkpoint to take (default: the newest)")
+    parser.add_argument("--weights", choices=("ema", "raw"), default="ema", help="(default: ema)")
+    parser.add_argument(
+        "--to", choices=("natjax", "official", "hf"), help="names (official for .pth, else natjax)"
+    )
+    parser.set_defaults(command=_export)
+
+
+def _export(args: argparse.Namespace) -> int:
+    export_run(args.run, args.out, step=args.step, weights=args.weights, naming=args.to)
+    return 0
 
 
 def export_run(
@@ -36,26 +47,25 @@ def export_run(
         natjax for safetensors.
 
     Raises:
-      UserError: there is no such run or checkpoint.
+      UserError: there is no such run or checkpoint, or its network is not one of natjax.
       WeightsError: the file cannot be written so.
     """
+    import numpy as np
+    from flax import nnx
+
+    from natjax.train import console
+    from natjax.train.cli.runs import load_run
+    from natjax.train.tasks.classification.task import Classification
+    from natjax.weights.save import check_target, default_naming, write_weights
+
     naming = naming or default_naming(out)
     target = check_target(out, naming)
-    console.quiet_libraries()
-    folder = RunFolder(path)
-    config = folder.read_config()
-    model = nnx.eval_shape(model_builder(config.model, get_spec(config.data), config.seed))
-    one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    shapes = {
-        name: jax.ShapeDtypeStruct(param.shape, param.dtype, sharding=one)
-        for name, param in named_params(model).items()
-    }
-    item = weights_item(config, weights)
-    restored = restore(folder.checkpoints, {item: shapes}, step=step)
-    if restored is None:
-        raise UserError(f"{path} has no checkpoint yet; train until the first one is written")
-    arrays = {name: np.asarray(value) for name, value in restored.items[item].items()}
+    run = load_run(path, step=step, weights=weights)
+    if not isinstance(run.task, Classification) or run.task.has_own_network:
+        raise UserError(f"export is for classifiers of natjax, which {path} is not")
+    model = nnx.eval_shape(run.task.model_builder())
+    arrays = {name: np.asarray(value) for name, value in run.params.items()}
     count = write_weights(target, arrays, model.config, naming=naming)
     console.say(
-        f"{target}: {count} arrays with {naming} names, {weights} weights of step {restored.step}"
+        f"{target}: {count} arrays with {naming} names, {weights} weights of step {run.step}"
     )

@@ -1,12 +1,31 @@
-"""The table of the command ``natjax models``."""
+"""The command ``natjax models``: a table of all models."""
 
-from rich.table import Table
+import argparse
+from typing import TYPE_CHECKING
 
-import natjax
 from natjax.train.errors import UserError, did_you_mean
 
+if TYPE_CHECKING:
+    from rich.table import Table
 
-def model_table(pattern: str = "*") -> Table:
+
+def add_models(commands: argparse._SubParsersAction) -> None:
+    """Add the command to a parser."""
+    parser = commands.add_parser(
+        "models", help="names, parameters and FLOPs", description="List models."
+    )
+    parser.add_argument("pattern", metavar="PATTERN", nargs="?", default="*", help="such as nat_*")
+    parser.set_defaults(command=_models)
+
+
+def _models(args: argparse.Namespace) -> int:
+    from natjax.train import console
+
+    console.say(model_table(args.pattern))
+    return 0
+
+
+def model_table(pattern: str = "*") -> "Table":
     """Return names, parameters and FLOPs of the models that match a shell pattern.
 
     A FLOP is a multiply-add, as in the papers, of one image of the size in the last column.
@@ -17,6 +36,11 @@ def model_table(pattern: str = "*") -> Table:
     Raises:
       UserError: no name matches; near names are suggested.
     """
+    from rich.table import Table
+
+    import natjax
+    from natjax.train.engine.summary import with_unit
+
     names = natjax.list_models(pattern)
     if not names:
         near = did_you_mean(pattern.strip("*"), natjax.list_models())
@@ -32,9 +56,3 @@ def model_table(pattern: str = "*") -> Table:
         side = "x".join(map(str, summary.image_size))
         table.add_row(name, summary.kind, with_unit(summary.parameters), flops, side)
     return table
-
-
-def with_unit(count: int) -> str:
-    """Return a count in millions or, from 1e9 on, in units of 1e9."""
-    unit, size = ("G", 1e9) if count >= 1e9 else ("M", 1e6)
-    return f"{count / size:.2f} {unit}"

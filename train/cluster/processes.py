@@ -4,14 +4,16 @@ Process 0 alone prints and writes; what it decides or meets on the way, the othe
 With one process every function here is free of cost and of JAX's distributed runtime.
 """
 
+import dataclasses
 import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from natjax.train import console
 from natjax.train.cluster.launchers import Launched, is_kubernetes_job, launched, own_gpus
-from natjax.train.cluster.rendezvous import meet
+from natjax.train.cluster.rendezvous import wait_for_all
 from natjax.train.config.settings import DistributedConfig
 from natjax.train.errors import UserError, explain
 
@@ -35,6 +37,23 @@ def index() -> int:
 def count() -> int:
     """Return how many processes there are."""
     return _count
+
+
+@dataclasses.dataclass(frozen=True)
+class Host:
+    """Which rows of every global batch a process makes: the `index`-th of `count` equal parts.
+
+    Parts in one piece, so that the global array has the same rows in the same order for any number
+    of hosts: what a step draws for a row, and which row is mixed with which, stays the same.
+    """
+
+    index: int = 0
+    count: int = 1
+
+
+def this_host() -> Host:
+    """Return which rows this process makes."""
+    return Host(_index, _count)
 
 
 def label() -> str:
@@ -146,7 +165,7 @@ def _join(place: tuple[str, int, int], launch: Launched | None, timeout: float) 
     address, processes, process = place
     if processes == 1:
         return
-    meet(address, processes, process, timeout, launch.job if launch else "")
+    wait_for_all(address, processes, process, timeout, launch.job if launch else "")
     import jax
 
     try:
@@ -195,6 +214,7 @@ def _join_detected(timeout: int) -> None:
 def _remember(process: int, processes: int) -> None:
     global _index, _count
     _index, _count = process, processes
+    console.set_process(process, processes)
 
 
 def first[Result](function: Callable[[], Result]) -> Result:

@@ -18,13 +18,13 @@ from natjax.train.errors import UserError
 _LINE = 4096
 _RETRY_SECONDS = 0.2
 # Strangers that connect and say nothing must not hold up the others.
-_PATIENCE_SECONDS = 5.0
+_READ_SECONDS = 5.0
 # How much longer than process 0 the others wait for its answer.
-_GRACE_SECONDS = 10.0
+_EXTRA_SECONDS = 10.0
 _SHOWN = 8
 
 
-def meet(address: str, processes: int, process: int, timeout: float, job: str = "") -> None:
+def wait_for_all(address: str, processes: int, process: int, timeout: float, job: str = "") -> None:
     """Return in all processes once all are here.
 
     Args:
@@ -40,16 +40,16 @@ def meet(address: str, processes: int, process: int, timeout: float, job: str = 
         taken, or the processes do not agree on their number and places.
     """
     host, _, port = address.rpartition(":")
-    party = _Party(processes, job, timeout, time.monotonic() + timeout)
+    group = _Group(processes, job, timeout, time.monotonic() + timeout)
     if process == 0:
-        _gather(int(port), party)
+        _accept_all(int(port), group)
     else:
-        _join(host.strip("[]"), int(port), process, party)
+        _join(host.strip("[]"), int(port), process, group)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Party:
-    """Who is to meet: how many of which job, within how many seconds, and until when that is."""
+class _Group:
+    """Who is expected: how many of which job, within how many seconds, and until when that is."""
 
     processes: int
     job: str
@@ -57,12 +57,12 @@ class _Party:
     end: float
 
 
-def _gather(port: int, party: _Party) -> None:
+def _accept_all(port: int, group: _Group) -> None:
     with contextlib.ExitStack() as stack, _listening(port) as server:
         here: dict[int, socket.socket] = {}
         problem = None
-        while problem is None and len(here) < party.processes - 1:
-            problem = _admit(server, stack, here, party)
+        while problem is None and len(here) < group.processes - 1:
+            problem = _accept_one(server, stack, here, group)
         for connection in here.values():
             with contextlib.suppress(OSError):
                 connection.sendall(json.dumps({"problem": problem}).encode() + b"\n")
@@ -70,25 +70,25 @@ def _gather(port: int, party: _Party) -> None:
         raise UserError(problem)
 
 
-def _admit(
+def _accept_one(
     server: socket.socket,
     stack: contextlib.ExitStack,
     here: dict[int, socket.socket],
-    party: _Party,
+    group: _Group,
 ) -> str | None:
-    """Let the next process in; what is wrong, if anything."""
-    server.settimeout(max(0.01, party.end - time.monotonic()))
+    """Accept the next process; return what is wrong, if anything."""
+    server.settimeout(max(0.01, group.end - time.monotonic()))
     try:
         connection = stack.enter_context(server.accept()[0])
     except TimeoutError:
-        return _absence(here, party)
-    said = _read(connection, _PATIENCE_SECONDS)
+        return _missing(here, group)
+    said = _read(connection, _READ_SECONDS)
     process, total = said.get("process"), said.get("processes")
-    if not isinstance(process, int) or not isinstance(total, int) or said.get("job") != party.job:
+    if not isinstance(process, int) or not isinstance(total, int) or said.get("job") != group.job:
         return None  # no natjax, or another run's, which has no port of its own
-    if total != party.processes or not 0 < process < total:
+    if total != group.processes or not 0 < process < total:
         return (
-            f"distributed.processes is {party.processes} in process 0 and {total} in process"
+            f"distributed.processes is {group.processes} in process 0 and {total} in process"
             f" {process}; it must be the same in all"
         )
     if process in here:
@@ -97,11 +97,11 @@ def _admit(
     return None
 
 
-def _absence(here: Collection[int], party: _Party) -> str:
-    missing = [process for process in range(1, party.processes) if process not in here]
+def _missing(here: Collection[int], group: _Group) -> str:
+    missing = [process for process in range(1, group.processes) if process not in here]
     names = ", ".join(map(str, missing[:_SHOWN])) + (", ..." if len(missing) > _SHOWN else "")
     return (
-        f"{len(missing)} of {party.processes} processes did not come within {party.timeout:g} s:"
+        f"{len(missing)} of {group.processes} processes did not come within {group.timeout:g} s:"
         f" missing distributed.process {names}. Start them with the same command, and check that"
         " their hosts reach this one; --distributed.timeout waits longer"
     )
@@ -123,13 +123,13 @@ def _listening(port: int) -> Iterator[socket.socket]:
         yield server
 
 
-def _join(host: str, port: int, process: int, party: _Party) -> None:
-    with _connected(host, port, process, party) as connection:
-        hello = {"process": process, "processes": party.processes, "job": party.job}
+def _join(host: str, port: int, process: int, group: _Group) -> None:
+    with _connected(host, port, process, group) as connection:
+        greeting = {"process": process, "processes": group.processes, "job": group.job}
         said = {}
         with contextlib.suppress(OSError):
-            connection.sendall(json.dumps(hello).encode() + b"\n")
-            said = _read(connection, max(0.0, party.end - time.monotonic()) + _GRACE_SECONDS)
+            connection.sendall(json.dumps(greeting).encode() + b"\n")
+            said = _read(connection, max(0.0, group.end - time.monotonic()) + _EXTRA_SECONDS)
     if "problem" not in said:
         raise UserError(
             f"process {process} reached {host}:{port}, but process 0 did not answer or broke off;"
@@ -140,17 +140,17 @@ def _join(host: str, port: int, process: int, party: _Party) -> None:
 
 
 @contextlib.contextmanager
-def _connected(host: str, port: int, process: int, party: _Party) -> Iterator[socket.socket]:
+def _connected(host: str, port: int, process: int, group: _Group) -> Iterator[socket.socket]:
     while True:
         try:
-            connection = socket.create_connection((host, port), timeout=_PATIENCE_SECONDS)
+            connection = socket.create_connection((host, port), timeout=_READ_SECONDS)
             break
         except OSError as error:
-            if time.monotonic() > party.end:
+            if time.monotonic() > group.end:
                 reason = error.strerror or error
                 raise UserError(
                     f"process {process} cannot reach process 0 at {host}:{port} within"
-                    f" {party.timeout:g} s ({reason}). Check that process 0 is running, that"
+                    f" {group.timeout:g} s ({reason}). Check that process 0 is running, that"
                     " --distributed.coordinator names its host, and that no firewall is in between"
                 ) from error
             time.sleep(_RETRY_SECONDS)

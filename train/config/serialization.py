@@ -1,16 +1,22 @@
-"""The JSON form of a configuration, and the comparison of two configurations."""
+"""Configurations as JSON or TOML: written, read back, laid over another, compared."""
 
 import dataclasses
+import json
+import tomllib
 import types
 import typing
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from natjax.train.config.settings import TrainConfig
-from natjax.train.errors import UserError
+from natjax.train.config.settings import RunConfig
+from natjax.train.errors import UserError, did_you_mean
+
+# Beside the settings in a file: the name of the task that they belong to.
+TASK = "task"
 
 
-def to_json(config: TrainConfig) -> dict[str, Any]:
+def to_json(config: RunConfig) -> dict[str, Any]:
     """Return the configuration as nested dicts of JSON values; paths become strings."""
     return _jsonable(dataclasses.asdict(config))
 
@@ -19,76 +25,131 @@ def _jsonable(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _jsonable(item) for name, item in value.items()}
     if isinstance(value, tuple):
-        return list(value)
+        return [_jsonable(item) for item in value]
     return str(value) if isinstance(value, Path) else value
 
 
-def from_json(values: dict[str, Any]) -> TrainConfig:
+def from_json[Config: RunConfig](kind: type[Config], values: dict[str, Any]) -> Config:
     """Return the configuration that `to_json` wrote.
 
+    Args:
+      kind: Its class.
+      values: What was written.
+
     Raises:
-      UserError: a name is unknown (written by another version), or a value breaks its rule.
+      UserError: a name is unknown, a value is of the wrong type, or breaks its rule.
     """
-    return _build(TrainConfig, values, "")
+    return kind(**_fields(kind, None, values, ""))
 
 
-def _build(kind: Any, values: dict[str, Any], prefix: str) -> Any:
-    hints = typing.get_type_hints(kind)
-    unknown = sorted(set(values) - set(hints))
-    if unknown:
-        raise UserError(f"unknown setting {prefix}{unknown[0]}: written by another natjax version?")
-    return kind(
-        **{name: _convert(hints[name], value, prefix + name) for name, value in values.items()}
-    )
+def override[Config: RunConfig](config: Config, values: dict[str, Any]) -> Config:
+    """Return a configuration with some settings replaced.
+
+    Args:
+      config: The others are its own.
+      values: Nested as `to_json` has them. Names may be written with hyphens, and the text "none"
+        stands for None, of which TOML has none.
+
+    Raises:
+      UserError: a name is unknown, a value is of the wrong type, or breaks its rule.
+    """
+    return dataclasses.replace(config, **_fields(type(config), config, values, ""))
 
 
-def _convert(hint: Any, value: Any, name: str) -> Any:
+def _fields(kind: Any, old: Any, values: Any, prefix: str) -> dict[str, Any]:
+    """The values of a dataclass' fields; those that are dataclasses are laid over the old ones."""
+    if not isinstance(values, dict):
+        raise UserError(f"{prefix.rstrip('.') or 'the configuration'} must be a table of settings")
+    hints = {x.name: x.type for x in dataclasses.fields(kind)}
+    hints = {name: hint for name, hint in typing.get_type_hints(kind).items() if name in hints}
+    found = {}
+    for written, value in values.items():
+        name = written.replace("-", "_")
+        if name not in hints:
+            near = did_you_mean(name, hints)
+            raise UserError(f"unknown setting {prefix}{name}{near}")
+        before = None if old is None else getattr(old, name)
+        found[name] = _convert(hints[name], before, value, prefix + name)
+    return found
+
+
+def _convert(hint: Any, old: Any, value: Any, name: str) -> Any:
     if dataclasses.is_dataclass(hint):
-        return _build(hint, value, f"{name}.")
-    if typing.get_origin(hint) is tuple:
-        return tuple(value)  # JSON knows lists only
-    wants_path = isinstance(hint, types.UnionType) and Path in typing.get_args(hint)
-    return Path(value) if wants_path and value is not None else value
+        inner = _fields(hint, old, value, f"{name}.")
+        return hint(**inner) if old is None else dataclasses.replace(old, **inner)
+    if isinstance(hint, types.UnionType):
+        if value is None or value == "none":
+            return None
+        (hint,) = [part for part in typing.get_args(hint) if part is not types.NoneType]
+    if typing.get_origin(hint) is tuple and isinstance(value, list):
+        return _tuple(hint, value, name)
+    fits, rule = _RULES.get(hint, (_one_of(hint), "one of those that --help lists"))
+    if not fits(value):
+        raise UserError(f"{name} must be {rule}, got {value!r}")
+    return hint(value) if hint in (float, Path) else value
 
 
-# Settings that change where and how fast a run goes, not what it computes (up to rounding).
-_FREE = frozenset(
-    {
-        "run",
-        "mesh.data",
-        "mesh.fsdp",
-        "distributed.coordinator",
-        "distributed.processes",
-        "distributed.process",
-        "distributed.timeout",
-        "data.dir",
-        "data.prepared_dir",
-        "data.threads",
-        "data.workers",
-        "checkpoint.keep_latest",
-        "checkpoint.keep_best",
-        "profile.steps",
-        "profile.start",
-        "compilation_cache",
-        "tensorboard",
-        "wandb",
-        "on_nan",
-        "max_skipped",
-    }
-)
+def _tuple(hint: Any, values: list[Any], name: str) -> tuple[Any, ...]:
+    parts = typing.get_args(hint)
+    if parts[-1] is Ellipsis:
+        parts = parts[:1] * len(values)
+    if len(parts) != len(values):
+        raise UserError(f"{name} must have {len(parts)} values, got {len(values)}")
+    return tuple(_convert(part, None, x, name) for part, x in zip(parts, values, strict=True))
 
 
-def differences(old: TrainConfig, new: TrainConfig) -> list[str]:
+def _one_of(hint: Any) -> Callable[[Any], bool]:
+    return lambda value: value in typing.get_args(hint)
+
+
+def _is(*kinds: type) -> Callable[[Any], bool]:
+    # A bool is an int to Python, but 1 is no answer to yes or no, nor yes a number.
+    return lambda value: isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
+
+
+_RULES: dict[Any, tuple[Callable[[Any], bool], str]] = {
+    bool: (_is(bool), "true or false"),
+    int: (_is(int), "a whole number"),
+    float: (_is(int, float), "a number"),
+    str: (_is(str), "a text"),
+    Path: (_is(str), "a path"),
+}
+
+
+def read_config_file(path: Path) -> dict[str, Any]:
+    """Return the settings in a file, ``.toml`` or ``.json``, such as the config.json of a run.
+
+    Args:
+      path: The file; its key ``task``, if there, names the task of the settings.
+
+    Raises:
+      UserError: it cannot be read.
+    """
+    readers = {".toml": tomllib.loads, ".json": json.loads}
+    if path.suffix not in readers:
+        raise UserError(f"a configuration must be a .toml or .json file, got {path}")
+    try:
+        values = readers[path.suffix](path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} must hold a table of settings, got {type(values).__name__}")
+    return values
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], may_change: frozenset[str]) -> list[str]:
     """List settings that forbid continuing `old` as `new`, as ``"name: old -> new"``.
 
-    Folders, the mesh, processes, threads, what checkpoints are kept, what is written besides, and
-    what is done about a loss that is not finite may change between two parts of a run.
+    Args:
+      old: As `to_json` has it.
+      new: The same.
+      may_change: Names that do not count, such as ``"mesh.data"``.
     """
-    before, after = _flat(to_json(old)), _flat(to_json(new))
+    before, after = _flat(old), _flat(new)
     return [
-        f"{name}: {before[name]} -> {after[name]}"
-        for name in before
-        if name not in _FREE and before[name] != after[name]
+        f"{name}: {before.get(name)} -> {after.get(name)}"
+        for name in {**before, **after}
+        if name not in may_change and before.get(name) != after.get(name)
     ]
 
 

@@ -1,24 +1,26 @@
-"""What defines a run: frozen dataclasses and the rules between their values.
+"""Settings that runs of all tasks share: frozen dataclasses and the rules between their values.
 
-Nothing heavy is imported here, so that help texts and presets come without waiting for JAX.
+A task adds its own by a subclass of `RunConfig`. Nothing heavy is imported here, so that help texts
+and presets come without waiting for JAX.
 """
 
 import dataclasses
-import math
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
-from natjax.train.errors import UserError
+from natjax.train.config.rules import require, require_multiple
 from natjax.train.files import require_local
-from natjax.train.tasks.classification.augment.policy import parse_policy
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The network.
+    """A network of natjax, or the backbone of a larger one.
 
     Attributes:
       name: A name that `natjax models` lists.
+      kernel_size: Side of the attention window; by default as published.
+      dilations: Dilation of every block, by default as published: joined by commas, with a slash
+        between levels, as in 1,8,1/1,4,1,4/1,2,1,2,1,2/1,1,1,1,1.
       drop_path: Chance, in [0, 1), that the last block of a training image is skipped.
       dtype: Type of the computation; parameters are always float32.
       remat: Recompute each block in the backward pass: less memory, about a third more time.
@@ -27,6 +29,8 @@ class ModelConfig:
     """
 
     name: str = "nat_micro"
+    kernel_size: int | None = None
+    dilations: str | None = None
     drop_path: float = 0.0
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: bool = False
@@ -38,121 +42,42 @@ class DataConfig:
     """The data set and how it is read.
 
     Attributes:
-      name: Data set, as in `natjax.train.data.datasets`.
+      name: Name of the data set.
       dir: Folder with the original files, for data sets that need any.
-      classes: Names of the classes of an image folder; found in it where not given.
       prepared_dir: Where prepared sets are kept; by default $NATJAX_DATA or ~/.cache/natjax/data.
-      image_size: Side of the square images given to the network, in pixels.
-      crop_pct: Evaluation: side of the central crop, in units of the resized short side.
-      eval_interpolation: Evaluation: how images are resized.
       threads: Threads that decode and augment.
       workers: Processes that decode and augment; 0 does it in this one.
     """
 
     name: str
     dir: Path | None = None
-    classes: tuple[str, ...] = ()
     prepared_dir: Path | None = None
-    image_size: int = 32
-    crop_pct: float = 1.0
-    eval_interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     threads: int = 2
     workers: int = 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MixConfig:
-    """Mixup and CutMix: blends each image, and its target, with that of another.
-
-    One draw a batch, for all devices and hosts; the partner is the batch in reverse order.
-
-    Attributes:
-      mixup_alpha: Of Beta(alpha, alpha), from which the share of the own image is drawn; 0: never.
-      cutmix_alpha: The same for CutMix, which pastes a box of the partner; 0: never.
-      prob: Chance that a batch is mixed at all.
-      switch_prob: Chance of CutMix where both are on.
-    """
-
-    mixup_alpha: float = 0.0
-    cutmix_alpha: float = 0.0
-    prob: float = 1.0
-    switch_prob: float = 0.5
-
-    @property
-    def enabled(self) -> bool:
-        """Whether any batch is mixed."""
-        return self.prob > 0 and (self.mixup_alpha > 0 or self.cutmix_alpha > 0)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class EraseConfig:
-    """Random erasing: boxes filled after normalisation, in the mixed images.
-
-    Attributes:
-      prob: Chance that an image is erased.
-      mode: Standard normal noise for each pixel, one such colour a box, or zero (the mean colour).
-      count: Most boxes an image: from one to so many, evenly drawn, which share the area.
-      area: Smallest and largest part of the image.
-      aspect: Smallest and largest height over width, drawn evenly in the logarithm.
-    """
-
-    prob: float = 0.0
-    mode: Literal["pixel", "color", "zero"] = "pixel"
-    count: int = 1
-    area: tuple[float, float] = (0.02, 1 / 3)
-    aspect: tuple[float, float] = (0.3, 1 / 0.3)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class AugmentConfig:
-    """Random changes of the training images, in the order of the attributes.
-
-    The last two are done on the devices, all others where images are decoded.
-
-    Attributes:
-      crop: A random part resized to the whole ("resized"), a move by a few pixels ("shift") or
-        the view of evaluation ("none").
-      scale: Smallest and largest area of a resized crop, as a part of the image.
-      ratio: Its smallest and largest width over height, drawn evenly in the logarithm.
-      interpolation: How it is resized; "random" draws bilinear or bicubic for each image. Turned
-        images (RandAugment) are sampled likewise.
-      shift: Largest move of "shift" along each axis, in pixels; black comes in.
-      hflip: Chance of a mirror image.
-      rand_augment: RandAugment, such as rand-m9-mstd0.5-inc1: magnitude 9 of 10 with standard
-        deviation 0.5, and operations that get stronger with it.
-      color_jitter: Brightness, contrast and saturation change by factors up to 1 +- this. Only
-        where `rand_augment` is None, as in timm.
-      mix: Mixup and CutMix.
-      erase: Random erasing.
-    """
-
-    crop: Literal["resized", "shift", "none"] = "none"
-    scale: tuple[float, float] = (0.08, 1.0)
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    interpolation: Literal["random", "bilinear", "bicubic"] = "random"
-    shift: int = 0
-    hflip: float = 0.0
-    rand_augment: str | None = None
-    color_jitter: float = 0.0
-    mix: MixConfig = MixConfig()
-    erase: EraseConfig = EraseConfig()
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW with linear warm-up, then a cosine to the end or a constant rate.
+    """AdamW with a warm-up and then a schedule.
 
     Attributes:
       learning_rate: The peak, reached when the warm-up ends.
-      schedule: What follows the warm-up.
-      final_learning_rate: Where the cosine ends, and what the cooldown has.
-      warmup_learning_rate: Where the warm-up starts.
+      schedule: What follows the warm-up: half a cosine; the peak throughout; a power of the share
+        of steps that is left (poly); or the peak times `step_factor` for each of `step_epochs` that
+        has passed.
+      final_learning_rate: Where cosine and poly end, and what the cooldown has.
+      warmup_learning_rate: Where the warm-up, a line to the peak, starts.
+      warmup_ratio: Where given, the warm-up multiplies the schedule instead, by a factor that grows
+        along a line from this to 1.
       warmup_steps: Steps of the warm-up; 0 starts at the peak.
       warmup_epochs: The same in epochs; replaces `warmup_steps` where given.
-      cosine_from_start: Count the cosine from step 0, as timm does: it goes on from where it would
-        be without a warm-up, a little below the peak. Else it starts when the warm-up ends.
+      decay_from_start: Count cosine and poly from step 0: they go on from where they would be
+        without a warm-up, a little below the peak. Else they start when the warm-up ends.
       cooldown_epochs: Last epochs of the run, at the final rate.
-      weight_decay: Decoupled decay of matrices and kernels; vectors are never decayed.
+      power: Of poly.
+      step_epochs: Epochs after which the rate falls.
+      step_factor: By what it falls.
+      weight_decay: Decoupled decay of matrices and kernels; what else is decayed, the task says.
       decay_bias_tables: Whether the relative position biases are decayed too.
       beta1: Decay of the first moment.
       beta2: Decay of the second moment.
@@ -161,13 +86,17 @@ class OptimizerConfig:
     """
 
     learning_rate: float = 1e-3
-    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule: Literal["cosine", "constant", "poly", "steps"] = "cosine"
     final_learning_rate: float = 1e-5
     warmup_learning_rate: float = 0.0
+    warmup_ratio: float | None = None
     warmup_steps: int = 50
     warmup_epochs: float | None = None
-    cosine_from_start: bool = False
+    decay_from_start: bool = False
     cooldown_epochs: float = 0.0
+    power: float = 1.0
+    step_epochs: tuple[float, ...] = ()
+    step_factor: float = 0.1
     weight_decay: float = 0.05
     decay_bias_tables: bool = False
     beta1: float = 0.9
@@ -219,7 +148,7 @@ class CheckpointConfig:
     Attributes:
       every: Steps between checkpoints; a multiple of `log_every`.
       keep_latest: Newest checkpoints kept; with 2 or more a damaged one has a predecessor.
-      keep_best: Best checkpoints kept besides, by test accuracy of the averaged weights.
+      keep_best: Best checkpoints kept besides, by the task's score of the averaged weights.
     """
 
     every: int = 100
@@ -241,13 +170,10 @@ class ProfileConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """A whole run.
+class RunConfig:
+    """What every run has, whatever its task.
 
     Attributes:
-      model: The network.
-      data: The data set.
-      augment: Random changes of the training images.
       optimizer: The optimizer and its schedule.
       mesh: The devices.
       distributed: The processes.
@@ -258,28 +184,51 @@ class TrainConfig:
       tensorboard: Write the metrics for TensorBoard too, into tensorboard/ of the run folder.
       wandb: Project of Weights & Biases that the metrics go to as well. The rest is up to W&B's own
         variables, such as WANDB_ENTITY and WANDB_MODE=offline.
-      batch_size: Images a step, over all devices and hosts.
+      batch_size: Examples a step, over all devices and hosts.
       accumulate: Parts of a batch that are computed one after the other, to save memory; the
-        gradient is their mean.
-      epochs: Passes over the training images, cooldown included.
+        gradient is that of the whole.
+      epochs: Passes over the training examples, cooldown included.
       steps: Steps in all; replaces `epochs` where given.
       log_every: Steps between two lines of metrics.
       eval_every: Steps between two evaluations; a multiple of `checkpoint.every`.
-      label_smoothing: Share of the target that is spread over all classes, in [0, 1).
       ema_decay: Decay a step of the averaged weights, in [0, 1); None keeps no average.
       ema_warmup: Let the decay grow from 0.1, so that the average forgets the initial weights.
       on_nan: When the loss or its gradient is not finite: stop, or skip that update and go on.
       max_skipped: Updates in a row that may be skipped; one more stops the run.
       seed: Seed of initialisation, data order, augmentation and stochastic depth.
       init: Weights to start from: a file that `natjax convert` reads, a URL, or the name of
-        published weights of the model, such as imagenet1k. The classifier is drawn anew where the
-        number of classes differs, and position biases of another size are resized.
+        published weights of the model, such as imagenet1k. What is of another size, such as the
+        classifier of other classes, is drawn anew; position biases are resized.
       run: Run folder, of this machine or of mounted storage; by default runs/PRESET.
     """
 
-    data: DataConfig
-    model: ModelConfig = ModelConfig()
-    augment: AugmentConfig = AugmentConfig()
+    # Settings that change where and how fast a run goes, not what it computes (up to rounding).
+    # They may differ when a run is continued; a subclass adds its own.
+    MAY_CHANGE: ClassVar[frozenset[str]] = frozenset(
+        {
+            "run",
+            "mesh.data",
+            "mesh.fsdp",
+            "distributed.coordinator",
+            "distributed.processes",
+            "distributed.process",
+            "distributed.timeout",
+            "data.dir",
+            "data.prepared_dir",
+            "data.threads",
+            "data.workers",
+            "checkpoint.keep_latest",
+            "checkpoint.keep_best",
+            "profile.steps",
+            "profile.start",
+            "compilation_cache",
+            "tensorboard",
+            "wandb",
+            "on_nan",
+            "max_skipped",
+        }
+    )
+
     optimizer: OptimizerConfig = OptimizerConfig()
     mesh: MeshConfig = MeshConfig()
     distributed: DistributedConfig = DistributedConfig()
@@ -294,7 +243,6 @@ class TrainConfig:
     steps: int | None = None
     log_every: int = 20
     eval_every: int = 100
-    label_smoothing: float = 0.1
     ema_decay: float | None = 0.99
     ema_warmup: bool = True
     on_nan: Literal["stop", "skip"] = "stop"
@@ -310,85 +258,89 @@ class TrainConfig:
           UserError: names the setting, its rule and its value.
         """
         for name in ("batch_size", "log_every", "eval_every", "epochs"):
-            _require(name, getattr(self, name), getattr(self, name) > 0, "positive")
-        _require("steps", self.steps, self.steps is None or self.steps > 0, "positive")
+            require(name, getattr(self, name), getattr(self, name) > 0, "positive")
+        require("steps", self.steps, self.steps is None or self.steps > 0, "positive")
         for name, value in (
             ("profile.steps", self.profile.steps),
             ("profile.start", self.profile.start),
         ):
-            _require(name, value, value >= 0, "at least 0")
-        for name, path in (
-            ("run", self.run),
-            ("data.dir", self.data.dir),
-            ("data.prepared_dir", self.data.prepared_dir),
-        ):
-            require_local(name, path)
-        _require("seed", self.seed, 0 <= self.seed < 2**32, "in [0, 2**32)")
-        for name, value in (
-            ("label_smoothing", self.label_smoothing),
-            ("ema_decay", self.ema_decay or 0.0),
-            ("model.drop_path", self.model.drop_path),
-        ):
-            _require(name, value, 0 <= value < 1, "in [0, 1)")
+            require(name, value, value >= 0, "at least 0")
+        require_local("run", self.run)
+        require("seed", self.seed, 0 <= self.seed < 2**32, "in [0, 2**32)")
+        decay = self.ema_decay or 0.0
+        require("ema_decay", decay, 0 <= decay < 1, "in [0, 1)")
         for name, value in _integers_from_one(self):
-            _require(name, value, value >= 1, "at least 1")
-        _require_multiple("checkpoint.every", self.checkpoint.every, "log_every", self.log_every)
-        _require_multiple("eval_every", self.eval_every, "checkpoint.every", self.checkpoint.every)
+            require(name, value, value >= 1, "at least 1")
+        require_multiple("checkpoint.every", self.checkpoint.every, "log_every", self.log_every)
+        require_multiple("eval_every", self.eval_every, "checkpoint.every", self.checkpoint.every)
         devices = (self.mesh.data or 1) * self.mesh.fsdp
-        _require_multiple("batch_size", self.batch_size, "mesh.data * mesh.fsdp", devices)
+        require_multiple("batch_size", self.batch_size, "mesh.data * mesh.fsdp", devices)
         if self.accumulate > 1:
             of = "mesh.data * mesh.fsdp * accumulate"
-            _require_multiple("batch_size", self.batch_size, of, devices * self.accumulate)
-        _check_augment(self.augment)
-        _require("data.crop_pct", self.data.crop_pct, 0 < self.data.crop_pct <= 1, "in (0, 1]")
+            require_multiple("batch_size", self.batch_size, of, devices * self.accumulate)
+        _check_steps(self.optimizer)
 
 
-def _check_augment(augment: AugmentConfig) -> None:
-    for name, chance in (
-        ("hflip", augment.hflip),
-        ("mix.prob", augment.mix.prob),
-        ("mix.switch_prob", augment.mix.switch_prob),
-        ("erase.prob", augment.erase.prob),
-    ):
-        _require(f"augment.{name}", chance, 0 <= chance <= 1, "in [0, 1]")
-    for name, number in (
-        ("shift", augment.shift),
-        ("color_jitter", augment.color_jitter),
-        ("mix.mixup_alpha", augment.mix.mixup_alpha),
-        ("mix.cutmix_alpha", augment.mix.cutmix_alpha),
-    ):
-        _require(f"augment.{name}", number, number >= 0, "at least 0")
-    for name, (low, high), most in (
-        ("scale", augment.scale, 1.0),
-        ("ratio", augment.ratio, math.inf),
-        ("erase.area", augment.erase.area, 1.0),
-        ("erase.aspect", augment.erase.aspect, math.inf),
-    ):
-        rule = f"two numbers, 0 < low <= high{' <= 1' if most == 1 else ''}"
-        _require(f"augment.{name}", (low, high), 0 < low <= high <= most, rule)
-    if augment.rand_augment is not None:
-        parse_policy(augment.rand_augment)
+def _check_steps(optimizer: OptimizerConfig) -> None:
+    epochs = optimizer.step_epochs
+    rises = list(epochs) == sorted(set(epochs)) and all(epoch > 0 for epoch in epochs)
+    require("optimizer.step_epochs", epochs, rises, "rising and positive")
+    needs = optimizer.schedule != "steps" or bool(epochs)
+    require("optimizer.step_epochs", epochs, needs, "given for --optimizer.schedule steps")
+    ratio = 1.0 if optimizer.warmup_ratio is None else optimizer.warmup_ratio
+    require("optimizer.warmup_ratio", ratio, 0 <= ratio <= 1, "in [0, 1]")
 
 
-def _integers_from_one(config: TrainConfig) -> tuple[tuple[str, int], ...]:
+def _integers_from_one(config: RunConfig) -> tuple[tuple[str, int], ...]:
     return (
         ("mesh.data", 1 if config.mesh.data is None else config.mesh.data),
         ("mesh.fsdp", config.mesh.fsdp),
         ("distributed.timeout", config.distributed.timeout),
         ("checkpoint.every", config.checkpoint.every),
         ("checkpoint.keep_latest", config.checkpoint.keep_latest),
-        ("data.image_size", config.data.image_size),
-        ("data.threads", config.data.threads),
         ("accumulate", config.accumulate),
-        ("augment.erase.count", config.augment.erase.count),
         ("max_skipped", config.max_skipped),
     )
 
 
-def _require(name: str, value: object, holds: bool, rule: str) -> None:
-    if not holds:
-        raise UserError(f"{name} must be {rule}, got {value}")
+def check_model(model: ModelConfig) -> None:
+    """Check the rules of a model's settings.
+
+    Raises:
+      UserError: names the setting, its rule and its value.
+    """
+    require("model.drop_path", model.drop_path, 0 <= model.drop_path < 1, "in [0, 1)")
+    size = 1 if model.kernel_size is None else model.kernel_size
+    require("model.kernel_size", size, size >= 1, "at least 1")
+    if model.dilations is not None:
+        read_dilations(model.dilations)
 
 
-def _require_multiple(name: str, value: int, of: str, divisor: int) -> None:
-    _require(name, value, value % divisor == 0, f"a multiple of {of}={divisor}")
+def read_dilations(text: str) -> tuple[tuple[int, ...], ...]:
+    """Return the dilations of every level.
+
+    Args:
+      text: As in `ModelConfig.dilations`.
+
+    Raises:
+      UserError: it is something else.
+
+    >>> read_dilations("1,8/1,4,1")
+    ((1, 8), (1, 4, 1))
+    """
+    levels = [[part.strip() for part in level.split(",")] for level in text.split("/")]
+    fits = all(part.isdecimal() and int(part) >= 1 for level in levels for part in level)
+    require("model.dilations", repr(text), fits, "like 1,8,1/1,4,1,4, numbers from 1")
+    return tuple(tuple(map(int, level)) for level in levels)
+
+
+def check_data(data: DataConfig) -> None:
+    """Check the rules of how data are read.
+
+    Raises:
+      UserError: names the setting, its rule and its value.
+    """
+    require("data.threads", data.threads, data.threads >= 1, "at least 1")
+    require("data.workers", data.workers, data.workers >= 0, "at least 0")
+    require_local("data.dir", data.dir)
+    require_local("data.prepared_dir", data.prepared_dir)

@@ -1,9 +1,9 @@
-"""How fast the input pipeline of a configuration is: the command ``natjax data bench``."""
+"""How fast an input pipeline is: the command ``natjax data bench``."""
 
 import dataclasses
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,15 +11,15 @@ import psutil
 from rich.table import Table
 
 from natjax.train import console
-from natjax.train.config.settings import TrainConfig
-from natjax.train.data.datasets import DatasetSpec, Source, get_spec, open_dataset, open_split
-from natjax.train.data.images import add_border
-from natjax.train.data.pipeline import Host, train_batches, train_dataset
-from natjax.train.data.readable import Readable
+from natjax.train.config.settings import DataConfig
+from natjax.train.data.pipeline import Batch
 from natjax.train.errors import UserError
-from natjax.train.tasks.classification.augment.pipeline import TrainTransform
 
 _SAMPLE = 200
+
+# What is done with an example, one after the other: each gets what the one before has returned, the
+# first the index of a record.
+type Stages = Mapping[str, Callable[[Any], Any]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,14 +27,14 @@ class Measurement:
     """What was measured.
 
     Attributes:
-      config: The configuration.
+      data: How the data were read.
       images: Images that were made.
       seconds: Time that passed.
       cpu_seconds: Time of all cores together that was spent on it.
       stages: Milliseconds an image of each stage, on one core.
     """
 
-    config: TrainConfig
+    data: DataConfig
     images: int
     seconds: float
     cpu_seconds: float
@@ -55,45 +55,37 @@ class Measurement:
         return math.ceil(rate / self.rate_per_core)
 
 
-def measure(config: TrainConfig, *, seconds: float = 10.0) -> Measurement:
-    """Run the real pipeline of a configuration, without a network.
+def measure(
+    batches: Iterator[Batch], data: DataConfig, stages: dict[str, float], *, seconds: float = 10.0
+) -> Measurement:
+    """Take batches for some time, without a network.
 
     Args:
-      config: The configuration; its data set is prepared first where that is done on the way.
+      batches: From the pipeline; closed at the end.
+      data: How they are read.
+      stages: As `time_stages` returns them.
       seconds: How long.
 
     Raises:
-      UserError: the data set is not there.
+      UserError: there is no time to measure in.
     """
     if seconds <= 0:
         raise UserError(f"--seconds must be positive, got {seconds}")
-    spec = get_spec(config.data)
-    source = open_split(open_dataset(spec, config.data), spec.train_split)
-    dataset = train_dataset(
-        source,
-        spec,
-        config.data,
-        config.augment,
-        seed=config.seed,
-        batch_size=config.batch_size,
-        host=Host(),
-    )
-    batches = train_batches(dataset, config.data, 0)
     try:
-        for _ in range(2 + 2 * config.data.workers):  # started, and what is ahead is taken
+        for _ in range(2 + 2 * data.workers):  # started, and what is ahead is taken
             next(batches)
         began, before, images = time.perf_counter(), _cpu_seconds(), 0
         while time.perf_counter() - began < seconds:
-            images += len(next(batches)["label"])
+            images += len(next(iter(next(batches).values())))
         passed, spent = time.perf_counter() - began, _cpu_seconds() - before
     finally:
         getattr(batches, "close", lambda: None)()
     return Measurement(
-        config=config,
+        data=data,
         images=images,
         seconds=passed,
         cpu_seconds=max(spent, 1e-9),
-        stages=_stages(source, spec, config),
+        stages=stages,
     )
 
 
@@ -109,41 +101,38 @@ def _cpu_seconds() -> float:
     return total
 
 
-def _stages(source: Source, spec: DatasetSpec, config: TrainConfig) -> dict[str, float]:
-    """Milliseconds an image, of images at random places; reading counts what it waits, too."""
-    rng = np.random.default_rng(config.seed)
-    transform = TrainTransform(augment=config.augment, data=config.data, mean=spec.mean)
-    places = rng.integers(0, len(source), _SAMPLE).tolist()
-    readable = Readable(_Kept(source), spec.channels, spec.train_split)
-    found = {"read": 0.0, "decode": 0.0, "augment": 0.0}
+def time_stages(stages: Stages, count: int, seed: int) -> dict[str, float]:
+    """Return the milliseconds of each stage, over examples at random places.
 
-    def timed(stage: str, run: Callable[[], Any], clock: Callable[[], float]) -> Any:
+    The first stage reads, and counts what it waits, too. Examples that cannot be read are left out.
+
+    Args:
+      stages: What is done with an example.
+      count: Number of records.
+      seed: Of the places.
+    """
+    rng = np.random.default_rng(seed)
+    found, taken = dict.fromkeys(stages, 0.0), 0
+    for place in rng.integers(0, count, _SAMPLE).tolist():
+        times = _times_of(stages, place)
+        if times is not None:
+            taken += 1
+            found = {name: total + times[name] for name, total in found.items()}
+    return {name: 1e3 * total / max(taken, 1) for name, total in found.items()}
+
+
+def _times_of(stages: Stages, place: int) -> dict[str, float] | None:
+    value: Any = place
+    times, clock = {}, time.perf_counter
+    for name, run in stages.items():
         began = clock()
-        result = run()
-        found[stage] += clock() - began
-        return result
-
-    for place in places:
-        timed("read", lambda place=place: readable.source[place], time.perf_counter)
-        record = timed("decode", lambda place=place: readable[place], time.thread_time)
-        image = add_border(record["image"], spec.border)
-        timed("augment", lambda image=image: transform(image, rng), time.thread_time)
-    return {stage: 1e3 * total / len(places) for stage, total in found.items()}
-
-
-class _Kept:
-    """A source that gives the last record again without reading."""
-
-    def __init__(self, source: Source):
-        self._source, self._last = source, (-1, {})
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        if self._last[0] != index:
-            self._last = index, self._source[index]
-        return self._last[1]
+        try:
+            value = run(value)
+        except Exception:  # decoders of damaged files, and disks, raise nearly anything
+            return None
+        times[name] = clock() - began
+        clock = time.thread_time
+    return times
 
 
 def show_measurement(measured: Measurement, rate: float | None = None) -> None:
@@ -153,8 +142,8 @@ def show_measurement(measured: Measurement, rate: float | None = None) -> None:
       measured: What was measured.
       rate: Images a second that a step needs; the cores for it are named.
     """
-    data = measured.config.data
-    table = Table(title=f"{data.name}, {data.image_size} px", title_justify="left")
+    data = measured.data
+    table = Table(title=data.name, title_justify="left")
     for heading in ("threads", "workers", "images/s", "cores busy", "images/s a core"):
         table.add_column(heading, justify="right")
     busy = measured.cpu_seconds / measured.seconds

@@ -1,13 +1,7 @@
-"""The one interface between a data set and everything else, and the list of data sets.
-
-A data set is a `DatasetSpec`: how to build it with TFDS, how to decode one image, how to normalise,
-and the names of its classes. The pipeline, the step, evaluation and prediction know nothing more.
-What is random about training images is the run's: `natjax.train.config.settings.AugmentConfig`.
-"""
+"""Data sets: how they are prepared and opened, with TFDS or by what takes its place."""
 
 import contextlib
 import dataclasses
-import importlib
 import os
 import shutil
 import typing
@@ -17,8 +11,7 @@ from typing import Any
 
 from natjax.train import console
 from natjax.train.config.settings import DataConfig
-from natjax.train.data.prepared import alone
-from natjax.train.errors import UserError, did_you_mean
+from natjax.train.data.prepared import locked
 from natjax.train.files import cache_folder
 
 
@@ -37,72 +30,22 @@ class Source(typing.Protocol):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DatasetSpec:
-    """What the rest needs to know of a data set.
+    """How a data set is opened; tasks add what is in it.
 
     Attributes:
       name: As in `DataConfig.name`.
-      channels: 1 (gray) or 3 (RGB).
-      class_names: Name of each label.
-      mean: Mean of each channel, of pixels in [0, 1].
-      std: Standard deviation of each channel, of pixels in [0, 1].
       train_split: TFDS split to learn from.
       test_split: TFDS split that is held out.
-      border: Black added around every image before anything else, as a part of its short side.
       builder: ``(prepared_dir, original_dir) -> TFDS builder``, writing ArrayRecord; or what takes
         its place, with ``is_prepared()`` and ``source(split)``.
       check_original: Called before preparing; raises `UserError` where files are missing.
     """
 
     name: str
-    channels: int
-    class_names: tuple[str, ...]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
     train_split: str
     test_split: str
     builder: Callable[[Path, Path | None], Any]
-    border: float = 0.0
     check_original: Callable[[Path | None], None] = lambda _: None
-
-
-# Module of each data set, with its own `get_spec`; imported on use, since builders import TFDS.
-_HOME = {
-    "digits": "natjax.train.tasks.classification.datasets.digits",
-    "fashion_mnist": "natjax.train.tasks.classification.datasets.fashion_mnist",
-    "emoji": "natjax.train.tasks.classification.datasets.emoji",
-    "imagenet2012": "natjax.train.tasks.classification.datasets.imagenet",
-    "image_folder": "natjax.train.tasks.classification.datasets.image_folder",
-}
-
-
-def dataset_names() -> list[str]:
-    """Return the names that `get_spec` knows."""
-    return list(_HOME)
-
-
-def get_spec(data: DataConfig) -> DatasetSpec:
-    """Return the data set that is configured.
-
-    Raises:
-      UserError: there is none of this name, and near names are suggested; or its classes are to be
-        found in a folder and cannot be.
-    """
-    if data.name not in _HOME:
-        known = ", ".join(_HOME)
-        raise UserError(
-            f"unknown data set {data.name!r}{did_you_mean(data.name, _HOME)}; data sets are {known}"
-        )
-    return importlib.import_module(_HOME[data.name]).get_spec(data)
-
-
-def with_classes(data: DataConfig) -> DataConfig:
-    """Return the configuration with the names of its classes, where a folder defines them.
-
-    So they are saved with a run, which then knows them wherever it is taken.
-    """
-    if data.name != "image_folder" or data.classes:
-        return data
-    return dataclasses.replace(data, classes=get_spec(data).class_names)
 
 
 def prepared_dir(config: DataConfig) -> Path:
@@ -129,7 +72,7 @@ def open_dataset(spec: DatasetSpec, config: DataConfig) -> Any:
     if builder.is_prepared():
         return builder
     root.mkdir(parents=True, exist_ok=True)
-    with alone(root / f".{spec.name}.lock"):
+    with locked(root / f".{spec.name}.lock"):
         builder = spec.builder(root, config.dir)
         if not builder.is_prepared():
             _prepare(spec, builder, config.dir)

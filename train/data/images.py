@@ -6,8 +6,6 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
-from natjax.train.config.settings import DataConfig
-
 Pixels = UInt8[np.ndarray, "H W C"]
 
 
@@ -55,22 +53,26 @@ def to_pixels(image: Image.Image) -> Pixels:
     return pixels[:, :, None] if pixels.ndim == 2 else pixels
 
 
-def center_view(image: Image.Image, data: DataConfig) -> Image.Image:
+def center_view(
+    image: Image.Image, size: int, crop_pct: float = 1.0, interpolation: str = "bicubic"
+) -> Image.Image:
     """Return what evaluation sees: the short side resized, and the middle square cut out.
 
     The same pixels as `natjax.preprocessing` at the published sizes.
 
     Args:
       image: Of any size.
-      data: Side of the result, part of the short side that it holds, and the filter.
+      size: Side of the result, in pixels.
+      crop_pct: Part of the resized short side that it holds.
+      interpolation: How it is resized, ``"bicubic"`` or ``"bilinear"``.
     """
     from natjax.preprocessing import Preprocessing  # here, as it brings in JAX
 
-    how = Preprocessing(size=data.image_size, crop_pct=data.crop_pct)
+    how = Preprocessing(size=size, crop_pct=crop_pct)
     image = _without_far_ends(image)
-    size = how.resized(*image.size)
-    if size != image.size:
-        image = image.resize(size, Image.Resampling[data.eval_interpolation.upper()])
+    resized = how.resized(*image.size)
+    if resized != image.size:
+        image = image.resize(resized, Image.Resampling[interpolation.upper()])
     box = how.crop_box(*image.size)
     return image if box == (0, 0, *image.size) else image.crop(box)
 

@@ -3,56 +3,22 @@
 That is why a checkpoint need not hold the state of any iterator: to resume at a step is to slice.
 """
 
-import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import grain
 import numpy as np
 
-from natjax.train.config.settings import AugmentConfig, DataConfig
-from natjax.train.data.datasets import DatasetSpec, Source
-from natjax.train.data.images import add_border, center_view, to_pixels
-from natjax.train.data.readable import Readable
-from natjax.train.data.workers import start_worker, steady
-from natjax.train.tasks.classification.augment.pipeline import TrainTransform
+from natjax.train.cluster.processes import Host
+from natjax.train.config.settings import DataConfig
+from natjax.train.data.workers import restart_workers, start_worker
 
 Batch = dict[str, np.ndarray]
 
 
-@dataclasses.dataclass(frozen=True)
-class Host:
-    """Which rows of every global batch this process makes: the `index`-th of `count` equal parts.
-
-    Parts in one piece, so that the global array has the same rows in the same order for any number
-    of hosts: what a step draws for a row, and which row is mixed with which, stays the same.
-    """
-
-    index: int = 0
-    count: int = 1
-
-
-@dataclasses.dataclass(frozen=True)
-class _TrainExample:
-    """Augments one record; a class, since worker processes receive it pickled."""
-
-    border: float
-    transform: TrainTransform
-
-    def __call__(self, record: dict[str, Any], rng: np.random.Generator) -> Batch:
-        image = add_border(record["image"], self.border)
-        return _example(self.transform(image, rng), record)
-
-
-def _example(pixels: np.ndarray, record: dict[str, Any]) -> Batch:
-    return {"image": np.ascontiguousarray(pixels), "label": np.int32(record["label"])}
-
-
 def train_dataset(
-    source: Source,
-    spec: DatasetSpec,
-    data: DataConfig,
-    augment: AugmentConfig,
+    records: Any,
+    example: Callable[[Any, np.random.Generator], Batch],
     *,
     seed: int,
     batch_size: int,
@@ -63,24 +29,52 @@ def train_dataset(
     Every epoch is a new permutation of all records; batches run across the ends of epochs.
 
     Args:
-      source: The records.
-      spec: How to decode.
-      data: Size of the images.
-      augment: Random changes; those of whole batches are left to the step.
-      seed: Seed of the permutations and the augmentation.
-      batch_size: Images a step, over all hosts.
-      host: Which rows this process makes; augmentation comes before the split over hosts.
+      records: They have a length and are found by index.
+      example: Makes a row of a batch of a record, every draw coming from the generator; picklable,
+        as worker processes receive it. It comes before the split over hosts.
+      seed: Seed of the permutations and of what `example` draws.
+      batch_size: Examples a step, over all hosts.
+      host: Which rows this process makes.
     """
-    source = Readable(source, spec.channels, spec.train_split)
-    records = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
-    transform = TrainTransform(augment=augment, data=data, mean=spec.mean)
-    examples = records.random_map(_TrainExample(spec.border, transform))
+    order = grain.MapDataset.source(records).seed(seed).shuffle().repeat()
+    rows = order.random_map(example)
     # In batches of one host's size, which the hosts take in turn.
-    return examples.batch(batch_size // host.count, drop_remainder=True)[host.index :: host.count]
+    return rows.batch(batch_size // host.count, drop_remainder=True)[host.index :: host.count]
 
 
-def train_batches(dataset: grain.MapDataset, config: DataConfig, start: int) -> Iterator[Batch]:
-    """Iterate from step `start` on, decoding ahead in threads or worker processes."""
+def test_dataset(
+    count: int, example: Callable[[int], Batch], *, batch_size: int, host: Host
+) -> grain.MapDataset:
+    """Return batches that hold every record once, in order, with ``mask`` and ``id``.
+
+    The last batch is filled up with repetitions whose ``mask`` is False, so that all batches have
+    one shape on every host. So are rows whose record cannot be read; ``id`` is the record's index.
+
+    Args:
+      count: Number of records.
+      example: Makes the row of a record by its index; ``mask`` False where it cannot be read.
+      batch_size: Examples a batch, over all hosts.
+      host: Which rows this process makes.
+    """
+    padded = -(-count // batch_size) * batch_size
+
+    def row(index: int) -> Batch:
+        found = example(min(index, count - 1))
+        counts = found.get("mask", True) and index < count
+        return found | {"mask": np.bool_(counts), "id": np.int32(index)}
+
+    rows = grain.MapDataset.range(padded).map(row)
+    return rows.batch(batch_size // host.count)[host.index :: host.count]
+
+
+def read(dataset: grain.MapDataset, config: DataConfig, start: int = 0) -> Iterator[Batch]:
+    """Iterate over batches from index `start` on, made ahead in threads or worker processes.
+
+    Args:
+      dataset: As `train_dataset` makes it.
+      config: How many threads and workers.
+      start: Of the first batch.
+    """
     ahead = max(4, config.threads)
     options = grain.ReadOptions(num_threads=config.threads, prefetch_buffer_size=ahead)
 
@@ -94,7 +88,7 @@ def train_batches(dataset: grain.MapDataset, config: DataConfig, start: int) -> 
             ).map(_own_memory)
         return iter(batches)
 
-    return steady(batches_from, start)
+    return restart_workers(batches_from, start)
 
 
 def _own_memory(batch: Batch) -> Batch:
@@ -112,33 +106,3 @@ def _allow_workers() -> None:
 
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
-
-
-def test_dataset(
-    source: Source, spec: DatasetSpec, data: DataConfig, *, batch_size: int, host: Host
-) -> grain.MapDataset:
-    """Return batches that hold every record once, in order, and a mask.
-
-    The last batch is filled up with repetitions whose ``mask`` is False, so that all batches have
-    one shape on every host. What cannot be read is masked too, and named.
-
-    Args:
-      source: The records.
-      spec: How to decode.
-      data: The view of evaluation.
-      batch_size: Images a batch, over all hosts.
-      host: Which rows this process makes.
-    """
-    count, images = len(source), Readable(source, spec.channels, spec.test_split)
-    padded = -(-count // batch_size) * batch_size
-
-    def example(index: int) -> Batch:
-        record = images.get(min(index, count - 1))
-        if record is None:
-            side = (data.image_size, data.image_size, spec.channels)
-            return _example(np.zeros(side, np.uint8), {"label": 0}) | {"mask": np.bool_(False)}
-        pixels = to_pixels(center_view(add_border(record["image"], spec.border), data))
-        return _example(pixels, record) | {"mask": np.bool_(index < count)}
-
-    rows = grain.MapDataset.range(padded).map(example)
-    return rows.batch(batch_size // host.count)[host.index :: host.count]

@@ -64,7 +64,7 @@ def _check_foreign(folder: Path, described: Any) -> None:
 
 
 @contextlib.contextmanager
-def alone(lock: Path) -> Iterator[None]:
+def locked(lock: Path) -> Iterator[None]:
     """Hold a lock; whoever comes second is told, and waits."""
     with lock.open("w") as handle:
         try:

@@ -48,13 +48,13 @@ class Readable:
       source: The records.
       channels: 1 (gray) or 3 (RGB).
       split: What to call the source in messages.
-      says: Whether this process, and its workers, name what cannot be read.
+      warns: Whether this process, and its workers, name what cannot be read.
     """
 
     source: Source
     channels: int
     split: str
-    says: bool = dataclasses.field(default_factory=console.speaks)
+    warns: bool = dataclasses.field(default_factory=console.prints)
     _seen: _Seen = dataclasses.field(default_factory=_Seen, repr=False, compare=False)
 
     def __len__(self) -> int:
@@ -96,7 +96,7 @@ class Readable:
                 return
             self._seen.bad.add(index)
             bad = len(self._seen.bad)
-        if self.says:
+        if self.warns:
             console.warn(f"cannot read {self.name(index)}: {error or type(error).__name__}")
         if bad > max(_FEW, _SHARE * len(self)):
             raise UnreadableError(

@@ -1,14 +1,30 @@
 """Processes that decode and augment: how they start, and what happens when one dies."""
 
+import multiprocessing
+import os
+import signal
+import threading
 from collections.abc import Callable, Iterator
 
 from natjax.train import console
-from natjax.train.data.worker_processes import die_with_parent
 from natjax.train.errors import TrainingError
 
 # Deaths that are forgiven within so many steps.
 _FORGIVEN, _STEPS = 3, 100
 _DEATH = "Worker process was terminated unexpectedly"  # what Grain says
+
+
+def die_with_parent() -> None:
+    """Leave Ctrl-C to the parent, and end at once when it is gone: call it first in a worker."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_watch, daemon=True).start()
+
+
+def _watch() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def start_worker(index: int, count: int) -> None:
@@ -25,7 +41,7 @@ def start_worker(index: int, count: int) -> None:
     die_with_parent()
 
 
-def steady[T](make: Callable[[int], Iterator[T]], start: int) -> Iterator[T]:
+def restart_workers[T](make: Callable[[int], Iterator[T]], start: int) -> Iterator[T]:
     """Yield what `make` yields, starting anew at the same step where a worker process has died.
 
     Since a batch is a pure function of the step, nothing is lost or repeated.

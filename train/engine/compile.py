@@ -9,114 +9,93 @@ import jax
 from jax.sharding import Mesh, NamedSharding, use_abstract_mesh
 
 from natjax.train.engine.finite import Step
-from natjax.train.engine.functional import FunctionalModel
 from natjax.train.engine.sharding import batch_sharding, replicated, state_sharding
-from natjax.train.engine.state import TrainState, init_state
-from natjax.train.engine.step import Network, Task, eval_step, probabilities, train_step
+from natjax.train.engine.state import TrainState
+from natjax.train.engine.step import StepSetup, train_step
+from natjax.train.engine.task import Task
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Evaluator:
-    """What evaluation needs.
+class CompiledEvaluation:
+    """What evaluation needs; functions are compiled when first called.
 
     Attributes:
       batch: Sharding of every array of a batch.
-      evaluate: ``(params, batch) -> sums``.
+      measure: ``(params, statistics, batch) -> measured``, whole on every device.
+      predict: ``(params, statistics, batch) -> predictions``, whole on every device.
     """
 
     batch: NamedSharding
-    evaluate: Callable[..., Any]
+    measure: Callable[..., Any]
+    predict: Callable[..., Any]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Compiled(Evaluator):
-    """Functions over sharded arrays; each is compiled when first called.
+class Compiled(CompiledEvaluation):
+    """Functions over sharded arrays.
 
     Attributes:
       target: Shape, type and sharding of each array of the state, which restoring needs.
       init: ``() -> TrainState``; no device ever holds more than its part.
       train: ``(state, batch) -> (state, scalars)``; donates `state`.
-      probabilities: ``(params, images) -> float32[B, L]``, whole on every device.
     """
 
     target: TrainState
     init: Callable[[], TrainState]
     train: Callable[..., Any]
-    probabilities: Callable[..., Any]
 
 
-def compile_evaluator(network: Network, mesh: Mesh) -> Evaluator:
-    """Return evaluation on `mesh` with every parameter whole on every device."""
-    batch, whole = batch_sharding(mesh), replicated(mesh)
-    evaluate = jax.jit(
-        _on(mesh, eval_step, network), in_shardings=(whole, batch), out_shardings=whole
-    )
-    return Evaluator(batch=batch, evaluate=evaluate)
-
-
-def split_by_rows(model: FunctionalModel, mesh: Mesh) -> FunctionalModel:
-    """Return the model with its logits held to the devices that have their images.
-
-    Left alone, the compiler reads a classifier that is split over "fsdp" as one whose classes are:
-    it then gathers the features of all rows instead of the classifier.
+def compile_evaluation(task: Task[Any], mesh: Mesh, weights: Any = None) -> CompiledEvaluation:
+    """Return evaluation on `mesh`.
 
     Args:
-      model: The network.
+      task: The task.
       mesh: The devices.
+      weights: Shardings of parameters and statistics; None for all of them whole on every device.
     """
+    batch, whole = batch_sharding(mesh), replicated(mesh)
+    params, statistics = (whole, whole) if weights is None else weights
+    jitted = functools.partial(
+        jax.jit, in_shardings=(params, statistics, batch), out_shardings=whole
+    )
+    return CompiledEvaluation(
+        batch=batch,
+        measure=jitted(_on(mesh, task.measure)),
+        predict=jitted(_on(mesh, task.predict)),
+    )
 
-    def apply(*args: Any, **options: Any) -> jax.Array:
-        logits = model.apply(*args, **options)
-        return jax.lax.with_sharding_constraint(logits, batch_sharding(mesh))
 
-    return dataclasses.replace(model, apply=apply)
-
-
-def compile_task(task: Task, mesh: Mesh, step: Step = train_step) -> Compiled:
-    """Return the functions of `task` on `mesh`; shapes are worked out, nothing is computed.
+def compile_training(setup: StepSetup, mesh: Mesh, step: Step = train_step) -> Compiled:
+    """Return the functions of a run on `mesh`; shapes are worked out, nothing is computed.
 
     Args:
-      task: Constants of the run.
+      setup: Constants of the run.
       mesh: The devices.
       step: What `train` does.
     """
-    model = split_by_rows(task.network.model, mesh)
-    task = dataclasses.replace(task, network=dataclasses.replace(task.network, model=model))
-    init = functools.partial(
-        init_state, task.network.model, task.optimizer, ema=task.ema_decay is not None
-    )
-    abstract = jax.eval_shape(init)
-    shardings, batch, whole = state_sharding(abstract, mesh), batch_sharding(mesh), replicated(mesh)
+    abstract = jax.eval_shape(setup.init)
+    shardings, whole = state_sharding(abstract, mesh), replicated(mesh)
+    evaluation = compile_evaluation(setup.task, mesh, (shardings.params, shardings.statistics))
     return Compiled(
         target=jax.tree.map(_with_sharding, abstract, shardings),
-        batch=batch,
-        init=jax.jit(init, out_shardings=shardings, compiler_options=_once(mesh)),
+        init=jax.jit(setup.init, out_shardings=shardings, compiler_options=_once(mesh)),
         train=jax.jit(
-            _on(mesh, step, task),
-            in_shardings=(shardings, batch),
+            _on(mesh, functools.partial(step, setup)),
+            in_shardings=(shardings, evaluation.batch),
             out_shardings=(shardings, whole),
             donate_argnums=0,
-            compiler_options=_in_order(mesh) if task.remat else None,
+            compiler_options=_in_order(mesh) if setup.task.recomputes else None,
         ),
-        evaluate=jax.jit(
-            _on(mesh, eval_step, task.network),
-            in_shardings=(shardings.params, batch),
-            out_shardings=whole,
-        ),
-        probabilities=jax.jit(
-            _on(mesh, probabilities, task.network),
-            in_shardings=(shardings.params, batch),
-            out_shardings=whole,
-        ),
+        **{x.name: getattr(evaluation, x.name) for x in dataclasses.fields(CompiledEvaluation)},
     )
 
 
-def _on(mesh: Mesh, function: Callable[..., Any], constant: Any) -> Callable[..., Any]:
-    """Bind the first argument, and let what is traced know the mesh: attention asks for it."""
+def _on(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Let what is traced know the mesh: attention asks for it."""
 
     def traced(*args: Any) -> Any:
         with use_abstract_mesh(mesh.abstract_mesh):
-            return function(constant, *args)
+            return function(*args)
 
     return traced
 

@@ -13,22 +13,23 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool
 
-from natjax.train.config.settings import TrainConfig
+from natjax.train.config.settings import RunConfig
 from natjax.train.engine.state import TrainState
-from natjax.train.engine.step import Batch, Scalars, Task, train_step
+from natjax.train.engine.step import Scalars, StepSetup, train_step
+from natjax.train.engine.task import Batch
 from natjax.train.errors import TrainingError
 
-Step = Callable[[Task, TrainState, Batch], tuple[TrainState, Scalars]]
+Step = Callable[[StepSetup, TrainState, Batch], tuple[TrainState, Scalars]]
 HostScalars = dict[str, Any]
 _WATCHED = ("loss", "grad_norm")
 
 
-def choose_step(config: TrainConfig) -> Step:
+def choose_step(config: RunConfig) -> Step:
     """Return the training step of a run."""
-    return leave_out_bad(train_step) if config.on_nan == "skip" else train_step
+    return skip_bad_updates(train_step) if config.on_nan == "skip" else train_step
 
 
-def leave_out_bad(step: Step) -> Step:
+def skip_bad_updates(step: Step) -> Step:
     """Return a step that changes nothing but the step's number where the loss is not finite.
 
     Parameters, averages and the whole state of the optimizer (its schedule too) stay as they were.
@@ -40,8 +41,8 @@ def leave_out_bad(step: Step) -> Step:
       Such a step; scalar ``skipped`` is 1 where the update was left out, else 0.
     """
 
-    def guarded(task: Task, state: TrainState, batch: Batch) -> tuple[TrainState, Scalars]:
-        new, scalars = step(task, state, batch)
+    def guarded(setup: StepSetup, state: TrainState, batch: Batch) -> tuple[TrainState, Scalars]:
+        new, scalars = step(setup, state, batch)
         good = jnp.stack([jnp.isfinite(scalars[name]) for name in _WATCHED]).all()
         kept = jax.tree.map(lambda after, before: jnp.where(good, after, before), new, state)
         skipped = 1 - good.astype(jnp.float32)
@@ -56,7 +57,7 @@ class FiniteGuard:
     Args of the constructor: the run, and how many updates in a row were left out last.
     """
 
-    def __init__(self, config: TrainConfig, in_a_row: int = 0):
+    def __init__(self, config: RunConfig, in_a_row: int = 0):
         self._skips, self._most = config.on_nan == "skip", config.max_skipped
         self.in_a_row = in_a_row
 
@@ -92,7 +93,7 @@ class FiniteGuard:
 
 def all_finite(state: TrainState) -> bool:
     """Whether every number of a state is finite."""
-    leaves = jax.tree.leaves((state.params, state.ema, state.opt))
+    leaves = jax.tree.leaves((state.params, state.statistics, state.ema, state.opt))
     return bool(_all_finite([leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.inexact)]))
 
 

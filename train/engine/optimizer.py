@@ -1,6 +1,7 @@
-"""AdamW, its schedule, and what it decays."""
+"""AdamW, its schedule, and how each parameter takes part."""
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -8,16 +9,19 @@ import jax.numpy as jnp
 import optax
 
 from natjax.train.config.settings import OptimizerConfig
+from natjax.train.engine.task import ParameterGroup
 from natjax.train.errors import UserError
+
+Schedule = Callable[..., jax.Array]
 
 
 def schedule(
     config: OptimizerConfig, total_steps: int, steps_per_epoch: float | None = None
-) -> Callable[..., jax.Array]:
+) -> Schedule:
     """Return the learning rate as a function of the step, counted from 0.
 
-    Linear to the peak in the warm-up, then half a cosine down to `final_learning_rate` where the
-    cooldown begins, and constant from there; or the peak throughout.
+    Written out, not joined from Optax's parts: those start to count anew after the warm-up, and
+    round elsewhere.
 
     Args:
       config: The optimizer's settings.
@@ -27,30 +31,60 @@ def schedule(
     Raises:
       UserError: warm-up and cooldown leave nothing of the run.
     """
-    warmup, end = _phases(config, total_steps, steps_per_epoch)
-    start, peak, final = (
-        config.warmup_learning_rate,
-        config.learning_rate,
-        config.final_learning_rate,
-    )
-    begin = 0 if config.cosine_from_start else warmup
+    phases = _phases(config, total_steps, steps_per_epoch)
+    start, peak, warmup = config.warmup_learning_rate, config.learning_rate, phases.warmup
+    after = _SCHEDULES[config.schedule]
 
     def rate(step: jax.Array | int) -> jax.Array:
         count = jnp.asarray(step, jnp.float32)
-        after = jnp.float32(peak)
-        if config.schedule == "cosine":
-            done = jnp.clip((count - begin) / (end - begin), 0, 1)
-            after = final + (peak - final) * (1 + jnp.cos(jnp.pi * done)) / 2
-        return jnp.where(count < warmup, start + (peak - start) * count / max(warmup, 1), after)
+        main = after(config, phases, count)
+        warms_up = count < warmup
+        rising = start + (peak - start) * count / max(warmup, 1)
+        if config.warmup_ratio is not None:
+            rising = main * (1 - (1 - count / max(warmup, 1)) * (1 - config.warmup_ratio))
+        return jnp.where(warms_up, rising, main)
 
     return rate
 
 
-def _phases(
-    config: OptimizerConfig, total_steps: int, steps_per_epoch: float | None
-) -> tuple[int, int]:
-    """Where the warm-up and the cosine end, in steps."""
+@dataclasses.dataclass(frozen=True)
+class _Phases:
+    """Steps at which the warm-up ends, the decay begins and ends, and the rate falls."""
 
+    warmup: int
+    begin: int
+    end: int
+    falls: tuple[int, ...]
+
+    def done(self, count: jax.Array) -> jax.Array:
+        """The part of the decay that is over."""
+        return jnp.clip((count - self.begin) / (self.end - self.begin), 0, 1)
+
+
+def _cosine(config: OptimizerConfig, phases: _Phases, count: jax.Array) -> jax.Array:
+    peak, final = config.learning_rate, config.final_learning_rate
+    return final + (peak - final) * (1 + jnp.cos(jnp.pi * phases.done(count))) / 2
+
+
+def _constant(config: OptimizerConfig, phases: _Phases, count: jax.Array) -> jax.Array:
+    del phases, count
+    return jnp.float32(config.learning_rate)
+
+
+def _poly(config: OptimizerConfig, phases: _Phases, count: jax.Array) -> jax.Array:
+    peak, final = config.learning_rate, config.final_learning_rate
+    return final + (peak - final) * (1 - phases.done(count)) ** config.power
+
+
+def _steps(config: OptimizerConfig, phases: _Phases, count: jax.Array) -> jax.Array:
+    fallen = sum((count >= fall).astype(jnp.float32) for fall in phases.falls)
+    return jnp.float32(config.learning_rate) * jnp.float32(config.step_factor) ** fallen
+
+
+_SCHEDULES = {"cosine": _cosine, "constant": _constant, "poly": _poly, "steps": _steps}
+
+
+def _phases(config: OptimizerConfig, total_steps: int, steps_per_epoch: float | None) -> _Phases:
     def steps(epochs: float) -> int:
         if epochs and steps_per_epoch is None:
             raise ValueError("settings in epochs need steps_per_epoch")
@@ -71,46 +105,41 @@ def _phases(
             f"optimizer.cooldown_epochs must leave some of the {total_steps} steps after the"
             f" {warmup} of the warm-up, got {config.cooldown_epochs}"
         )
-    return warmup, end
-
-
-def decay_mask(params: dict[str, jax.Array], decay_bias_tables: bool = False) -> dict[str, bool]:
-    """Return which parameters are decayed: matrices and kernels, never biases, norms and scales.
-
-    Args:
-      params: Flat dict of parameters.
-      decay_bias_tables: Whether the relative position biases (``...rpb``) are too.
-    """
-    return {
-        name: value.ndim > 1 and (decay_bias_tables or not name.endswith("rpb"))
-        for name, value in params.items()
-    }
+    begin = 0 if config.decay_from_start else warmup
+    return _Phases(warmup, begin, end, tuple(steps(epoch) for epoch in config.step_epochs))
 
 
 def make_optimizer(
-    config: OptimizerConfig, total_steps: int, steps_per_epoch: float | None = None
+    config: OptimizerConfig, rate: Schedule, groups: Mapping[str, ParameterGroup]
 ) -> optax.GradientTransformation:
     """Return AdamW (Loshchilov and Hutter, 2019), behind clipping where configured.
 
     Args:
       config: The optimizer's settings.
-      total_steps: Steps of the run.
-      steps_per_epoch: As for `schedule`.
-
-    Raises:
-      UserError: the schedule does not fit the run.
+      rate: The schedule.
+      groups: How each parameter that is trained takes part, by name.
     """
-    adamw = optax.adamw(
-        schedule(config, total_steps, steps_per_epoch),
-        b1=config.beta1,
-        b2=config.beta2,
-        eps=config.eps,
-        weight_decay=config.weight_decay,
-        mask=lambda params: decay_mask(params, config.decay_bias_tables),
-    )
-    if config.clip_norm is None:
-        return _promoting(adamw)
-    return _promoting(optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw))
+    parts = [] if config.clip_norm is None else [optax.clip_by_global_norm(config.clip_norm)]
+    parts.append(optax.scale_by_adam(b1=config.beta1, b2=config.beta2, eps=config.eps))
+    for factor, chosen in _chosen(groups, "weight_decay"):
+        if factor:
+            parts.append(optax.add_decayed_weights(factor * config.weight_decay, chosen))
+    for factor, chosen in _chosen(groups, "learning_rate"):
+        if factor != 1:
+            parts.append(optax.masked(optax.scale(factor), chosen))
+    parts.append(optax.scale_by_learning_rate(rate))
+    return _promoting(optax.chain(*parts))
+
+
+def _chosen(
+    groups: Mapping[str, ParameterGroup], field: str
+) -> list[tuple[float, dict[str, bool]]]:
+    """Each value of a field, and which parameters have it."""
+    values = {name: getattr(group, field) for name, group in groups.items()}
+    return [
+        (factor, {name: value == factor for name, value in values.items()})
+        for factor in sorted(set(values.values()))
+    ]
 
 
 def _promoting(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, get_abstract_mesh
 
 from natjax.train.cluster import processes
 from natjax.train.config.settings import MeshConfig
@@ -153,6 +153,23 @@ def state_sharding(abstract: Any, mesh: Mesh) -> Any:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Return the sharding of a batch: its first axis over all devices."""
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+
+def keep_rows[Tree](tree: Tree) -> Tree:
+    """Hold the outputs of a network to the devices that have their examples.
+
+    Left alone, the compiler reads a classifier that is split over "fsdp" as one whose classes are:
+    it then gathers the features of all rows instead of the classifier. For functions that the
+    engine compiles; where there is no mesh, this does nothing.
+
+    Args:
+      tree: Arrays whose first axis is that of the examples.
+    """
+    mesh = get_abstract_mesh()
+    if "fsdp" not in mesh.axis_names:
+        return tree
+    rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    return jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, rows), tree)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

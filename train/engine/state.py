@@ -1,14 +1,17 @@
-"""What a training step changes."""
+"""What a training step changes, and the items of a checkpoint that hold it."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from natjax.train.config.settings import TrainConfig
-from natjax.train.engine.functional import FunctionalModel
+from natjax.train.engine.network import Params, Statistics
+
+# The sets of weights that a run has: those of the last step, and their average.
+KINDS = ("raw", "ema")
 
 
 @jax.tree_util.register_dataclass
@@ -21,45 +24,83 @@ class TrainState:
     Attributes:
       step: Steps done, int32.
       params: Flat dict of parameters.
+      statistics: Flat dict of the network's other variables; most networks have none.
       opt: Optimizer state.
-      ema: Exponential moving average of the parameters; empty where none is kept.
+      ema: Exponential moving average of parameters and statistics; empty where none is kept.
     """
 
     step: Any
     params: dict[str, Any]
+    statistics: dict[str, Any]
     opt: optax.OptState
     ema: dict[str, Any]
 
-    @property
-    def averaged(self) -> dict[str, Any]:
-        """The averaged parameters; the last ones where no average is kept."""
-        return self.ema or self.params
+    def weights(self) -> dict[str, tuple[Params, Statistics]]:
+        """Return parameters and statistics by ``"raw"`` and, where there is one, ``"ema"``."""
+        found = {"raw": (self.params, self.statistics)}
+        return found | ({"ema": self._split(self.ema)} if self.ema else {})
+
+    def averaged(self) -> tuple[Params, Statistics]:
+        """Return the averaged parameters and statistics; the last where no average is kept."""
+        return self._split(self.ema) if self.ema else (self.params, self.statistics)
+
+    def _split(self, values: dict[str, Any]) -> tuple[Params, Statistics]:
+        return (
+            {name: values[name] for name in self.params},
+            {name: values[name] for name in self.statistics},
+        )
+
+    def items(self) -> dict[str, Any]:
+        """Return the items of a checkpoint by name; of a tree of shapes, what to restore into."""
+        items = {"params": self.params, "opt": self.opt, "step": {"step": self.step}}
+        optional = {"statistics": self.statistics, "ema": self.ema}
+        return items | {name: item for name, item in optional.items() if item}
 
 
-def weights_item(config: TrainConfig, weights: str) -> str:
-    """Return the item of a checkpoint that holds the asked weights.
+def state_of(items: Mapping[str, Any]) -> TrainState:
+    """Undo `TrainState.items`."""
+    return TrainState(
+        step=items["step"]["step"],
+        params=items["params"],
+        statistics=items.get("statistics", {}),
+        opt=items["opt"],
+        ema=items.get("ema", {}),
+    )
+
+
+def weights_items(kind: str, params: Params, statistics: Statistics) -> dict[str, Any]:
+    """Return the items of a checkpoint that hold a set of weights, as what to restore into.
 
     Args:
-      config: The run.
-      weights: ``"raw"``, or ``"ema"`` for the averaged ones; a run without them has only the first.
+      kind: ``"raw"`` or ``"ema"``.
+      params: Shapes of the parameters.
+      statistics: Shapes of the statistics.
     """
-    return "params" if weights == "raw" or config.ema_decay is None else "ema"
+    if kind == "ema":
+        return {"ema": params | statistics}
+    return {"params": params} | ({"statistics": statistics} if statistics else {})
+
+
+def weights_of(items: Mapping[str, Any]) -> Params:
+    """Return parameters and statistics, in one dict, of the items that `weights_items` named."""
+    return {name: value for item in items.values() for name, value in item.items()}
 
 
 def init_state(
-    model: FunctionalModel, optimizer: optax.GradientTransformation, *, ema: bool = True
+    weights: tuple[Params, Statistics], opt: optax.OptState, *, ema: bool = True
 ) -> TrainState:
-    """Return the state before the first step. To be jitted, with shardings for the outputs.
+    """Return the state before the first step.
 
     Args:
-      model: The network.
-      optimizer: Its optimizer.
+      weights: Parameters and statistics as drawn.
+      opt: State of the optimizer.
       ema: Whether to keep an average, which takes the memory of the parameters once more.
     """
-    params = model.init()
+    params, statistics = weights
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        opt=optimizer.init(params),
-        ema=jax.tree.map(jnp.copy, params) if ema else {},
+        statistics=statistics,
+        opt=opt,
+        ema=jax.tree.map(jnp.copy, params | statistics) if ema else {},
     )

@@ -1,257 +1,253 @@
-"""One step of training and one batch of evaluation, as pure functions."""
+"""One step of training, as a pure function: of any task."""
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Int
 
-from natjax.train.config.settings import EraseConfig, MixConfig
-from natjax.train.engine.functional import FunctionalModel, Params
-from natjax.train.engine.state import TrainState
-from natjax.train.tasks.classification.augment.erase import erase
-from natjax.train.tasks.classification.augment.mix import draw_mix, mix_images
+from natjax.train.config.settings import RunConfig
+from natjax.train.engine.network import Params, Statistics
+from natjax.train.engine.optimizer import Schedule, make_optimizer, schedule
+from natjax.train.engine.state import TrainState, init_state
+from natjax.train.engine.task import Batch, ParameterGroup, Scalar, StepKeys, Task, Weight
 
-Batch = dict[str, Array]
 Scalars = dict[str, Array]
+Pair = tuple[Array, Array]
 
 
 @dataclasses.dataclass(frozen=True)
-class Network:
-    """A model and the normalisation that comes before it.
-
-    Attributes:
-      model: The network.
-      mean: Mean of each channel, of pixels in [0, 1].
-      std: Standard deviation of each channel.
-    """
-
-    model: FunctionalModel
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    def logits(self, params: Params, images: UInt8[Array, "B H W C"]) -> Float[Array, "B L"]:
-        """Return logits of pixels, as in evaluation."""
-        return self.model.apply(params, normalize(images, self.mean, self.std))
-
-
-@dataclasses.dataclass(frozen=True)
-class Task:
+class StepSetup:
     """What a step needs besides state and batch; constant over a run.
 
     Attributes:
-      network: The network.
-      optimizer: Turns gradients into updates.
+      task: Network and loss.
+      groups: How each parameter is trained, by name.
+      optimizer: Turns gradients of the parameters that are not frozen into updates.
       schedule: Learning rate of a step, for the metrics.
-      label_smoothing: Share of the target spread over all classes.
-      ema_decay: Decay a step of the averaged parameters; None where none are kept.
-      seed: Seed of stochastic depth and of what is random about batches.
-      ema_warmup: Whether early steps have a smaller decay.
-      mix: Mixup and CutMix.
-      erase: Random erasing.
-      accumulate: Parts of a batch that are computed one after the other.
-      remat: Whether the network computes blocks twice, to take less memory.
     """
 
-    network: Network
+    task: Task[Any]
+    groups: dict[str, ParameterGroup]
     optimizer: optax.GradientTransformation
-    schedule: Callable[[Array], Array]
-    label_smoothing: float
-    ema_decay: float | None
-    seed: int
-    ema_warmup: bool = True
-    mix: MixConfig = dataclasses.field(default_factory=MixConfig)
-    erase: EraseConfig = dataclasses.field(default_factory=EraseConfig)
-    accumulate: int = 1
-    remat: bool = False
+    schedule: Schedule
+
+    @property
+    def config(self) -> RunConfig:
+        """The run."""
+        return self.task.config
+
+    def trained(self, params: Params) -> Params:
+        """Return the parameters that are not frozen."""
+        return {name: value for name, value in params.items() if not self.groups[name].frozen}
+
+    def init(self) -> TrainState:
+        """Return the state before the first step; to be jitted, with shardings for the outputs."""
+        weights = self.task.init()
+        opt = self.optimizer.init(self.trained(weights[0]))
+        return init_state(weights, opt, ema=self.config.ema_decay is not None)
 
 
-def normalize(
-    images: UInt8[Array, "B H W C"] | Float[Array, "B H W C"],
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-) -> Float[Array, "B H W C"]:
-    """Return ``(image / 255 - mean) / std`` in float32."""
-    shape = (1, 1, 1, len(mean))
-    scaled = images.astype(jnp.float32) / 255
-    return (scaled - jnp.array(mean).reshape(shape)) / jnp.array(std).reshape(shape)
+def set_up_step(
+    task: Task[Any], total_steps: int, steps_per_epoch: float | None = None
+) -> StepSetup:
+    """Put a step together; no data is opened and no parameter computed.
+
+    Args:
+      task: The task.
+      total_steps: Steps of the run.
+      steps_per_epoch: For settings in epochs; None where there are none.
+
+    Raises:
+      UserError: the schedule does not fit the run.
+    """
+    rate = schedule(task.config.optimizer, total_steps, steps_per_epoch)
+    params, _ = jax.eval_shape(task.init)
+    groups = {name: task.parameter_group(name, leaf.shape) for name, leaf in params.items()}
+    trained = {name: group for name, group in groups.items() if not group.frozen}
+    return StepSetup(task, groups, make_optimizer(task.config.optimizer, rate, trained), rate)
 
 
-def cross_entropy(
-    logits: Float[Array, "B L"], labels: Int[Array, " B"], smoothing: float
-) -> Float[Array, " B"]:
-    """Return each image's cross-entropy in nats, with `smoothing` of the target spread evenly."""
-    log_p = jax.nn.log_softmax(logits)
-    target = jnp.take_along_axis(log_p, labels[:, None], axis=1)[:, 0]
-    return -((1 - smoothing) * target + smoothing * log_p.mean(axis=1))
-
-
-def train_step(task: Task, state: TrainState, batch: Batch) -> tuple[TrainState, Scalars]:
+def train_step(setup: StepSetup, state: TrainState, batch: Batch) -> tuple[TrainState, Scalars]:
     """Take one step.
 
     Args:
-      task: Constants.
+      setup: Constants.
       state: State before; its buffers are donated when jitted by `natjax.train.engine.compile`.
-      batch: ``image`` uint8 [B, H, W, C] and ``label`` int32 [B].
+      batch: A training batch of the task.
 
     Returns:
-      State after, and float32 scalars: ``loss`` in nats, ``accuracy`` on the augmented batch (of
-      mixed images: how often the label with the larger share comes first), ``grad_norm`` before
-      clipping, ``learning_rate``.
+      State after, and float32 scalars: ``loss``, ``grad_norm`` before clipping, ``learning_rate``,
+      and those of the task's loss.
     """
-    (loss, accuracy), grads = batch_gradient(task, state.params, state.step, batch)
-    updates, opt = task.optimizer.update(grads, state.opt, state.params)
-    params = optax.apply_updates(state.params, updates)
-    scalars = {
-        "loss": loss,
-        "accuracy": accuracy,
-        "grad_norm": optax.tree.norm(grads),
-        "learning_rate": task.schedule(state.step),
+    config = setup.config
+    found = batch_gradient(setup, state.params, state.statistics, state.step, batch)
+    trained = setup.trained(state.params)
+    updates, opt = setup.optimizer.update(found.gradient, state.opt, trained)
+    params = state.params | optax.apply_updates(trained, updates)
+    scalars = found.scalars | {
+        "grad_norm": optax.tree.norm(found.gradient),
+        "learning_rate": setup.schedule(state.step),
     }
     ema = state.ema
-    if task.ema_decay is not None:
-        ema = update_ema(ema, params, state.step, task.ema_decay, task.ema_warmup)
-    return TrainState(step=state.step + 1, params=params, opt=opt, ema=ema), scalars
+    if config.ema_decay is not None:
+        newest = params | found.statistics
+        ema = update_ema(ema, newest, state.step, config.ema_decay, config.ema_warmup)
+    new = TrainState(
+        step=state.step + 1, params=params, statistics=found.statistics, opt=opt, ema=ema
+    )
+    return new, scalars
+
+
+class BatchGradient(NamedTuple):
+    """What a batch says.
+
+    Attributes:
+      gradient: Of the loss, for the parameters that are not frozen.
+      statistics: The network's statistics after the batch.
+      scalars: ``loss``, and what else the task logs.
+    """
+
+    gradient: Params
+    statistics: Statistics
+    scalars: Scalars
+
+
+class _Sums(NamedTuple):
+    """Sums over a part of a batch, or over several.
+
+    Attributes:
+      gradient: Of the sum of the loss.
+      scalars: Pairs of sum and weight by name; ``loss`` is one of them.
+    """
+
+    gradient: Params
+    scalars: dict[str, Pair]
 
 
 def batch_gradient(
-    task: Task, params: Params, step: Int[Array, ""], batch: Batch
-) -> tuple[tuple[Array, Array], Params]:
-    """Return mean loss and accuracy of a batch, and the gradient of the loss.
+    setup: StepSetup, params: Params, statistics: Statistics, step: Int[Array, ""], batch: Batch
+) -> BatchGradient:
+    """Return the loss of a batch and its gradient: of all sums, divided by all weights.
 
-    What is drawn (mixing, erasing) is a function of the seed, the step and the row in the global
-    batch, and so the same for any mesh, number of hosts and number of parts. Stochastic depth alone
-    draws anew in each part.
+    What a task draws from the keys of batch and rows is a function of the seed, the step and the
+    row in the global batch, and so the same for any mesh, number of hosts and number of parts. What
+    the network draws (stochastic depth, dropout) is drawn anew in each part, and each part starts
+    with the statistics that the one before has left.
 
     Args:
-      task: Constants.
+      setup: Constants.
       params: Where the gradient is taken.
+      statistics: The network's statistics before the batch.
       step: Steps before this one.
       batch: As for `train_step`.
     """
-    keys = _step_keys(task, step)
-    drawn = _draw_mix(task, keys, batch)
+    keys = step_keys(setup.config.seed, step)
+    rows, whole = setup.task.prepare(batch, keys)
+    parts = setup.config.accumulate
 
-    def gradient(part: Batch, index: Array | int) -> tuple[tuple[Array, Array], Params]:
-        images = _prepare(task, part, drawn, keys)
-        key = jax.random.fold_in(keys["depth"], index)
+    def sums_of(
+        statistics: Statistics, part: Batch, index: Array | int
+    ) -> tuple[Statistics, _Sums]:
+        def loss_of(trained: Params) -> tuple[Array, Any]:
+            rngs = _rngs(jax.random.fold_in(keys.network, index))
+            found = setup.task.loss(params | trained, statistics, part | whole, rngs)
+            scalars = {"loss": (found.sum, found.weight), **found.scalars}
+            # The only part is divided before it is differentiated: one pass less over the gradient.
+            pairs = {name: _pair(value, divide=parts == 1) for name, value in scalars.items()}
+            return pairs["loss"][0], (found.statistics, pairs)
 
-        def loss_of(params: Params) -> tuple[Array, Array]:
-            rngs = nnx.Rngs(droppath=key, dropout=jax.random.fold_in(key, 2**31))
-            logits = task.network.model.apply(params, images, rngs=rngs)
-            return _loss_and_accuracy(logits, part, drawn, task.label_smoothing)
+        derive = jax.value_and_grad(loss_of, has_aux=True)
+        (_, (new, pairs)), gradient = derive(setup.trained(params))
+        return new, _Sums(gradient, pairs)
 
-        return jax.value_and_grad(loss_of, has_aux=True)(params)
+    if parts == 1:
+        statistics, (gradient, pairs) = sums_of(statistics, rows, 0)
+        scalars = {name: mean for name, (mean, _) in pairs.items()}
+    else:
+        statistics, (gradient, pairs) = _add_up(sums_of, statistics, _split(rows, parts))
+        scalars = {name: _divided(*pair) for name, pair in pairs.items()}
+        gradient = jax.tree.map(lambda total: _divided(total, pairs["loss"][1]), gradient)
+    return BatchGradient(gradient, statistics, scalars)
 
-    whole = _with_partners(task, batch)
-    if task.accumulate == 1:
-        return gradient(whole, 0)
-    return _mean_over_parts(gradient, params, _split(whole, task.accumulate))
 
-
-def network_input(task: Task, step: Int[Array, ""], batch: Batch) -> Batch:
-    """Return what the network learns from in a step: the images as it sees them, and the labels.
+def step_keys(seed: int, step: Int[Array, ""]) -> StepKeys:
+    """Return the random keys of a step.
 
     Args:
-      task: Constants.
+      seed: Of the run.
       step: Steps before this one.
-      batch: As for `train_step`.
-
-    Returns:
-      ``image`` float32 [B, H, W, C] and ``label``; of mixed batches also ``other_label`` and
-      ``own``, the weight of the first.
     """
-    keys = _step_keys(task, step)
-    drawn, whole = _draw_mix(task, keys, batch), _with_partners(task, batch)
-    labels = {name: whole[name] for name in ("label", "other_label") if name in whole}
-    own = {} if drawn is None else {"own": drawn[1]}
-    return {"image": _prepare(task, whole, drawn, keys)} | labels | own
+    return StepKeys(*jax.random.split(jax.random.fold_in(jax.random.key(seed), step), 3))
 
 
-def _step_keys(task: Task, step: Int[Array, ""]) -> dict[str, Array]:
-    key = jax.random.fold_in(jax.random.key(task.seed), step)
-    return dict(zip(("depth", "mix", "erase"), jax.random.split(key, 3), strict=True))
+def _rngs(key: Array) -> nnx.Rngs:
+    # Numbers far from those of parts keep the streams apart.
+    dropout, default = (jax.random.fold_in(key, 2**31 + index) for index in (0, 1))
+    return nnx.Rngs(default, droppath=key, dropout=dropout)
 
 
-def _draw_mix(task: Task, keys: dict[str, Array], batch: Batch) -> tuple[Array, Array] | None:
-    if not task.mix.enabled:
-        return None
-    return draw_mix(keys["mix"], task.mix, *batch["image"].shape[1:3])
+def _pair(value: Scalar, *, divide: bool) -> Pair:
+    """Sum and weight of what a task logs; or their quotient, with weight 1."""
+    total, weight = value if isinstance(value, tuple) else (value, 1.0)
+    if divide:
+        total, weight = _divided(jnp.asarray(total), weight), 1.0
+    weight = jax.lax.stop_gradient(jnp.asarray(weight, jnp.float32))
+    return jnp.asarray(total, jnp.float32), weight
 
 
-def _with_partners(task: Task, batch: Batch) -> Batch:
-    """The batch with the row of each image and, where images are mixed, the other one."""
-    whole = {name: jnp.asarray(batch[name]) for name in ("image", "label")}
-    if task.mix.enabled:
-        whole |= {f"other_{name}": values[::-1] for name, values in whole.items()}
-    return whole | {"row": jnp.arange(batch["label"].shape[0])}
+def _divided(total: Array, weight: Weight) -> Array:
+    """The quotient; where the weight is 0, the sum, which then is 0 too."""
+    if isinstance(weight, (int, float)):
+        return total / weight if weight else total
+    weight = jax.lax.stop_gradient(weight)
+    return total / jnp.where(weight > 0, weight, 1).astype(total.dtype)
 
 
-def _prepare(
-    task: Task, part: Batch, drawn: tuple[Array, Array] | None, keys: dict[str, Array]
-) -> Float[Array, "B H W C"]:
-    images = part["image"]
-    if drawn is not None:
-        images = mix_images(images, part["other_image"], drawn[0])
-    images = normalize(images, task.network.mean, task.network.std)
-    if task.erase.prob:
-        images = erase(images, part["row"], keys["erase"], task.erase)
-    return images
-
-
-def _loss_and_accuracy(
-    logits: Float[Array, "B L"],
-    part: Batch,
-    drawn: tuple[Array, Array] | None,
-    smoothing: float,
-) -> tuple[Array, Array]:
-    loss, label = cross_entropy(logits, part["label"], smoothing), part["label"]
-    if drawn is not None:
-        # Linear in the target: the same as with the blend of two smoothed targets.
-        own, other = drawn[1], part["other_label"]
-        loss = own * loss + (1 - own) * cross_entropy(logits, other, smoothing)
-        label = jnp.where(own >= 0.5, label, other)
-    hits = (logits.argmax(axis=-1) == label).astype(jnp.float32)
-    return loss.mean(), hits.mean()
-
-
-def _split(whole: Batch, parts: int) -> Batch:
+def _split(rows: Batch, parts: int) -> Batch:
     """Make part j of rows j, parts + j, 2 parts + j, ...: an axis of parts before the batch's.
 
     Every device holds consecutive rows, as many as `parts` divides, and so keeps all of its own:
-    consecutive rows as parts would move nearly all images.
+    consecutive rows as parts would move nearly all examples.
     """
     return {
         name: values.reshape(-1, parts, *values.shape[1:]).swapaxes(0, 1)
-        for name, values in whole.items()
+        for name, values in rows.items()
     }
 
 
-def _mean_over_parts(
-    gradient: Callable[[Batch, Array], Any], params: Params, parts: Batch
-) -> tuple[tuple[Array, Array], Params]:
-    count = parts["label"].shape[0]
+def _add_up(
+    sums_of: Callable[[Statistics, Batch, Array], tuple[Statistics, _Sums]],
+    statistics: Statistics,
+    parts: Batch,
+) -> tuple[Statistics, _Sums]:
+    """Take the parts one after the other."""
+    count = next(iter(parts.values())).shape[0]
 
-    def add(sums: Any, part: tuple[Batch, Array]) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, sums, gradient(*part)), None
+    def add(carry: Any, part: tuple[Batch, Array]) -> tuple[Any, None]:
+        before, sums = carry
+        after, found = sums_of(before, *part)
+        return (after, jax.tree.map(jnp.add, sums, found)), None
 
-    zeros = ((jnp.zeros(()), jnp.zeros(())), jax.tree.map(jnp.zeros_like, params))
-    sums, _ = jax.lax.scan(add, zeros, (parts, jnp.arange(count)))
-    return jax.tree.map(lambda total: total / count, sums)
+    first = jax.tree.map(lambda values: values[0], parts)
+    _, shapes = jax.eval_shape(sums_of, statistics, first, jnp.int32(0))
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    carry, _ = jax.lax.scan(add, (statistics, zeros), (parts, jnp.arange(count)))
+    return carry
 
 
 def update_ema(
-    ema: Params, params: Params, step: Int[Array, ""], decay: float, warmup: bool = True
+    ema: Params, newest: Params, step: Int[Array, ""], decay: float, warmup: bool = True
 ) -> Params:
-    """Return ``d ema + (1 - d) params``.
+    """Return ``d ema + (1 - d) newest``; of what is no float, such as a counter, the newest.
 
     Args:
       ema: Average before.
-      params: Newest parameters.
+      newest: Newest parameters and statistics.
       step: Steps before this one.
       decay: The d of late steps.
       warmup: Whether ``d = min(decay, (1 + step) / (10 + step))``: the smaller decay of early steps
@@ -259,52 +255,8 @@ def update_ema(
     """
     count = step.astype(jnp.float32)
     keep = jnp.minimum(decay, (1 + count) / (10 + count)) if warmup else decay
-    return jax.tree.map(lambda old, new: keep * old + (1 - keep) * new, ema, params)
 
+    def averaged(old: Array, new: Array) -> Array:
+        return keep * old + (1 - keep) * new if jnp.issubdtype(new.dtype, jnp.floating) else new
 
-def eval_step(network: Network, params: Params, batch: Batch) -> Scalars:
-    """Return sums over the images of a batch whose ``mask`` is True.
-
-    Args:
-      network: The network.
-      params: Raw or averaged parameters.
-      batch: ``image`` uint8 [B, H, W, C], ``label`` int32 [B], ``mask`` bool [B].
-
-    Returns:
-      ``loss`` (sum, nats, float32) and the counts ``images``, ``top1``, ``top5`` (int32). With
-      fewer than five classes ``top5`` counts every image. Ties count for the smaller label. And of
-      each image, int32[B], ``label``, -1 where masked, and ``guess``, equal to it where ``top1``
-      counts the image; -1 where logits that are not numbers hide the guess.
-    """
-    logits = network.logits(params, batch["image"])
-    losses = cross_entropy(logits, batch["label"], 0.0)
-    rank = rank_of_label(logits, batch["label"])
-    mask, hit = batch["mask"], rank < 1
-    guess = logits.argmax(axis=-1).astype(jnp.int32)
-    wrong = jnp.where(guess == batch["label"], -1, guess)
-    return {
-        "label": jnp.where(mask, batch["label"], -1),
-        "guess": jnp.where(hit, batch["label"], wrong),
-        "images": mask.sum(dtype=jnp.int32),
-        "loss": jnp.where(mask, losses, 0.0).sum(),
-        "top1": (mask & hit).sum(dtype=jnp.int32),
-        "top5": (mask & (rank < 5)).sum(dtype=jnp.int32),
-    }
-
-
-def rank_of_label(logits: Float[Array, "B L"], labels: Int[Array, " B"]) -> Int[Array, " B"]:
-    """Return how many classes come before the label; 0 is a hit. Equal logits: smaller label first.
-
-    A logit that is not a number puts the label last, so that a broken model never scores.
-    """
-    own = jnp.take_along_axis(logits, labels[:, None], axis=1)
-    classes = jnp.arange(logits.shape[1])[None, :]
-    before = (logits > own) | ((logits == own) & (classes < labels[:, None]))
-    return jnp.where(jnp.isfinite(own[:, 0]), before.sum(axis=1), logits.shape[1])
-
-
-def probabilities(
-    network: Network, params: Params, images: UInt8[Array, "B H W C"]
-) -> Float[Array, "B L"]:
-    """Return the probability of each class, float32."""
-    return jax.nn.softmax(network.logits(params, images))
+    return jax.tree.map(averaged, ema, newest)

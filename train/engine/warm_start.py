@@ -1,73 +1,52 @@
 """Training that starts from weights of a file."""
 
 import dataclasses
-from pathlib import Path
+from collections.abc import Mapping
 
 import jax
 import numpy as np
 
-from natjax.train.checkpoint.checkpointer import list_steps
-from natjax.train.engine.functional import Params
+from natjax.train.engine.network import Params
 from natjax.train.engine.state import TrainState
+from natjax.train.engine.task import InitialWeights
 from natjax.train.engine.trainer import Trainer
-from natjax.weights.load import fit_arrays, open_weights
-from natjax.weights.structure import num_classes
 
 
-@dataclasses.dataclass(frozen=True)
-class InitialWeights:
-    """Parameters that take the place of drawn ones.
-
-    Attributes:
-      arrays: By name; without the classifier where the number of classes differs.
-      report: What was taken, in words.
-    """
-
-    arrays: dict[str, np.ndarray]
-    report: str
-
-
-def read_initial(trainer: Trainer, checkpoints: Path) -> InitialWeights | None:
+def read_initial(trainer: Trainer) -> InitialWeights | None:
     """Return what the configuration says to start from; None where it says nothing.
-
-    None too where the run has a checkpoint already, from which it goes on.
 
     Args:
       trainer: The run.
-      checkpoints: Its folder of checkpoints, whether it exists or not.
 
     Raises:
+      UserError: the task starts from scratch only.
       WeightsError: the weights cannot be found or read, or are of another model.
     """
-    config = trainer.config
-    if config.init is None or list_steps(checkpoints):
+    source, target = trainer.config.init, trainer.compiled.target
+    if source is None:
         return None
-    found = open_weights(config.init, models=[config.model.name])
-    shapes = {name: leaf.shape for name, leaf in trainer.compiled.target.params.items()}
-    (classes,) = shapes["head.bias"]
-    arrays, report = fit_arrays(
-        found, shapes, drop_head=num_classes(found) != classes, resize_rpb=True
-    )
-    return InitialWeights(arrays, str(report))
+    shapes = {name: leaf.shape for name, leaf in (target.params | target.statistics).items()}
+    return trainer.task.initial_weights(source, shapes)
 
 
 def start_from(state: TrainState, initial: InitialWeights) -> TrainState:
-    """Return the state before the first step with other parameters.
+    """Return the state before the first step with other weights.
 
     Args:
       state: As freshly drawn.
       initial: What to take.
     """
-    arrays = initial.arrays
-    ema = _replaced(state.ema, arrays) if state.ema else {}
-    return dataclasses.replace(state, params=_replaced(state.params, arrays), ema=ema)
+    found = {
+        name: _replaced(getattr(state, name), initial.arrays)
+        for name in ("params", "statistics", "ema")
+    }
+    return dataclasses.replace(state, **found)
 
 
-def _replaced(params: Params, arrays: dict[str, np.ndarray]) -> Params:
-    """The parameters with those of a file, sharded as before; every host has read the whole file.
+def _replaced(values: Params, arrays: Mapping[str, np.ndarray]) -> Params:
+    """The values with those of a file, sharded as before; every host has read the whole file.
 
-    Called for the parameters and for their average, which must not share memory: a step donates
-    both.
+    Called for the weights and for their average, which must not share memory: a step donates both.
     """
 
     def placed(old: jax.Array, array: np.ndarray) -> jax.Array:
@@ -76,4 +55,4 @@ def _replaced(params: Params, arrays: dict[str, np.ndarray]) -> Params:
             value.shape, old.sharding, lambda part: np.array(value[part])
         )
 
-    return params | {name: placed(params[name], array) for name, array in arrays.items()}
+    return values | {name: placed(values[name], arrays[name]) for name in values if name in arrays}

@@ -1,20 +1,53 @@
 """Metrics of a run: a JSON object a line, and always what an uninterrupted run would have written.
 
 Kinds of lines: ``{"kind": "train", "step", "epoch", "loss", ...}``, means over the steps since the
-line before, and ``{"kind": "eval", "step", "epoch", "weights": "raw" | "ema", "images", "loss",
-"top1", "top5"}``. Steps are counted from 1: step n is the state after n updates, and ``epoch`` the
-passes over the training images in them. Only ``images_per_second`` and ``mfu`` depend on the clock.
+line before, and ``{"kind": "eval", "step", "epoch", "weights": "raw" | "ema", ...}`` with the
+scores of the task. Steps are counted from 1: step n is the state after n updates, and ``epoch`` the
+passes over the training examples in them. Only ``..._per_second`` and ``mfu`` depend on the clock.
 """
 
+import dataclasses
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from natjax.train.files import write_whole
 
 Line = dict[str, Any]
-_LABELS = ("kind", "step", "weights", "images")
+_LABELS = ("kind", "step", "weights")
+
+
+@dataclasses.dataclass(frozen=True)
+class Quantity:
+    """How a number is shown.
+
+    Attributes:
+      title: What to call it.
+      format: Python's format, such as ``".2%"``.
+    """
+
+    title: str
+    format: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Panel:
+    """A picture of learning curves.
+
+    Attributes:
+      title: Its heading.
+      training: Name in the lines of training, if any.
+      score: Name in the lines of evaluation, if any.
+      training_title: What to call the curve of training.
+      percent: Whether the numbers are shares.
+    """
+
+    title: str
+    training: str | None = None
+    score: str | None = None
+    training_title: str = "training"
+    percent: bool = False
 
 
 def read_metrics(path: Path) -> Iterator[Line]:
@@ -48,13 +81,18 @@ def drop_after(path: Path, step: int, evaluated: bool = True) -> None:
     write_whole(path, "".join(kept))
 
 
-def scalars(line: Line) -> dict[str, Any]:
-    """Return the numbers of a line under names such as ``train/loss`` and ``eval_ema/top1``."""
+def scalars(line: Line, leave_out: Collection[str] = ()) -> dict[str, Any]:
+    """Return the numbers of a line under names such as ``train/loss`` and ``eval_ema/top1``.
+
+    Args:
+      line: A line.
+      leave_out: Names of what is no curve.
+    """
     group = "_".join(str(line[name]) for name in ("kind", "weights") if name in line)
     return {
         f"{group}/{name}": value
         for name, value in line.items()
-        if name not in _LABELS and value is not None
+        if name not in (*_LABELS, *leave_out) and value is not None
     }
 
 

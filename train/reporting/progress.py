@@ -2,47 +2,13 @@
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from types import TracebackType
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Column
 
 from natjax.train import console
-
-
-class Throughput:
-    """Images a second and seconds left, not counting the first interval, which compiles.
-
-    Args of the constructor: images a step, and the clock.
-    """
-
-    def __init__(self, batch_size: int, clock: Callable[[], float] = time.monotonic):
-        self._batch_size, self._clock = batch_size, clock
-        self._start: tuple[int, float] | None = None
-        self._paused = 0.0
-
-    def start(self, step: int) -> None:
-        """Begin to count at `step`; only the first call matters."""
-        if self._start is None:
-            self._start = (step, self._clock())
-
-    def exclude(self, seconds: float) -> None:
-        """Leave out time that was not spent on training steps."""
-        if self._start is not None:
-            self._paused += seconds
-
-    def rate(self, step: int) -> float:
-        """Return images a second since `start`; 0 as long as nothing can be said."""
-        if self._start is None or step <= self._start[0]:
-            return 0.0
-        seconds = self._clock() - self._start[1] - self._paused
-        return (step - self._start[0]) * self._batch_size / max(seconds, 1e-9)
-
-    def seconds_left(self, step: int, total: int) -> float | None:
-        """Return the seconds that the steps left will take, without evaluations, or None."""
-        rate = self.rate(step)
-        return (total - step) * self._batch_size / rate if rate else None
 
 
 def format_seconds(seconds: float | None) -> str:
@@ -60,11 +26,12 @@ class Shown:
 
     Attributes:
       step: Steps done.
-      epoch: Passes over the training images done.
-      loss: Mean loss since the last line, nats; None where every update was left out.
-      accuracy: Mean top-1 accuracy on training batches, in [0, 1]; None like `loss`.
+      epoch: Passes over the training examples done.
+      quantities: What the task shows, in words such as ``"loss 0.1234"``; of means since the last
+        line. Empty where every update was left out.
       learning_rate: Of the last step.
-      rate: Images a second.
+      rate: Examples a second.
+      unit: What the examples are.
       mfu: Share of the devices' peak, or None where it is not known.
       left: Seconds left, or None.
       skipped: Updates left out since the last line.
@@ -72,19 +39,17 @@ class Shown:
 
     step: int
     epoch: float
-    loss: float | None
-    accuracy: float | None
+    quantities: Sequence[str]
     learning_rate: float
     rate: float
+    unit: str
     mfu: float | None = None
     left: float | None = None
     skipped: int = 0
 
     def __str__(self) -> str:
-        words = [f"epoch {self.epoch:.2f}"]
-        if self.loss is not None and self.accuracy is not None:
-            words += [f"loss {self.loss:.4f}", f"top-1 {self.accuracy:6.2%}"]
-        words += [f"lr {self.learning_rate:.2e}", f"{self.rate:,.0f} images/s"]
+        words = [f"epoch {self.epoch:.2f}", *self.quantities]
+        words += [f"lr {self.learning_rate:.2e}", f"{self.rate:,.0f} {self.unit}/s"]
         if self.mfu is not None:
             words.append(f"MFU {self.mfu:.1%}")
         if self.skipped:

@@ -2,6 +2,7 @@
 
 import importlib
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from natjax.train.errors import UserError
@@ -25,13 +26,14 @@ def require_tensorboard() -> None:
 class TensorBoard:
     """Writes lines of metrics as scalars named such as ``train/loss`` and ``eval_ema/top1``.
 
-    Args of the constructor: the folder, which is written anew, and the metrics so far. So no step
-    is there twice, or after the one from which a run goes on.
+    Args of the constructor: the folder, which is written anew, the metrics so far, and names of
+    what is no curve. So no step is there twice, or after the one from which a run goes on.
     """
 
-    def __init__(self, folder: Path, metrics: Path):
+    def __init__(self, folder: Path, metrics: Path, leave_out: Sequence[str] = ()):
         from tensorboardX import SummaryWriter
 
+        self._leave_out = leave_out
         if folder.exists():
             shutil.rmtree(folder)
         self._writer = SummaryWriter(str(folder), write_to_disk=True)
@@ -45,7 +47,7 @@ class TensorBoard:
         self._writer.flush()
 
     def _add(self, line: Line) -> None:
-        for name, value in scalars(line).items():
+        for name, value in scalars(line, self._leave_out).items():
             self._writer.add_scalar(name, value, line["step"])
 
     def close(self) -> None:

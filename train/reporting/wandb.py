@@ -2,6 +2,7 @@
 
 import importlib
 import secrets
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +31,19 @@ class Wandb:
     A run that goes on is the same run there, known by a file in its folder. Lines that were sent
     before an interruption come again, equal, and are left out.
 
-    Args of the constructor: the project, the run folder, and the configuration as JSON values.
+    Args of the constructor: the project, the run folder, the configuration as JSON values, and
+    names of what is no curve.
 
     Raises:
       UserError: W&B refuses, such as where nobody has logged in.
     """
 
-    def __init__(self, project: str, folder: Path, config: dict[str, Any]):
+    def __init__(
+        self, project: str, folder: Path, config: dict[str, Any], leave_out: Collection[str] = ()
+    ):
         import wandb
 
+        self._leave_out = leave_out
         try:
             self._run = wandb.init(
                 project=project,
@@ -61,7 +66,7 @@ class Wandb:
     def add(self, line: Line) -> None:
         """Add one line."""
         if line["step"] >= self._run.step:
-            self._run.log(scalars(line), step=line["step"])
+            self._run.log(scalars(line, self._leave_out), step=line["step"])
 
     def close(self) -> None:
         """Wait until all is sent."""

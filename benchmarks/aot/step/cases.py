@@ -7,13 +7,13 @@ from typing import Any
 
 from flax import nnx
 
-from benchmarks.imagenet import IMAGENET, IMAGES
+from benchmarks.imagenet import step_setup
 from natjax.backbones.nat import NAT, NATConfig
-from natjax.train.config.settings import MeshConfig, TrainConfig
-from natjax.train.engine.functional import functional
-from natjax.train.engine.step import Network, Task
-from natjax.train.engine.task import build_task
-from natjax.train.tasks.classification.presets import get_preset
+from natjax.train.config.settings import MeshConfig
+from natjax.train.engine.network import split_network
+from natjax.train.engine.step import StepSetup
+from natjax.train.tasks.classification.config import ClassificationConfig
+from natjax.train.tasks.classification.recipes import imagenet_preset
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -108,9 +108,9 @@ def quick_cases() -> list[StepCase]:
     ]
 
 
-def config_of(case: StepCase) -> TrainConfig:
+def config_of(case: StepCase) -> ClassificationConfig:
     """The preset of the model with the settings of the case."""
-    preset = get_preset("nat_tiny_imagenet" if case.model == "small" else f"{case.model}_imagenet")
+    preset = imagenet_preset("nat_tiny" if case.model == "small" else case.model)
     return dataclasses.replace(
         preset,
         batch_size=case.batch,
@@ -121,13 +121,10 @@ def config_of(case: StepCase) -> TrainConfig:
     )
 
 
-def task_of(case: StepCase) -> Task:
+def setup_of(case: StepCase) -> StepSetup:
     """The step of a case."""
-    task = build_task(config_of(case), IMAGENET, IMAGES)
-    if case.model != "small":
-        return task
-    network = Network(functional(_small), task.network.mean, task.network.std)
-    return dataclasses.replace(task, network=network)
+    network = split_network(_small) if case.model == "small" else None
+    return step_setup(config_of(case), network)
 
 
 def _small() -> Any:

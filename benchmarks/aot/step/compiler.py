@@ -16,8 +16,8 @@ from jax.sharding import Mesh, use_abstract_mesh
 
 from benchmarks.aot.chips import CHIPS
 from benchmarks.aot.step import collectives
-from benchmarks.aot.step.cases import MACHINES, Machine, StepCase, config_of, task_of
-from natjax.train.engine.compile import compile_task
+from benchmarks.aot.step.cases import MACHINES, Machine, StepCase, config_of, setup_of
+from natjax.train.engine.compile import compile_training
 from natjax.train.engine.sharding import device_grid, mesh_of
 
 # Without them libtpu looks for a TPU, and complains.
@@ -36,7 +36,7 @@ def compile_step(case: StepCase) -> dict[str, Any]:
     began, day = time.process_time(), datetime.date.today().isoformat()
     # Lowering asks for the device, of which there is none.
     with use_abstract_mesh(mesh.abstract_mesh):
-        compiled = compile_task(task_of(case), mesh)
+        compiled = compile_training(setup_of(case), mesh)
         side = case.image_size
         rows = {"image": ((side, side, 3), jnp.uint8), "label": ((), jnp.int32)}
         batch = {

@@ -17,7 +17,9 @@ def nobody(tmp_path, monkeypatch):
 
 
 def write(folder, steps) -> None:
-    writer = MetricsWriter(folder / "m.jsonl", sinks=[Wandb("project", folder, {"seed": 3})])
+    writer = MetricsWriter(
+        folder / "m.jsonl", sinks=[Wandb("project", folder, {"seed": 3}, ["images"])]
+    )
     for step in steps:
         writer.write(kind="train", step=step, loss=step / 4, grad_norm=None)
         writer.write(kind="eval", step=step, weights="ema", images=360, top1=0.25)

@@ -17,15 +17,19 @@ from natjax.backbones.isotropic import Isotropic
 from natjax.backbones.nat import NAT, NATConfig
 from natjax.preprocessing import Preprocessing, preprocessing
 from natjax.train import console
-from natjax.train.config.settings import MeshConfig
-from natjax.train.data.photos import Photos, open_photos, read_photo
-from natjax.train.data.pipeline import Batch
-from natjax.train.engine.compile import compile_evaluator
-from natjax.train.engine.evaluate import Evaluation, NoImagesError, evaluate
-from natjax.train.engine.functional import functional
+from natjax.train.cluster.processes import Host
+from natjax.train.config.settings import MeshConfig, ModelConfig
+from natjax.train.data.pipeline import Batch, test_dataset
+from natjax.train.engine.compile import compile_evaluation
+from natjax.train.engine.evaluate import evaluate
+from natjax.train.engine.network import split_network
 from natjax.train.engine.sharding import make_mesh, replicated, request_devices
-from natjax.train.engine.step import Network
+from natjax.train.engine.task import NoExamplesError, Scores
 from natjax.train.errors import UserError
+from natjax.train.tasks.classification.config import ClassificationConfig, ImagesConfig
+from natjax.train.tasks.classification.datasets.registry import LabelledImages
+from natjax.train.tasks.classification.photos import Photos, open_photos, read_photo
+from natjax.train.tasks.classification.task import Classification
 from natjax.weights.convert import find_model, model_shapes
 from natjax.weights.load import fit_arrays, open_weights
 from natjax.weights.published import PUBLISHED
@@ -46,7 +50,7 @@ class WeightsEvaluation:
     model: str
     where: str
     how: Preprocessing
-    result: Evaluation
+    result: Scores
     failures: tuple[str, ...]
 
 
@@ -62,7 +66,7 @@ def evaluate_weights(
 
     Args:
       weights: As for `natjax.load_weights`.
-      data_dir: As for `natjax.train.data.photos.open_photos`.
+      data_dir: As for `natjax.train.tasks.classification.photos.open_photos`.
       model: Name of the model; None where the weights tell.
       batch_size: Photos at once, over all devices.
       devices: Devices to split each batch over.
@@ -87,26 +91,51 @@ def evaluate_weights(
     _check_classes(photos, config.num_classes, data_dir)
     arrays, report = fit_arrays(state, model_shapes(config))
     family = NAT if isinstance(config, NATConfig) else Isotropic
-    network = functional(lambda: family(config, rngs=nnx.Rngs(0)))
+    network = split_network(lambda: family(config, rngs=nnx.Rngs(0)))
     params = {
         key: jax.device_put(array.astype(np.float32), replicated(mesh))
         for key, array in arrays.items()
     }
 
     how = preprocessing(name)
+    task = Classification(
+        ClassificationConfig(
+            model=ModelConfig(name=name), data=ImagesConfig(name="photos", image_size=how.size)
+        ),
+        _spec_of(photos, how),
+        network,
+    )
     failures = _Failures()
-    evaluator = compile_evaluator(Network(network, how.mean, how.std), mesh)
+    evaluator = compile_evaluation(task, mesh)
     with warnings.catch_warnings():
         # Of Pillow, about odd metadata; set here, as filters are no matter of single threads.
         warnings.filterwarnings("ignore", module="PIL")
         batches = _with_progress(_batches(photos, how, batch_size, failures))
         try:
-            result = evaluate(evaluator, params, batches)
-        except NoImagesError as error:
+            result = evaluate(task, evaluator, {"raw": (params, {})}, batches)["raw"]
+        except NoExamplesError as error:
             first = failures.sorted()[0]
             raise UserError(f"none of {photos.count} photos can be read; {first}") from error
     return WeightsEvaluation(
         model=name, where=report.path, how=how, result=result, failures=failures.sorted()
+    )
+
+
+def _spec_of(photos: Photos, how: Preprocessing) -> LabelledImages:
+    """The photos as a data set that is opened already."""
+
+    def opened(*_: object) -> None:
+        raise AssertionError("batches are made here")
+
+    return LabelledImages(
+        name="photos",
+        channels=3,
+        class_names=tuple(map(str, range(photos.classes))),
+        mean=how.mean,
+        std=how.std,
+        train_split="",
+        test_split="",
+        builder=opened,
     )
 
 
@@ -140,22 +169,19 @@ def _batches(
     photos: Photos, how: Preprocessing, batch_size: int, failures: _Failures
 ) -> grain.MapDataset:
     """Every photo once, in order; what is unreadable or fills the last batch up is masked."""
-    padded = -(-photos.count // batch_size) * batch_size
 
     def example(index: int) -> Batch:
-        pixels = np.zeros((how.size, how.size, 3), np.uint8)
-        counts = index < photos.count
+        pixels, counts = np.zeros((how.size, how.size, 3), np.uint8), True
+        try:
+            with photos.open(index) as file:
+                pixels = read_photo(file, how)
+        except Exception as error:  # decoders of damaged files raise nearly anything
+            failures.add(index, f"cannot read {photos.name(index)}: {error}")
+            counts = False
         label = photos.label(index) if counts else 0
-        if counts:
-            try:
-                with photos.open(index) as file:
-                    pixels = read_photo(file, how)
-            except Exception as error:  # decoders of damaged files raise nearly anything
-                failures.add(index, f"cannot read {photos.name(index)}: {error}")
-                counts = False
         return {"image": pixels, "label": np.int32(label), "mask": np.bool_(counts)}
 
-    return grain.MapDataset.range(padded).map(example).batch(batch_size)
+    return test_dataset(photos.count, example, batch_size=batch_size, host=Host())
 
 
 def _with_progress(batches: grain.MapDataset) -> Iterator[Batch]:
@@ -173,11 +199,11 @@ def _with_progress(batches: grain.MapDataset) -> Iterator[Batch]:
 
 def show_weights_evaluation(done: WeightsEvaluation) -> None:
     """Print the result, and what could not be read on standard error."""
-    result = done.result
-    table = Table(title=f"{done.model}, {result.images:,} images", title_justify="left")
+    scores = done.result.values
+    table = Table(title=f"{done.model}, {scores['images']:,} images", title_justify="left")
     for heading in ("top-1", "top-5", "loss (nats)"):
         table.add_column(heading, justify="right")
-    table.add_row(f"{result.top1:.3%}", f"{result.top5:.3%}", f"{result.loss:.4f}")
+    table.add_row(f"{scores['top1']:.3%}", f"{scores['top5']:.3%}", f"{scores['loss']:.4f}")
     console.say(table)
     how = done.how
     console.say(f"{done.where}; bicubic to {how.short_side}, crop {how.size}")

@@ -1,10 +1,10 @@
 """Classes of image files, by the weights of a run: the command ``natjax predict``."""
 
 import dataclasses
-import functools
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -12,16 +12,12 @@ from jaxtyping import Float
 from PIL import Image, ImageOps
 from rich.table import Table
 
-from natjax.train import console
-from natjax.train.checkpoint.checkpointer import restore
-from natjax.train.checkpoint.run_folder import RunFolder
-from natjax.train.config.settings import DataConfig
-from natjax.train.data.datasets import DatasetSpec, get_spec
-from natjax.train.data.images import Pixels, add_border, center_view, to_pixels, with_channels
-from natjax.train.engine.functional import build_model
-from natjax.train.engine.state import weights_item
-from natjax.train.engine.step import Network, probabilities
+from natjax.train.data.images import Pixels, add_border, to_pixels, with_channels
 from natjax.train.errors import UserError
+from natjax.train.tasks.classification.augment.crop import evaluation_view
+from natjax.train.tasks.classification.config import ImagesConfig
+from natjax.train.tasks.classification.datasets.registry import LabelledImages
+from natjax.train.tasks.classification.task import Classification
 
 # Pillow hands Encapsulated PostScript to an interpreter of programs; a picture should not be one.
 _REFUSED_FORMATS = {"EPS"}
@@ -38,8 +34,8 @@ class Predictor:
       probabilities: ``(uint8[B, H, W, C]) -> float32[B, L]``.
     """
 
-    spec: DatasetSpec
-    data: DataConfig
+    spec: LabelledImages
+    data: ImagesConfig
     probabilities: Callable[[np.ndarray], Float[np.ndarray, "B L"]]
 
     def top(self, row: Float[np.ndarray, " L"], count: int) -> list[tuple[str, float]]:
@@ -48,37 +44,22 @@ class Predictor:
         return [(self.spec.class_names[index], float(row[index])) for index in best]
 
 
-def load_predictor(path: Path, *, step: int | None = None, weights: str = "ema") -> Predictor:
-    """Return a predictor with the weights of a run, on one device.
+def predictor_of(task: Classification, weights: tuple[Any, Any]) -> Predictor:
+    """Return a predictor.
 
     Args:
-      path: The run folder.
-      step: Step of the checkpoint; None takes the newest sound one.
-      weights: ``"ema"`` (averaged) or ``"raw"``.
-
-    Raises:
-      UserError: there is no such run or checkpoint.
+      task: The task of a run.
+      weights: Parameters and statistics.
     """
-    console.quiet_libraries()
-    folder = RunFolder(path)
-    config = folder.read_config()
-    spec = get_spec(config.data)
-    model = build_model(config.model, spec, config.seed)
-    item = weights_item(config, weights)
-    one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    target = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=one),
-        jax.eval_shape(model.init),
-    )
-    restored = restore(folder.checkpoints, {item: target}, step=step)
-    if restored is None:
-        raise UserError(f"{path} has no checkpoint yet; train until the first one is written")
-    network = Network(model, spec.mean, spec.std)
-    jitted = jax.jit(functools.partial(probabilities, network, restored.items[item]))
-    return Predictor(spec, config.data, lambda images: np.asarray(jitted(images)))
+    jitted = jax.jit(task.predict)
+
+    def probabilities(images: np.ndarray) -> np.ndarray:
+        return np.asarray(jitted(*weights, {"image": images})["probabilities"])
+
+    return Predictor(task.spec, task.config.data, probabilities)
 
 
-def read_image(path: Path, spec: DatasetSpec, data: DataConfig) -> Pixels:
+def read_image(path: Path, spec: LabelledImages, data: ImagesConfig) -> Pixels:
     """Read an image file of any size as the data set would give it to the network.
 
     Upright by its EXIF orientation; of an animation the first frame.
@@ -95,7 +76,7 @@ def read_image(path: Path, spec: DatasetSpec, data: DataConfig) -> Pixels:
             with Image.open(path, formats=formats) as image:
                 upright = ImageOps.exif_transpose(image)
                 decoded = add_border(with_channels(upright, spec.channels), spec.border)
-                return to_pixels(center_view(decoded, data))
+                return to_pixels(evaluation_view(decoded, data))
     except Exception as error:  # decoders of hostile files raise nearly anything
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise UserError(f"cannot read image {path}: {reason}") from error

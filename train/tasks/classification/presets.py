@@ -1,23 +1,20 @@
-"""Ready recipes. Each docstring gives the command, its cost, and the accuracy to expect.
+"""Presets of classification. Docstrings give the command, its cost, and the accuracy to expect.
 
 The published ImageNet recipes are in `natjax.train.tasks.classification.recipes`. A preset is a
 function without arguments; every value can be overridden on the command line, such as
 ``natjax train digits --epochs 5 --optimizer.learning-rate 5e-4``.
 """
 
-from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from natjax.train.config.settings import (
+from natjax.train.config.settings import CheckpointConfig, ModelConfig, OptimizerConfig
+from natjax.train.tasks.classification.config import (
     AugmentConfig,
-    CheckpointConfig,
-    DataConfig,
+    ClassificationConfig,
     EraseConfig,
+    ImagesConfig,
     MixConfig,
-    ModelConfig,
-    OptimizerConfig,
-    TrainConfig,
 )
-from natjax.train.errors import UserError, did_you_mean
 from natjax.train.tasks.classification.recipes import (
     NO_RECIPE,
     RECIPES,
@@ -26,18 +23,22 @@ from natjax.train.tasks.classification.recipes import (
     imagenet_config,
     preset_name,
 )
+from natjax.train.tasks.definition import Preset, TaskDefinition, preset_of
+
+if TYPE_CHECKING:
+    from natjax.train.tasks.classification.task import Classification
 
 
-def digits() -> TrainConfig:
+def digits() -> ClassificationConfig:
     """Handwritten digits of scikit-learn, 1437 to train on and 360 to test, enlarged to 32x32.
 
     Command: ``natjax train digits``.
     Cost: 84 s on 2 CPU cores that had other work too, compilation included (measured).
     Accuracy: 99.7 % of the 360 (measured, averaged weights).
     """
-    return TrainConfig(
+    return ClassificationConfig(
         model=ModelConfig(name="nat_micro", drop_path=0.05, init="fan_in"),
-        data=DataConfig(name="digits"),
+        data=ImagesConfig(name="digits"),
         augment=AugmentConfig(crop="shift", shift=2),
         optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=60),
         checkpoint=CheckpointConfig(every=100),
@@ -49,7 +50,7 @@ def digits() -> TrainConfig:
     )
 
 
-def fashion_mnist() -> TrainConfig:
+def fashion_mnist() -> ClassificationConfig:
     """Fashion-MNIST, 60000 photographs of clothing to train on and 10000 to test, padded to 32x32.
 
     Command: ``natjax train fashion_mnist --data.dir /usr/share/datasets/fashion-mnist``, with the
@@ -57,9 +58,9 @@ def fashion_mnist() -> TrainConfig:
     Cost: 16 minutes on 2 CPU cores that had other work too (measured).
     Accuracy: 91.1 % (measured, averaged weights).
     """
-    return TrainConfig(
+    return ClassificationConfig(
         model=ModelConfig(name="nat_micro", init="fan_in"),
-        data=DataConfig(name="fashion_mnist"),
+        data=ImagesConfig(name="fashion_mnist"),
         # Not mirrored: every shoe points left.
         augment=AugmentConfig(crop="shift", shift=1),
         optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=200, beta2=0.99),
@@ -72,7 +73,7 @@ def fashion_mnist() -> TrainConfig:
     )
 
 
-def fashion_mnist_full() -> TrainConfig:
+def fashion_mnist_full() -> ClassificationConfig:
     """Fashion-MNIST with every augmentation of the ImageNet recipes, sized for 32x32 gray.
 
     Command: ``natjax train fashion_mnist_full --data.dir /usr/share/datasets/fashion-mnist``, with
@@ -80,9 +81,9 @@ def fashion_mnist_full() -> TrainConfig:
     Cost: 24 minutes on 2 CPU cores that had other work too (measured).
     Accuracy: 86.9 % (measured, averaged weights).
     """
-    return TrainConfig(
+    return ClassificationConfig(
         model=ModelConfig(name="nat_micro", drop_path=0.05, init="fan_in"),
-        data=DataConfig(name="fashion_mnist"),
+        data=ImagesConfig(name="fashion_mnist"),
         augment=_full_augmentation(smallest=0.5),
         optimizer=_full_optimizer(cooldown_epochs=0.5),
         checkpoint=CheckpointConfig(every=500),
@@ -94,7 +95,7 @@ def fashion_mnist_full() -> TrainConfig:
     )
 
 
-def emoji() -> TrainConfig:
+def emoji() -> ClassificationConfig:
     """1906 colour drawings in 9 categories, with every augmentation of the ImageNet recipes.
 
     Command: ``natjax train emoji --data.dir package``, with the files of the npm package
@@ -102,9 +103,9 @@ def emoji() -> TrainConfig:
     Cost: 20 minutes on 2 CPU cores that had other work too (measured).
     Accuracy: 67.6 % of 377 held-out drawings (measured, averaged weights); by chance 11 %.
     """
-    return TrainConfig(
+    return ClassificationConfig(
         model=ModelConfig(name="nat_micro", drop_path=0.05, init="fan_in"),
-        data=DataConfig(name="emoji"),
+        data=ImagesConfig(name="emoji"),
         augment=_full_augmentation(smallest=0.35),
         optimizer=_full_optimizer(cooldown_epochs=5.0),
         checkpoint=CheckpointConfig(every=500),
@@ -122,7 +123,7 @@ def _full_optimizer(cooldown_epochs: float) -> OptimizerConfig:
         learning_rate=3e-3,
         warmup_learning_rate=1e-6,
         warmup_steps=200,
-        cosine_from_start=True,
+        decay_from_start=True,
         cooldown_epochs=cooldown_epochs,
         beta2=0.99,
     )
@@ -145,55 +146,32 @@ def _full_augmentation(smallest: float) -> AugmentConfig:
     )
 
 
-def _published(recipe: Recipe) -> Callable[[], TrainConfig]:
-    def preset() -> TrainConfig:
-        return imagenet_config(recipe)
+def _published(recipe: Recipe) -> Preset:
+    return Preset(
+        make=lambda: imagenet_config(recipe),
+        description=describe(recipe),
+        start_from=recipe.pretrained,
+    )
 
-    preset.__doc__ = describe(recipe)
-    return preset
 
-
-PRESETS: dict[str, Callable[[], TrainConfig]] = {
-    "digits": digits,
-    "fashion_mnist": fashion_mnist,
-    "fashion_mnist_full": fashion_mnist_full,
-    "emoji": emoji,
+PRESETS: dict[str, Preset] = {
+    "digits": preset_of(digits),
+    "fashion_mnist": preset_of(fashion_mnist),
+    "fashion_mnist_full": preset_of(fashion_mnist_full),
+    "emoji": preset_of(emoji),
 } | {preset_name(recipe): _published(recipe) for recipe in RECIPES}
 
 
-def get_preset(name: str) -> TrainConfig:
-    """Return the preset called `name`.
+def _build(config: ClassificationConfig) -> "Classification":
+    from natjax.train.tasks.classification.task import Classification
 
-    Raises:
-      UserError: there is none; near names are suggested.
-    """
-    if name in PRESETS:
-        return PRESETS[name]()
-    model = name.removesuffix("_imagenet")
-    if model in NO_RECIPE:
-        raise UserError(f"there is no preset {name!r}: {NO_RECIPE[model]}")
-    near = did_you_mean(name, PRESETS)
-    raise UserError(f"unknown preset {name!r}{near} (`natjax train --help` lists all)")
+    return Classification(config)
 
 
-def check_start(name: str, config: TrainConfig) -> None:
-    """Check that a preset for fine-tuning has weights to start from.
-
-    Args:
-      name: Of the preset.
-      config: What was made of it.
-
-    Raises:
-      UserError: it has none.
-    """
-    for recipe in RECIPES:
-        if preset_name(recipe) == name and recipe.pretrained and config.init is None:
-            raise UserError(
-                f"{name} fine-tunes weights of ImageNet-22K: pass --init FILE or"
-                f" --init {recipe.pretrained}"
-            )
-
-
-def summaries() -> dict[str, str]:
-    """Return the first line of each preset's description."""
-    return {name: (preset.__doc__ or "").splitlines()[0] for name, preset in PRESETS.items()}
+TASK = TaskDefinition(
+    name="classification",
+    config=ClassificationConfig,
+    presets=PRESETS,
+    build=_build,
+    no_preset=lambda name: NO_RECIPE.get(name.removesuffix("_imagenet")),
+)

@@ -7,15 +7,13 @@ is kept: docs/training.md has the list.
 
 import dataclasses
 
-from natjax.train.config.settings import (
+from natjax.train.config.settings import CheckpointConfig, ModelConfig, OptimizerConfig
+from natjax.train.tasks.classification.config import (
     AugmentConfig,
-    CheckpointConfig,
-    DataConfig,
+    ClassificationConfig,
     EraseConfig,
+    ImagesConfig,
     MixConfig,
-    ModelConfig,
-    OptimizerConfig,
-    TrainConfig,
 )
 
 _GPUS = 8
@@ -104,6 +102,11 @@ def preset_name(recipe: Recipe) -> str:
     return f"{recipe.model}_imagenet"
 
 
+def imagenet_preset(model: str) -> ClassificationConfig:
+    """Return the published recipe of a model."""
+    return imagenet_config(next(recipe for recipe in RECIPES if recipe.model == model))
+
+
 def imagenet_augmentation(*, mixes: bool) -> AugmentConfig:
     """Return the augmentation of every published configuration.
 
@@ -120,7 +123,7 @@ def imagenet_augmentation(*, mixes: bool) -> AugmentConfig:
     )
 
 
-def imagenet_config(recipe: Recipe) -> TrainConfig:
+def imagenet_config(recipe: Recipe) -> ClassificationConfig:
     """Return a recipe as a run.
 
     Args:
@@ -128,13 +131,13 @@ def imagenet_config(recipe: Recipe) -> TrainConfig:
     """
     tunes = recipe.pretrained is not None
     per_gpu, every = (64, 2500) if tunes else (128, 1250)  # about an epoch
-    return TrainConfig(
+    return ClassificationConfig(
         model=ModelConfig(
             name=recipe.model,
             drop_path=recipe.drop_path,
             dtype="float32" if tunes else "bfloat16",  # with and without mixed precision
         ),
-        data=DataConfig(
+        data=ImagesConfig(
             name="imagenet2012",
             image_size=recipe.image_size,
             crop_pct=1.0 if recipe.image_size == 384 else 0.875,
@@ -161,7 +164,7 @@ def _training(recipe: Recipe) -> OptimizerConfig:
         final_learning_rate=5e-6,
         warmup_learning_rate=1e-6,
         warmup_epochs=recipe.warmup_epochs,
-        cosine_from_start=True,
+        decay_from_start=True,
         cooldown_epochs=10.0,
         weight_decay=recipe.weight_decay,
         decay_bias_tables=True,

@@ -1,13 +1,26 @@
-"""Where a training image is cut out of a photo."""
+"""Where an image is cut out of a photo, in training and in evaluation."""
 
 import math
 
 import numpy as np
 from PIL import Image
 
+from natjax.train.data.images import center_view
+from natjax.train.tasks.classification.config import ImagesConfig
+
 Box = tuple[int, int, int, int]
 _TRIES = 10
 _RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
+
+def evaluation_view(image: Image.Image, data: ImagesConfig) -> Image.Image:
+    """Return the middle of an image, resized as configured.
+
+    Args:
+      image: Of any size.
+      data: Side of the result, part of the short side that it holds, and the filter.
+    """
+    return center_view(image, data.image_size, data.crop_pct, data.eval_interpolation)
 
 
 def pick_resampling(interpolation: str, rng: np.random.Generator) -> Image.Resampling:

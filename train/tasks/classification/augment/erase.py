@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from natjax.train.config.settings import EraseConfig
+from natjax.train.tasks.classification.config import EraseConfig
 
 _TRIES = 10
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, UInt8
 
-from natjax.train.config.settings import MixConfig
+from natjax.train.tasks.classification.config import MixConfig
 
 
 def draw_mix(

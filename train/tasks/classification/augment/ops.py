@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from PIL import Image, ImageEnhance, ImageOps
 
-from natjax.train.tasks.classification.augment.policy import MAX_MAGNITUDE
+from natjax.train.tasks.classification.policy import MAX_MAGNITUDE
 
 Fill = int | tuple[int, ...]
 _SOLARIZE_BELOW = 128

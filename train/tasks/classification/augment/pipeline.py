@@ -6,12 +6,17 @@ import functools
 import numpy as np
 from PIL import Image
 
-from natjax.train.config.settings import AugmentConfig, DataConfig
-from natjax.train.data.images import Pixels, center_view, random_shift, to_pixels
+from natjax.train.data.images import Pixels, random_shift, to_pixels
 from natjax.train.tasks.classification.augment.color import jitter
-from natjax.train.tasks.classification.augment.crop import pick_resampling, random_box, resize_box
-from natjax.train.tasks.classification.augment.policy import Policy, parse_policy
+from natjax.train.tasks.classification.augment.crop import (
+    evaluation_view,
+    pick_resampling,
+    random_box,
+    resize_box,
+)
 from natjax.train.tasks.classification.augment.rand_augment import fill_color, rand_augment
+from natjax.train.tasks.classification.config import AugmentConfig, ImagesConfig
+from natjax.train.tasks.classification.policy import Policy, parse_policy
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,7 +30,7 @@ class TrainTransform:
     """
 
     augment: AugmentConfig
-    data: DataConfig
+    data: ImagesConfig
     mean: tuple[float, ...]
 
     @functools.cached_property
@@ -52,5 +57,5 @@ class TrainTransform:
         if augment.crop == "resized":
             box = random_box(*image.size, augment.scale, augment.ratio, rng)
             return resize_box(image, box, side, pick_resampling(augment.interpolation, rng))
-        image = center_view(image, self.data)
+        image = evaluation_view(image, self.data)
         return random_shift(image, augment.shift, rng) if augment.crop == "shift" else image

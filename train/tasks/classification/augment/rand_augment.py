@@ -5,7 +5,7 @@ from PIL import Image
 
 from natjax.train.tasks.classification.augment.crop import pick_resampling
 from natjax.train.tasks.classification.augment.ops import OPERATIONS, Fill
-from natjax.train.tasks.classification.augment.policy import MAX_MAGNITUDE, Policy
+from natjax.train.tasks.classification.policy import MAX_MAGNITUDE, Policy
 
 _NAMES = tuple(OPERATIONS)
 

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from natjax.train.config.settings import DataConfig
-from natjax.train.data.datasets import DatasetSpec
 from natjax.train.data.images import encode_png
+from natjax.train.tasks.classification.config import ImagesConfig
+from natjax.train.tasks.classification.datasets.registry import LabelledImages
 
 _TEST_SIZE = 360
 _DARKEST = 16  # the original counts, in 4x4 blocks, of inked pixels
@@ -57,7 +57,7 @@ class Digits(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             yield index, {"image": encode_png(pixels), "label": int(labels[index])}
 
 
-SPEC = DatasetSpec(
+SPEC = LabelledImages(
     name="digits",
     channels=1,
     class_names=tuple("0123456789"),
@@ -69,6 +69,6 @@ SPEC = DatasetSpec(
 )
 
 
-def get_spec(_: DataConfig) -> DatasetSpec:
+def get_spec(_: ImagesConfig) -> LabelledImages:
     """Return the data set."""
     return SPEC

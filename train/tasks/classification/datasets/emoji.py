@@ -20,9 +20,9 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from natjax.train.config.settings import DataConfig
-from natjax.train.data.datasets import DatasetSpec
 from natjax.train.errors import UserError
+from natjax.train.tasks.classification.config import ImagesConfig
+from natjax.train.tasks.classification.datasets.registry import LabelledImages
 
 _SIDE = 64
 _HELD_OUT = 0.2
@@ -188,7 +188,7 @@ def _check_original(original: Path | None) -> None:
             raise UserError(f"{folder} has no img/google/64/{entry['image']}: {_HOW_TO_GET}")
 
 
-SPEC = DatasetSpec(
+SPEC = LabelledImages(
     name="emoji",
     channels=3,
     class_names=(
@@ -213,6 +213,6 @@ SPEC = DatasetSpec(
 )
 
 
-def get_spec(_: DataConfig) -> DatasetSpec:
+def get_spec(_: ImagesConfig) -> LabelledImages:
     """Return the data set."""
     return SPEC

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from natjax.train.config.settings import DataConfig
-from natjax.train.data.datasets import DatasetSpec
 from natjax.train.data.idx import read_idx
 from natjax.train.data.images import encode_png
 from natjax.train.errors import UserError
+from natjax.train.tasks.classification.config import ImagesConfig
+from natjax.train.tasks.classification.datasets.registry import LabelledImages
 
 _SIDE = 28
 _PREFIX = {"train": "train", "test": "t10k"}
@@ -104,7 +104,7 @@ def _check_original(original: Path | None) -> None:
         _files(_folder(original), split)
 
 
-SPEC = DatasetSpec(
+SPEC = LabelledImages(
     name="fashion_mnist",
     channels=1,
     class_names=(
@@ -131,6 +131,6 @@ SPEC = DatasetSpec(
 )
 
 
-def get_spec(_: DataConfig) -> DatasetSpec:
+def get_spec(_: ImagesConfig) -> LabelledImages:
     """Return the data set."""
     return SPEC

@@ -8,10 +8,10 @@ import numpy as np
 from jaxtyping import Int64
 
 from natjax.preprocessing import IMAGENET_MEAN, IMAGENET_STD
-from natjax.train.config.settings import DataConfig
 from natjax.train.data.class_folders import check_flat, class_folders, image_files
-from natjax.train.data.datasets import DatasetSpec
 from natjax.train.errors import UserError
+from natjax.train.tasks.classification.config import ImagesConfig
+from natjax.train.tasks.classification.datasets.registry import LabelledImages
 
 _SPLITS = {"train": ("train",), "val": ("val", "validation", "test")}
 _LAYOUT = "train/CLASS/IMAGE and val/CLASS/IMAGE (or validation, or test, for val)"
@@ -94,7 +94,7 @@ def _check_classes(folder: Path, found: list[str], expected: tuple[str, ...]) ->
         raise UserError(f"{folder} must hold the {len(expected)} classes of training: {some}")
 
 
-def find_classes(data: DataConfig) -> tuple[str, ...]:
+def find_classes(data: ImagesConfig) -> tuple[str, ...]:
     """Return the names of the classes in the folder of training images.
 
     Raises:
@@ -109,14 +109,14 @@ def find_classes(data: DataConfig) -> tuple[str, ...]:
     return names
 
 
-def get_spec(data: DataConfig) -> DatasetSpec:
+def get_spec(data: ImagesConfig) -> LabelledImages:
     """Return the data set of a folder; its classes are as configured, else as found there.
 
     Raises:
       UserError: neither tells the classes.
     """
     classes = data.classes or find_classes(data)
-    return DatasetSpec(
+    return LabelledImages(
         name="image_folder",
         channels=3,
         class_names=classes,

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from natjax.preprocessing import IMAGENET_MEAN, IMAGENET_STD
-from natjax.train.config.settings import DataConfig
-from natjax.train.data.datasets import DatasetSpec
 from natjax.train.data.prepared import find_version, open_version
 from natjax.train.errors import UserError
 from natjax.train.files import cache_folder
+from natjax.train.tasks.classification.config import ImagesConfig
 from natjax.train.tasks.classification.datasets.imagenet_tars import ARCHIVES, synsets
+from natjax.train.tasks.classification.datasets.registry import LabelledImages
 
 _NAME = "imagenet2012"
 _SPLITS = ("train", "validation")
@@ -44,9 +44,9 @@ def _open(prepared: Path, original: Path | None) -> Any:
     return builder
 
 
-def get_spec(_: DataConfig) -> DatasetSpec:
+def get_spec(_: ImagesConfig) -> LabelledImages:
     """Return the data set."""
-    return DatasetSpec(
+    return LabelledImages(
         name=_NAME,
         channels=3,
         class_names=synsets(),

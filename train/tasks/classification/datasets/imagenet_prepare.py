@@ -28,9 +28,9 @@ from tensorflow_datasets.datasets.imagenet2012 import imagenet2012_dataset_build
 from natjax.train import console
 from natjax.train.data.file_cache import stamp
 from natjax.train.data.images import recode_jpeg
-from natjax.train.data.prepared import alone, open_version
+from natjax.train.data.prepared import locked, open_version
 from natjax.train.data.shard_progress import ShardProgress
-from natjax.train.data.worker_processes import die_with_parent
+from natjax.train.data.workers import die_with_parent
 from natjax.train.errors import TrainingError, UserError
 from natjax.train.files import write_whole
 from natjax.train.tasks.classification.datasets.imagenet_tars import (
@@ -97,7 +97,7 @@ def prepare(manual_dir: Path, root: Path, *, workers: int = 1, partial: bool = F
     console.quiet_libraries()
     root.mkdir(parents=True, exist_ok=True)
     done = root / NAME / _VERSION
-    with alone(root / f".{NAME}.lock"):
+    with locked(root / f".{NAME}.lock"):
         if done.exists():
             _accept_prepared(done, partial)
             return done

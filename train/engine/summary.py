@@ -5,10 +5,8 @@ from typing import Any
 
 import jax
 
-from natjax.train.cli.models import with_unit
 from natjax.train.engine.sharding import describe
 from natjax.train.engine.trainer import Trainer
-from natjax.train.reporting.mfu import image_flops
 
 
 def run_summary(trainer: Trainer) -> str:
@@ -17,36 +15,29 @@ def run_summary(trainer: Trainer) -> str:
 
 
 def _rows(trainer: Trainer) -> list[tuple[str, str]]:
-    config, spec, state = trainer.config, trainer.spec, trainer.compiled.target
-    mesh = trainer.mesh
+    config, task, state = trainer.config, trainer.task, trainer.compiled.target
     parameters = sum(math.prod(leaf.shape) for leaf in state.params.values())
-    flops = image_flops(config, spec)
-    side = config.data.image_size
-    total = trainer.total_steps
-    epochs = total * config.batch_size / trainer.train_images
-    per_device = config.batch_size // mesh.size
+    flops, total = task.example_flops(), trainer.total_steps
+    size = f"{parameters:,} parameters"
+    if flops is not None:
+        size += f"; {with_unit(flops)} FLOPs (multiply-adds) for each of the {task.unit},"
+        size += " 3 times that to train"
+    epochs = f"{trainer.epoch(total):.4g} epochs"
+    per_device = config.batch_size // trainer.mesh.size
+    rows = [
+        *task.describe(),
+        ("size", size),
+        ("run", f"{total:,} steps of {config.batch_size} {task.unit}, {epochs}"),
+        ("devices", f"{describe(trainer.mesh)}, {per_device} {task.unit} each"),
+    ]
     parts = {
-        "parameters": memory_per_device(state.params),
+        "parameters": memory_per_device((state.params, state.statistics)),
         "optimizer": memory_per_device(state.opt),
         "averages": memory_per_device(state.ema),
     }
     named = ", ".join(f"{name} {_bytes(size)}" for name, size in parts.items())
     return [
-        ("model", f"{config.model.name}: {parameters:,} parameters, {config.model.dtype}"),
-        ("", f"{with_unit(flops)} FLOPs (multiply-adds) an image, 3 times that to train"),
-        (
-            "data",
-            f"{spec.name}: {trainer.train_images:,} images of {side}x{side} to train on,"
-            f" {len(spec.class_names)} classes",
-        ),
-        (
-            "run",
-            f"{trainer.total_steps:,} steps of {config.batch_size} images, {epochs:.4g} epochs",
-        ),
-        (
-            "devices",
-            f"{describe(mesh)}, {per_device} images each",
-        ),
+        *rows,
         ("memory", f"{_bytes(sum(parts.values()))} a device: {named}; without activations"),
     ]
 
@@ -57,6 +48,12 @@ def memory_per_device(tree: Any) -> int:
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)
     )
+
+
+def with_unit(count: int) -> str:
+    """Return a count in millions or, from 1e9 on, in units of 1e9."""
+    unit, size = ("G", 1e9) if count >= 1e9 else ("M", 1e6)
+    return f"{count / size:.2f} {unit}"
 
 
 def _bytes(count: float | int) -> str:

@@ -1,12 +1,11 @@
-"""Model FLOPs utilisation: what share of the devices' peak goes into the model's own arithmetic."""
+"""How fast a run is: examples a second, and what share of the devices' peak that is (MFU).
 
-import dataclasses
+Model FLOPs utilisation is the share of the peak that goes into the model's own arithmetic.
+"""
+
 import re
-
-from natjax.create import model_config
-from natjax.summary import count_flops
-from natjax.train.config.settings import TrainConfig
-from natjax.train.data.datasets import DatasetSpec
+import time
+from collections.abc import Callable
 
 # Dense bfloat16 FLOP/s of a device as JAX counts them, with sums in float32 and no sparsity, in
 # units of 1e12. A key is a part of `jax.Device.device_kind`, whole words; the longest that fits
@@ -86,34 +85,53 @@ def peak_flops(kind: str) -> float | None:
     return None if peak is None else 1e12 * peak
 
 
-def image_flops(config: TrainConfig, spec: DatasetSpec) -> int:
-    """Return the multiply-adds of one image's forward pass, counted as in `natjax.model_summary`.
-
-    Args:
-      config: The run.
-      spec: Its data set, for channels and classes.
-    """
-    model = dataclasses.replace(
-        model_config(config.model.name),
-        num_classes=len(spec.class_names),
-        in_channels=spec.channels,
-    )
-    return count_flops(model, (config.data.image_size,) * 2)
-
-
-def utilisation(flops: int, images_per_second: float, kind: str, count: int) -> float | None:
+def utilisation(flops: int, rate: float, kind: str, count: int) -> float | None:
     """Return the share of the peak, or None where the peak or the speed is not known.
 
     A backward pass counts as two forward passes, a multiply-add as two FLOPs; what is computed a
     second time (`model.remat`) does not count.
 
     Args:
-      flops: Multiply-adds of one image's forward pass.
-      images_per_second: Images trained on, over all devices.
+      flops: Multiply-adds of one example's forward pass.
+      rate: Examples trained on a second, over all devices.
       kind: `jax.Device.device_kind` of the devices.
       count: Number of devices.
     """
     peak = peak_flops(kind)
-    if peak is None or not images_per_second:
+    if peak is None or not rate:
         return None
-    return 6 * flops * images_per_second / (peak * count)
+    return 6 * flops * rate / (peak * count)
+
+
+class Throughput:
+    """Examples a second and seconds left, not counting the first interval, which compiles.
+
+    Args of the constructor: examples a step, and the clock.
+    """
+
+    def __init__(self, batch_size: int, clock: Callable[[], float] = time.monotonic):
+        self._batch_size, self._clock = batch_size, clock
+        self._start: tuple[int, float] | None = None
+        self._paused = 0.0
+
+    def start(self, step: int) -> None:
+        """Begin to count at `step`; only the first call matters."""
+        if self._start is None:
+            self._start = (step, self._clock())
+
+    def exclude(self, seconds: float) -> None:
+        """Leave out time that was not spent on training steps."""
+        if self._start is not None:
+            self._paused += seconds
+
+    def rate(self, step: int) -> float:
+        """Return examples a second since `start`; 0 as long as nothing can be said."""
+        if self._start is None or step <= self._start[0]:
+            return 0.0
+        seconds = self._clock() - self._start[1] - self._paused
+        return (step - self._start[0]) * self._batch_size / max(seconds, 1e-9)
+
+    def seconds_left(self, step: int, total: int) -> float | None:
+        """Return the seconds that the steps left will take, without evaluations, or None."""
+        rate = self.rate(step)
+        return (total - step) * self._batch_size / rate if rate else None
