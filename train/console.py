@@ -6,8 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
-
-from rich.console import Console, RenderableType
+from typing import Any
 
 _index, _count = 0, 1
 
@@ -29,16 +28,18 @@ def prints() -> bool:
 
 
 @functools.cache
-def _console(error: bool) -> Console:
+def _console(error: bool) -> Any:
+    from rich.console import Console  # here, as help texts do without
+
     return Console(stderr=error, highlight=False, soft_wrap=True)
 
 
-def console() -> Console:
-    """Return the console that writes to standard output."""
+def console() -> Any:
+    """Return Rich's console that writes to standard output."""
     return _console(False)
 
 
-def say(what: RenderableType) -> None:
+def say(what: Any) -> None:
     """Print a line, or a table, to standard output. Square brackets are not markup."""
     if prints():
         _console(False).print(what, markup=False)

@@ -4,9 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from natjax.train.checkpoint.checkpointer import restore, state_items
+from natjax.train.checkpoint.checkpointer import restore
 from natjax.train.checkpoint.run_folder import RunFolder
 from natjax.train.engine.trainer import Trainer, build_trainer
+from natjax.train.tasks.registry import read_run
 
 _CLOCK = {"images_per_second", "mfu"}
 
@@ -22,11 +23,12 @@ def metrics(run: Path, clock: bool = False) -> list[dict[str, Any]]:
 
 def trainer_of(run: Path) -> Trainer:
     """Return the parts of a run."""
-    return build_trainer(RunFolder(run).read_config())
+    task, config = read_run(RunFolder(run))
+    return build_trainer(task.build(config))
 
 
 def final_state(run: Path) -> dict[str, Any]:
     """Return the items of the newest checkpoint."""
-    restored = restore(run / "checkpoints", state_items(trainer_of(run).compiled.target))
+    restored = restore(run / "checkpoints", trainer_of(run).compiled.target.items())
     assert restored is not None
     return restored.items

@@ -7,10 +7,12 @@ import pico
 import pytest
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
-from natjax.train.config.settings import CheckpointConfig, DataConfig, ModelConfig, OptimizerConfig
-from natjax.train.data.datasets import get_spec, open_dataset, open_split
+from natjax.train.config.settings import CheckpointConfig, ModelConfig, OptimizerConfig
+from natjax.train.data.datasets import open_dataset, open_split
 from natjax.train.engine import loop
 from natjax.train.tasks.classification import presets
+from natjax.train.tasks.classification.config import ImagesConfig
+from natjax.train.tasks.classification.datasets.registry import get_spec
 
 # Everything is kept, however small; None: the folder.
 CACHE = {
@@ -47,7 +49,7 @@ def data_dir(tmp_path_factory) -> Path:
     """A folder with the digits prepared."""
     folder = tmp_path_factory.mktemp("data")
     data = dataclasses.replace(presets.digits().data, prepared_dir=folder)
-    open_dataset(get_spec(DataConfig(name="digits")), data)
+    open_dataset(get_spec(ImagesConfig(name="digits")), data)
     return folder
 
 
@@ -59,7 +61,7 @@ def natjax_data(data_dir, monkeypatch):
 @pytest.fixture
 def no_pictures(monkeypatch):
     """Leave out the pictures at the end of a run, which take longer to draw than to train for."""
-    monkeypatch.setattr(loop, "write_pictures", lambda *_: None)
+    monkeypatch.setattr(loop, "write_pictures", lambda *_: {})
 
 
 @pytest.fixture
@@ -80,6 +82,6 @@ def config():
 @pytest.fixture
 def digits(config, data_dir):
     """The data set's spec, training records and test records."""
-    spec = get_spec(DataConfig(name="digits"))
+    spec = get_spec(ImagesConfig(name="digits"))
     builder = open_dataset(spec, config.data)
     return spec, open_split(builder, "train"), open_split(builder, "test")

@@ -15,17 +15,11 @@ import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from natjax.train.checkpoint.checkpointer import (
-    CheckpointWriter,
-    items_state,
-    list_steps,
-    restore,
-    state_items,
-)
-from natjax.train.checkpoint.fingerprint import fingerprint
+from natjax.train.checkpoint.checkpointer import CheckpointWriter, list_steps, restore
+from natjax.train.checkpoint.integrity import fingerprint
 from natjax.train.config.settings import CheckpointConfig, MeshConfig
 from natjax.train.engine.sharding import make_mesh, state_sharding
-from natjax.train.engine.state import TrainState
+from natjax.train.engine.state import TrainState, state_of
 from natjax.train.errors import UserError, storage_problem
 
 META = {"config": {"seed": 0, "run": None, "model": {"name": "nat_tiny"}}}
@@ -35,21 +29,25 @@ CONFIG = CheckpointConfig(every=1, keep_latest=2, keep_best=1)
 def make_state(step: int, mesh=None) -> TrainState:
     params = {f"a.b{i}": jnp.arange(3000.0).reshape(3, 1000) + i + step for i in range(3)}
     opt = optax.adam(1e-3).init(params)
-    state = TrainState(step=jnp.int32(step), params=params, opt=opt, ema=params)
+    state = TrainState(step=jnp.int32(step), params=params, statistics={}, opt=opt, ema=params)
     return jax.device_put(state, state_sharding(state, mesh or make_mesh(MeshConfig())))
 
 
 def target(state: TrainState):
-    return state_items(
-        jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
-    )
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
+    ).items()
+
+
+def write(writer, state, meta, score):
+    writer.save(int(state.step), state.items(), meta, score)
 
 
 def save(folder, steps, scores=None, config=CONFIG):
     with CheckpointWriter(folder, config) as writer:
         for index, step in enumerate(steps):
             score = scores[index] if scores else None
-            writer.save(make_state(step), META, score)
+            write(writer, make_state(step), META, score)
 
 
 def assert_same(left, right):
@@ -75,14 +73,14 @@ def test_what_is_saved_comes_back(saved):
     restored = restore(saved, target(make_state(0)))
     assert restored.step == 2
     assert restored.meta["config"] == META["config"]
-    assert_same(items_state(restored.items), make_state(2))
+    assert_same(state_of(restored.items), make_state(2))
 
 
 def test_values_are_those_at_the_time_of_saving(tmp_path):
     double = jax.jit(lambda tree: jax.tree.map(lambda x: x * 2, tree), donate_argnums=0)
     state = make_state(5)
     with CheckpointWriter(tmp_path, CONFIG) as writer:
-        writer.save(state, {}, None)
+        write(writer, state, {}, None)
         for _ in range(20):
             state = dataclasses.replace(state, params=double(state.params))
     assert_same(restore(tmp_path, target(make_state(0))).items["params"], make_state(5).params)
@@ -207,7 +205,7 @@ def test_without_checksums_damage_is_noticed_or_does_no_harm(one_saved, tmp_path
     except UserError:
         assert "is damaged" in capsys.readouterr().err
     else:
-        assert_same(items_state(restored.items), make_state(1))
+        assert_same(state_of(restored.items), make_state(1))
     gc.collect()  # what Orbax dropped
 
 
@@ -234,7 +232,7 @@ def test_values_that_changed_are_noticed_without_file_checksums(saved, capsys):
     shutil.rmtree(saved / "2" / "params")
     state = make_state(7)  # well-formed, but of another step
     with CheckpointWriter(other, CONFIG) as writer:
-        writer.save(state, {}, None)
+        write(writer, state, {}, None)
     shutil.copytree(other / "7" / "params", saved / "2" / "params")
     assert restore(saved, target(make_state(0))).step == 1
     assert "values of 'params' differ from what was saved" in capsys.readouterr().err
@@ -318,7 +316,7 @@ def test_a_full_disk_is_a_clear_error(saved, monkeypatch, when):
     with pytest.raises(
         UserError, match=r"cannot write a checkpoint .*full.* is of step 2.* same command"
     ):
-        writer.save(make_state(3), {}, None)
+        write(writer, make_state(3), {}, None)
 
 
 def test_causes_that_go_round_in_a_circle_are_searched_once():

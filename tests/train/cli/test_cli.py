@@ -64,9 +64,7 @@ def test_wrong_settings_are_explained(words, message, capsys, tmp_path, monkeypa
 
 
 def test_a_missing_extra_says_what_to_install(capsys, monkeypatch):
-    monkeypatch.setitem(sys.modules, "natjax.train.cli.overrides", None)
     monkeypatch.setitem(sys.modules, "tyro", None)
-    monkeypatch.delitem(sys.modules, "natjax.train.cli.overrides")
     assert main(["train", "digits"]) == 2
     assert (
         "tyro is missing; install it with: pip install 'natjax[train]'" in capsys.readouterr().err

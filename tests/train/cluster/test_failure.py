@@ -12,7 +12,6 @@ import os, signal, sys, tempfile, time
 from pathlib import Path
 from natjax.cli import main
 from natjax.train.checkpoint import checkpointer
-from natjax.train import console
 from natjax.train.engine import loop
 from natjax.train.cluster import processes
 from natjax.train.config.settings import CheckpointConfig, DistributedConfig
@@ -25,9 +24,8 @@ place = DistributedConfig(coordinator=f"127.0.0.1:{port}", processes=2, process=
 
 # The command line runs `body` instead of training.
 RUN = """
-def train(config, path):
+def train(task, path, settings):
     processes.start(place)
-    console.only_first_process(index)
     with end_together():
         body()
 
@@ -120,24 +118,22 @@ def body():
 SAVE = """
 import jax, numpy as np, resource
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from natjax.train.engine.state import TrainState
 
 def state(step):
     everywhere = NamedSharding(Mesh(np.array(jax.devices()), "data"), PartitionSpec())
     rng = np.random.default_rng(step)  # of many bytes, however they are compressed
     values = {"a": rng.normal(size=(200, 300)).astype(np.float32)}
-    made = TrainState(step=np.int32(step), params=values, opt=values, ema={})
-    return jax.device_put(made, everywhere)
+    return jax.device_put({"params": values, "step": {"step": np.int32(step)}}, everywhere)
 
 def body():
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     with checkpointer.CheckpointWriter(folder, CheckpointConfig()) as writer, end_together():
-        writer.save(state(1), {}, 0.5)
+        writer.save(1, state(1), {}, 0.5)
         writer.wait()
         if index == FULL:
             resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
         for step in (2, 3):
-            writer.save(state(step), {}, None)
+            writer.save(step, state(step), {}, None)
         processes.wait("saved")
 """
 

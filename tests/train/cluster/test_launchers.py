@@ -180,7 +180,7 @@ def test_what_jax_is_started_with(monkeypatch, environment, given, expected):
     calls = []
     monkeypatch.setattr(processes, "_remember", lambda *_: None)
     monkeypatch.setattr(processes, "_has_tpu", lambda: False)
-    monkeypatch.setattr(processes, "meet", lambda *args: calls.append(args))
+    monkeypatch.setattr(processes, "wait_for_all", lambda *args: calls.append(args))
     monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **o: calls.append((args, o)))
     for name, value in environment.items():
         monkeypatch.setenv(name, value)

@@ -18,7 +18,7 @@ from natjax.cli import main
 from natjax.train.checkpoint.checkpointer import list_steps
 from natjax.train.cluster import processes
 from natjax.train.cluster.launchers import Launched
-from natjax.train.cluster.rendezvous import meet
+from natjax.train.cluster.rendezvous import wait_for_all
 from natjax.train.config.settings import DistributedConfig
 from natjax.train.errors import UserError
 
@@ -234,12 +234,12 @@ def test_a_launcher_that_does_not_tell_the_address():
 
 
 def outcomes(address, joins, timeout=20):
-    """What each call of `meet` (processes, process, job), in a thread of its own, ends with."""
+    """What calls of `wait_for_all` (processes, process, job) end with, each in its own thread."""
     found = [None] * len(joins)
 
     def call(place, processes, process, job=""):
         try:
-            meet(address, processes, process, float(timeout), job)
+            wait_for_all(address, processes, process, float(timeout), job)
         except UserError as error:
             found[place] = str(error)
 
@@ -301,7 +301,7 @@ def test_a_port_that_is_taken():
             UserError,
             match=rf"cannot listen on port {port} \(Address already in use\); .*another port",
         ):
-            meet(f"127.0.0.1:{port}", 2, 0, 1.0)
+            wait_for_all(f"127.0.0.1:{port}", 2, 0, 1.0)
 
 
 @pytest.mark.parametrize("said", [b"", b"\n", b"GET / HTTP/1.1\r\n\r\n\n", b"[1]\n", b"{" * 9000])

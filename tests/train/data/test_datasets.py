@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from natjax.train.config.settings import DataConfig
-from natjax.train.data.datasets import get_spec, open_dataset, open_split, prepared_dir
+from natjax.train.data.datasets import open_dataset, open_split, prepared_dir
 from natjax.train.errors import UserError
 from natjax.train.tasks.classification import presets
+from natjax.train.tasks.classification.config import ImagesConfig
+from natjax.train.tasks.classification.datasets.registry import get_spec
 
 REAL = Path("/usr/share/datasets/fashion-mnist")
 
@@ -32,7 +33,7 @@ def fashion(tmp_path):
             original / f"{prefix}-images-idx3-ubyte.gz", rng.integers(0, 256, (count, 28, 28))
         )
         write_idx(original / f"{prefix}-labels-idx1-ubyte.gz", np.arange(count) % 10)
-    return DataConfig(name="fashion_mnist", dir=original, prepared_dir=tmp_path / "prepared")
+    return ImagesConfig(name="fashion_mnist", dir=original, prepared_dir=tmp_path / "prepared")
 
 
 def pixels(record) -> np.ndarray:
@@ -64,14 +65,14 @@ def test_every_class_is_in_both_splits(digits):
 
 
 def test_fashion_mnist_from_its_files(fashion):
-    builder = open_dataset(get_spec(DataConfig(name="fashion_mnist")), fashion)
+    builder = open_dataset(get_spec(ImagesConfig(name="fashion_mnist")), fashion)
     train, test = open_split(builder, "train"), open_split(builder, "test")
     assert (len(train), len(test)) == (30, 11)
     assert pixels(train[3]).shape == (28, 28)
 
 
 def test_a_prepared_set_needs_no_original_and_is_not_prepared_again(fashion):
-    spec = get_spec(DataConfig(name="fashion_mnist"))
+    spec = get_spec(ImagesConfig(name="fashion_mnist"))
     builder = open_dataset(spec, fashion)
     written = {p: p.stat().st_mtime_ns for p in Path(builder.data_dir).iterdir()}
     again = open_dataset(spec, dataclasses.replace(fashion, dir=None))
@@ -84,7 +85,7 @@ def test_an_interrupted_preparation_is_begun_anew(fashion, monkeypatch):
     def interrupted(_):
         raise KeyboardInterrupt
 
-    spec = get_spec(DataConfig(name="fashion_mnist"))
+    spec = get_spec(ImagesConfig(name="fashion_mnist"))
     with monkeypatch.context() as patch:
         patch.setattr(fashion_mnist, "encode_png", interrupted)
         with pytest.raises(KeyboardInterrupt):
@@ -98,7 +99,7 @@ def test_an_interrupted_preparation_is_begun_anew(fashion, monkeypatch):
 
 
 def test_missing_originals_say_how_to_get_them(fashion, tmp_path):
-    spec = get_spec(DataConfig(name="fashion_mnist"))
+    spec = get_spec(ImagesConfig(name="fashion_mnist"))
     with pytest.raises(UserError, match=r"dataset-fashion-mnist and pass --data.dir"):
         open_dataset(spec, dataclasses.replace(fashion, dir=None))
     with pytest.raises(UserError, match=r"has no train-images-idx3-ubyte.gz: install Debian"):
@@ -116,7 +117,7 @@ def test_missing_originals_say_how_to_get_them(fashion, tmp_path):
 def test_files_that_do_not_fit(fashion, file, array, message):
     write_idx(fashion.dir / file, array)
     with pytest.raises(UserError, match=f"{file} must .*{message}"):
-        open_dataset(get_spec(DataConfig(name="fashion_mnist")), fashion)
+        open_dataset(get_spec(ImagesConfig(name="fashion_mnist")), fashion)
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="Debian's dataset-fashion-mnist is not installed")
@@ -126,7 +127,7 @@ def test_the_real_fashion_mnist_files():
     images, labels = read_split(REAL, "train")
     assert images.shape == (60000, 28, 28)
     assert np.bincount(labels).tolist() == [6000] * 10
-    spec = get_spec(DataConfig(name="fashion_mnist"))
+    spec = get_spec(ImagesConfig(name="fashion_mnist"))
     assert images.mean() / 255 == pytest.approx(spec.mean[0], abs=1e-3)
     assert images.std() / 255 == pytest.approx(spec.std[0], abs=1e-3)
 
@@ -140,7 +141,7 @@ def test_normalisation_of_digits_is_that_of_its_pixels(digits):
 
 def test_unknown_data_set_suggests_the_nearest():
     with pytest.raises(UserError, match="did you mean 'fashion_mnist'"):
-        get_spec(DataConfig(name="fashionmnist"))
+        get_spec(ImagesConfig(name="fashionmnist"))
 
 
 def test_where_prepared_sets_are_kept(monkeypatch, tmp_path):

@@ -2,10 +2,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from natjax.train.config.settings import DataConfig
 from natjax.train.data import images
-from natjax.train.data.datasets import get_spec
 from natjax.train.tasks.classification import presets
+from natjax.train.tasks.classification.datasets.registry import get_spec
 
 RNG = np.random.default_rng(0)
 
@@ -34,14 +33,10 @@ def test_sixteen_bits_keep_their_brightness():
     assert images.to_pixels(images.with_channels(image, 1)).max() == 128
 
 
-def view(**settings):
-    return DataConfig(name="digits", **settings)
-
-
 def test_the_view_of_evaluation_is_the_middle():
     pixels = np.zeros((4, 10), np.uint8)
     pixels[:, 3:7] = 200
-    middle = images.center_view(Image.fromarray(pixels), view(image_size=4))
+    middle = images.center_view(Image.fromarray(pixels), 4)
     assert np.asarray(middle).min() == 200
 
 
@@ -55,13 +50,13 @@ def test_the_view_of_evaluation_is_the_published_one(size, side, crop_pct):
     left, top = (round((n - side) / 2) for n in scaled)
     expected = photo.resize(scaled, Image.Resampling.BICUBIC)
     expected = expected.crop((left, top, left + side, top + side))
-    found = images.center_view(photo, view(image_size=side, crop_pct=crop_pct))
+    found = images.center_view(photo, side, crop_pct)
     np.testing.assert_array_equal(np.asarray(found), np.asarray(expected))
 
 
 def test_a_long_strip_does_not_unfold():
     strip = Image.new("L", (1, 5_000_000), 7)
-    assert images.center_view(strip, view()).size == (32, 32)
+    assert images.center_view(strip, 32).size == (32, 32)
 
 
 def test_a_border_is_a_part_of_the_short_side():
@@ -87,6 +82,6 @@ def test_fashion_mnist_keeps_its_own_pixels():
     data = presets.fashion_mnist().data
     image = images.decode(images.encode_png(pixels), 1)
     framed = images.add_border(image, get_spec(data).border)
-    out = np.asarray(images.center_view(framed, data))
+    out = np.asarray(images.center_view(framed, data.image_size))
     np.testing.assert_array_equal(out[2:30, 2:30], pixels)
     assert out.sum() == pixels.sum()

@@ -3,8 +3,10 @@ import dataclasses
 import numpy as np
 import pytest
 
-from natjax.train.data.pipeline import Host, test_dataset, train_batches, train_dataset
+from natjax.train.cluster.processes import Host
+from natjax.train.data.pipeline import read
 from natjax.train.tasks.classification import presets
+from natjax.train.tasks.classification.examples import test_images, train_images
 
 
 def batches(digits, *, seed=0, batch_size=16, host=Host(), augment=None):  # noqa: B008
@@ -12,7 +14,7 @@ def batches(digits, *, seed=0, batch_size=16, host=Host(), augment=None):  # noq
     preset = presets.digits()
     augment = augment or preset.augment
     options = {"seed": seed, "batch_size": batch_size, "host": host}
-    return train_dataset(train, spec, preset.data, augment, **options)
+    return train_images(train, spec, preset.data, augment, **options)
 
 
 def equal(left, right) -> bool:
@@ -33,9 +35,9 @@ def test_a_batch_is_a_function_of_seed_and_step(digits):
 @pytest.mark.parametrize("threads", [1, 5])
 def test_resuming_gives_the_batches_that_would_have_come(digits, config, threads):
     data = dataclasses.replace(config.data, threads=threads)
-    whole = train_batches(batches(digits), data, 0)
+    whole = read(batches(digits), data, 0)
     expected = [next(whole) for _ in range(8)]
-    resumed = train_batches(batches(digits), data, 5)
+    resumed = read(batches(digits), data, 5)
     for batch in expected[5:]:
         assert equal(next(resumed), batch)
 
@@ -66,7 +68,7 @@ def test_threads_and_workers_change_nothing_of_what_is_random(digits, config, op
     full = presets.emoji().augment
     expected = batches(digits, augment=full)
     data = dataclasses.replace(config.data, **{"threads": 1, "workers": 0} | options)
-    found = train_batches(batches(digits, augment=full), data, 3)
+    found = read(batches(digits, augment=full), data, 3)
     for step in (3, 4, 5):
         assert equal(next(found), expected[step])
 
@@ -88,7 +90,7 @@ def test_evaluation_holds_every_record_once(digits, batch_size, count):
     hosts = [Host(index, count) for index in range(count)]
     labels = []
     for host in hosts:
-        dataset = test_dataset(test, spec, presets.digits().data, batch_size=batch_size, host=host)
+        dataset = test_images(test, spec, presets.digits().data, batch_size=batch_size, host=host)
         parts = [dataset[step] for step in range(len(dataset))]
         assert all(len(part["label"]) == batch_size // count for part in parts)
         labels.append([part["label"][part["mask"]] for part in parts])
@@ -98,4 +100,4 @@ def test_evaluation_holds_every_record_once(digits, batch_size, count):
     np.testing.assert_array_equal(np.concatenate(rows), expected)
 
 
-test_dataset.__test__ = False  # natjax's function, not a test
+test_images.__test__ = False  # natjax's function, not a test

@@ -5,10 +5,10 @@ import sys
 import imagenet_tar
 import pytest
 
-from natjax.train.data.photos import open_photos
 from natjax.train.data.prepared import find_version, open_version
 from natjax.train.errors import UserError
 from natjax.train.tasks.classification.datasets.imagenet_prepare import prepare
+from natjax.train.tasks.classification.photos import open_photos
 
 
 @pytest.fixture(scope="module")

@@ -5,21 +5,23 @@ import numpy as np
 import pytest
 from damaged_photos import Photos
 
-from natjax.train.config.settings import AugmentConfig, DataConfig
-from natjax.train.data.datasets import get_spec
-from natjax.train.data.pipeline import Host, test_dataset, train_batches, train_dataset
+from natjax.train.cluster.processes import Host
+from natjax.train.data.pipeline import read
 from natjax.train.data.readable import Readable, UnreadableError
+from natjax.train.tasks.classification.config import AugmentConfig, ImagesConfig
+from natjax.train.tasks.classification.datasets.registry import get_spec
+from natjax.train.tasks.classification.examples import test_images, train_images
 
-test_dataset.__test__ = False  # natjax's function, not a test
+test_images.__test__ = False  # natjax's function, not a test
 
-DATA = DataConfig(name="imagenet2012", image_size=16)
+DATA = ImagesConfig(name="imagenet2012", image_size=16)
 SPEC = get_spec(DATA)
 
 
 def labels(source, threads=1, workers=0):
     data = dataclasses.replace(DATA, threads=threads, workers=workers)
-    dataset = train_dataset(source, SPEC, data, AugmentConfig(), seed=3, batch_size=4, host=Host())
-    batches = train_batches(dataset, data, 0)
+    dataset = train_images(source, SPEC, data, AugmentConfig(), seed=3, batch_size=4, host=Host())
+    batches = read(dataset, data, 0)
     found = np.concatenate([next(batches)["label"] for _ in range(10)])  # two epochs
     if workers:
         batches.close()
@@ -44,7 +46,7 @@ def test_worker_processes_name_them_too(capfd):
 
 
 def test_evaluation_leaves_them_out(capsys):
-    dataset = test_dataset(Photos(6, (1, 4)), SPEC, DATA, batch_size=4, host=Host())
+    dataset = test_images(Photos(6, (1, 4)), SPEC, DATA, batch_size=4, host=Host())
     batches = [dataset[i] for i in range(2)]
     assert np.concatenate([batch["mask"] for batch in batches]).tolist() == [
         *(True, False, True, True),
@@ -65,7 +67,7 @@ def test_too_many_are_an_error():
 
 
 def test_each_process_counts_its_own():
-    readable = Readable(Photos(4, (1,)), 3, "train", says=False)
+    readable = Readable(Photos(4, (1,)), 3, "train", warns=False)
     assert readable.get(1) is None
     copy = pickle.loads(pickle.dumps(readable))
     assert copy._seen.bad == set()
@@ -73,5 +75,5 @@ def test_each_process_counts_its_own():
 
 
 def test_other_processes_say_nothing(capsys):
-    assert Readable(Photos(4, (1,)), 3, "train", says=False)[1]["label"] == 2
+    assert Readable(Photos(4, (1,)), 3, "train", warns=False)[1]["label"] == 2
     assert capsys.readouterr().err == ""

@@ -8,13 +8,16 @@ import pytest
 import tensorflow_datasets as tfds
 from array_record.python import array_record_data_source
 
-from natjax.train.config.settings import AugmentConfig, DataConfig
+from natjax.train.cluster.processes import Host
 from natjax.train.data import tfrecords
-from natjax.train.data.datasets import get_spec, open_dataset, open_split
-from natjax.train.data.photos import open_photos
-from natjax.train.data.pipeline import Host, train_batches, train_dataset
+from natjax.train.data.datasets import open_dataset, open_split
+from natjax.train.data.pipeline import read
 from natjax.train.errors import UserError
+from natjax.train.tasks.classification.config import AugmentConfig, ImagesConfig
 from natjax.train.tasks.classification.datasets.imagenet_prepare import prepare
+from natjax.train.tasks.classification.datasets.registry import get_spec
+from natjax.train.tasks.classification.examples import train_images
+from natjax.train.tasks.classification.photos import open_photos
 
 
 def crc32c(data: bytes) -> int:
@@ -91,10 +94,10 @@ def test_worker_processes_can_have_it(prepared):
 
 
 def test_training_and_evaluation_read_it(prepared):
-    data = DataConfig(name="imagenet2012", dir=prepared[1].parent.parent, image_size=16)
+    data = ImagesConfig(name="imagenet2012", dir=prepared[1].parent.parent, image_size=16)
     spec = get_spec(data)
     builder = open_dataset(spec, data)
-    dataset = train_dataset(
+    dataset = train_images(
         open_split(builder, "train"),
         spec,
         data,
@@ -103,7 +106,7 @@ def test_training_and_evaluation_read_it(prepared):
         batch_size=4,
         host=Host(),
     )
-    batch = next(train_batches(dataset, data, 0))
+    batch = next(read(dataset, data, 0))
     assert batch["image"].shape == (4, 16, 16, 3)
     photos = open_photos(prepared[1])
     assert (photos.count, photos.classes) == (10, 1000)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from natjax.train.data.workers import steady
+from natjax.train.data.workers import restart_workers
 from natjax.train.errors import TrainingError
 
 DEATH = "Worker process was terminated unexpectedly with exit code -9. Search the logs above."
@@ -37,7 +37,7 @@ class Stream:
 
 
 def take(source: Source, start: int, count: int) -> list[int]:
-    batches = steady(source, start)
+    batches = restart_workers(source, start)
     taken = [next(batches) for _ in range(count)]
     batches.close()
     return taken
@@ -69,8 +69,8 @@ def test_other_errors_are_not_disguised():
         raise RuntimeError("something else")
 
     with pytest.raises(RuntimeError, match="something else"):
-        list(steady(broken, 0))
+        list(restart_workers(broken, 0))
 
 
 def test_an_end_is_an_end():
-    assert list(steady(lambda start: iter(range(start, 5)), 2)) == [2, 3, 4]
+    assert list(restart_workers(lambda start: iter(range(start, 5)), 2)) == [2, 3, 4]

@@ -16,8 +16,10 @@ from runs import final_state, metrics
 
 from natjax.cli import main
 from natjax.train.checkpoint.checkpointer import list_steps
-from natjax.train.config.settings import AugmentConfig, DataConfig
-from natjax.train.data.pipeline import Host, train_batches, train_dataset
+from natjax.train.cluster.processes import Host
+from natjax.train.data.pipeline import read
+from natjax.train.tasks.classification.config import AugmentConfig, ImagesConfig
+from natjax.train.tasks.classification.examples import train_images
 
 SUPPORT = os.path.dirname(pico.__file__)
 
@@ -126,9 +128,9 @@ def test_virtual_devices_are_made_on_request(environment):
 
 def test_a_killed_data_worker_is_replaced_and_no_batch_is_lost(digits, capsys):
     spec, records, _ = digits
-    data = DataConfig(name="digits", threads=1, workers=1)
-    made = train_dataset(records, spec, data, AugmentConfig(), seed=0, batch_size=8, host=Host())
-    batches = train_batches(made, data, 3)
+    data = ImagesConfig(name="digits", threads=1, workers=1)
+    made = train_images(records, spec, data, AugmentConfig(), seed=0, batch_size=8, host=Host())
+    batches = read(made, data, 3)
     try:
         for step in range(3, 12):
             batch = next(batches)
@@ -150,16 +152,19 @@ def children() -> list[int]:
 
 HOLDER = """
 import sys
-from natjax.train.config.settings import AugmentConfig, DataConfig
-from natjax.train.data.pipeline import Host, train_batches, train_dataset
-from natjax.train.data.datasets import get_spec, open_dataset, open_split
+from natjax.train.tasks.classification.config import AugmentConfig, ImagesConfig
+from natjax.train.cluster.processes import Host
+from natjax.train.data.pipeline import read
+from natjax.train.tasks.classification.examples import train_images
+from natjax.train.data.datasets import open_dataset, open_split
+from natjax.train.tasks.classification.datasets.registry import get_spec
 
 if __name__ == "__main__":
-    data = DataConfig(name="digits", threads=1, workers=1)
+    data = ImagesConfig(name="digits", threads=1, workers=1)
     spec = get_spec(data)
     records = open_split(open_dataset(spec, data), spec.train_split)
-    made = train_dataset(records, spec, data, AugmentConfig(), seed=0, batch_size=8, host=Host())
-    batches = train_batches(made, data, 0)
+    made = train_images(records, spec, data, AugmentConfig(), seed=0, batch_size=8, host=Host())
+    batches = read(made, data, 0)
     held = [next(batches) for _ in range(3)]
     print("ready", flush=True)
     sys.stdin.readline()

@@ -6,22 +6,25 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from natjax.train.config.settings import DataConfig, TrainConfig
-from natjax.train.engine.finite import FiniteGuard, all_finite, leave_out_bad
-from natjax.train.engine.position import Position, read_position
+from natjax.train.config.settings import RunConfig
+from natjax.train.engine.finite import FiniteGuard, all_finite, skip_bad_updates
 from natjax.train.engine.state import TrainState
-from natjax.train.engine.step import Task
+from natjax.train.engine.step import StepSetup
 from natjax.train.errors import TrainingError
 
 STATE = TrainState(
-    step=jnp.int32(4), params={"a": jnp.ones(3)}, opt=(jnp.int32(4),), ema={"a": jnp.zeros(3)}
+    step=jnp.int32(4),
+    params={"a": jnp.ones(3)},
+    statistics={"n": jnp.ones(3)},
+    opt=(jnp.int32(4),),
+    ema={"a": jnp.zeros(3), "n": jnp.ones(3)},
 )
-TASK = object.__new__(Task)  # nobody looks into it
+TASK = object.__new__(StepSetup)  # nobody looks into it
 GOOD, BAD = {"loss": 1.5, "grad_norm": 1.0}, {"loss": 1.5, "grad_norm": float("inf")}
 
 
-def config(**settings) -> TrainConfig:
-    return TrainConfig(data=DataConfig(name="digits"), **settings)
+def config(**settings) -> RunConfig:
+    return RunConfig(**settings)
 
 
 def toy_step(_, state, batch):
@@ -33,7 +36,7 @@ def toy_step(_, state, batch):
 
 @pytest.mark.parametrize("value", [jnp.nan, jnp.inf, -jnp.inf])
 def test_a_bad_step_changes_its_number_alone(value):
-    step = jax.jit(functools.partial(leave_out_bad(toy_step), TASK))
+    step = jax.jit(functools.partial(skip_bad_updates(toy_step), TASK))
     after, scalars = step(STATE, {"x": jnp.float32(value)})
     assert int(after.step) == 5
     jax.tree.map(np.testing.assert_array_equal, after, dataclasses.replace(STATE, step=after.step))
@@ -43,7 +46,7 @@ def test_a_bad_step_changes_its_number_alone(value):
 def test_a_good_step_is_as_it_was():
     batch = {"x": jnp.float32(2)}
     plain, scalars = toy_step(TASK, STATE, batch)
-    after, seen = leave_out_bad(toy_step)(TASK, STATE, batch)
+    after, seen = skip_bad_updates(toy_step)(TASK, STATE, batch)
     jax.tree.map(np.testing.assert_array_equal, after, plain)
     assert seen == scalars | {"skipped": 0}
 
@@ -58,21 +61,13 @@ def test_skipping_stops_after_too_many_in_a_row_across_a_restart():
     settings = config(on_nan="skip", max_skipped=3)
     guard = FiniteGuard(settings)
     guard.check([BAD, BAD, BAD, GOOD, BAD, BAD], 1, str)
-    meta = {"position": Position(skipped=guard.in_a_row).to_json()}
-    guard = FiniteGuard(settings, read_position(meta).skipped)
+    guard = FiniteGuard(settings, guard.in_a_row)
     guard.check([BAD], 7, str)
     with pytest.raises(TrainingError, match=r"inf at step 8, and 3 updates in a row were left out"):
         guard.check([BAD], 8, str)
 
 
-def test_a_position_comes_back_to_the_bit():
-    values = {"loss": np.float32(1) / 3, "grad_norm": np.float32(np.inf)}
-    back = read_position({"position": Position(window=[values], evaluated=False).to_json()})
-    assert back == Position(window=[values], evaluated=False)
-    assert read_position({}) == Position()
-
-
-@pytest.mark.parametrize("part", ["params", "opt", "ema"])
+@pytest.mark.parametrize("part", ["params", "statistics", "opt", "ema"])
 def test_a_state_that_is_not_finite_is_noticed(part):
     assert all_finite(STATE)
     bad = dataclasses.replace(STATE, **{part: {"a": jnp.array([0, jnp.nan])}})

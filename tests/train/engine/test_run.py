@@ -16,12 +16,13 @@ from PIL import Image
 from runs import final_state, metrics, trainer_of
 
 from natjax.cli import main
-from natjax.train.checkpoint.checkpointer import list_steps, restore, state_items
-from natjax.train.config.serialization import from_json
+from natjax.train.checkpoint.checkpointer import list_steps, restore
+from natjax.train.config.serialization import to_json
 from natjax.train.config.settings import MeshConfig
 from natjax.train.engine import finite, loop
+from natjax.train.engine.summary import memory_per_device, run_summary
 from natjax.train.engine.trainer import build_trainer
-from natjax.train.reporting.summary import memory_per_device, run_summary
+from natjax.train.tasks.classification.task import Classification
 
 
 def train(run, **settings) -> int:
@@ -72,23 +73,25 @@ def test_a_run_leaves_everything_in_its_folder(finished):
 
 def test_the_checkpoint_holds_the_configuration(finished):
     trainer = trainer_of(finished)
-    meta = restore(finished / "checkpoints", state_items(trainer.compiled.target)).meta
-    assert from_json(meta["config"]) == trainer.config
+    meta = restore(finished / "checkpoints", trainer.compiled.target.items()).meta
+    assert meta["config"] == {"task": "classification", **to_json(trainer.config)}
 
 
 def test_the_start_says_what_is_trained(finished):
     trainer = trainer_of(finished)
     summary = run_summary(trainer)
     for text in (
-        "nat_pico: 3,756 parameters, float32",
-        "0.26 M FLOPs (multiply-adds) an image",
+        "model    nat_pico, float32\n",
+        "3,756 parameters; 0.26 M FLOPs (multiply-adds) for each of the images",
         "digits: 1,437 images of 32x32 to train on, 10 classes",
         "24 steps of 16 images, 0.2672 epochs",
         "1 x cpu (data 1, fsdp 1), 16 images each",
         "60.1 kB a device: parameters 15 kB, optimizer 30.1 kB, averages 15 kB",
     ):
         assert text in summary
-    split = build_trainer(dataclasses.replace(trainer.config, mesh=MeshConfig(fsdp=4)))
+    split = build_trainer(
+        Classification(dataclasses.replace(trainer.config, mesh=MeshConfig(fsdp=4)))
+    )
     assert memory_per_device(split.compiled.target) < memory_per_device(trainer.compiled.target)
 
 
@@ -125,7 +128,7 @@ def test_a_run_that_is_stopped_again_and_again_ends_as_if_it_had_not_been(
     stops = [
         # Between two lines of metrics; during an evaluation; at once.
         ("put_batch", 15, [SIGTERM], 143, "stopped by SIGTERM after step 15, all saved", [8, 15]),
-        ("evaluate", 2, [SIGINT], 130, "stopped by SIGINT after step 16, all saved", [15, 16]),
+        ("evaluate", 1, [SIGINT], 130, "stopped by SIGINT after step 16, all saved", [15, 16]),
         ("put_batch", 2, [SIGINT, SIGINT], 130, "interrupted; the same command", [15, 16]),
     ]
     for name, calls, signals, code, message, kept in stops:
@@ -171,7 +174,7 @@ def test_the_last_evaluation_decides_about_the_best_after_it_was_broken_off(tmp_
     fixed_scores(monkeypatch)
     settings = {"steps": 16, "eval_every": 8, "checkpoint__keep_latest": 1}
     with monkeypatch.context() as patch:
-        send(patch, "evaluate", 4, SIGTERM)
+        send(patch, "evaluate", 2, SIGTERM)
         assert train(tmp_path, **settings) == 143
     assert list_steps(tmp_path / "checkpoints") == [8, 16]
     assert train(tmp_path, **settings) == 0
@@ -247,8 +250,8 @@ def test_a_loss_that_is_not_finite_stops_with_its_step(tmp_path, capsys):
 
 @pytest.mark.usefixtures("no_pictures")
 def test_updates_that_are_not_finite_can_be_left_out(tmp_path, monkeypatch, capsys):
-    def sometimes_bad(task, state, batch):
-        new, scalars = original(task, state, batch)
+    def sometimes_bad(setup, state, batch):
+        new, scalars = original(setup, state, batch)
         bad = (state.step == 5) | (state.step == 6)
         ruined = jax.tree.map(lambda leaf: jnp.where(bad, jnp.nan, leaf), new.params)
         loss = jnp.where(bad, jnp.inf, scalars["loss"])

@@ -9,11 +9,11 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 
 from natjax.backbones.nat import NAT, NATConfig
-from natjax.train.checkpoint.checkpointer import CheckpointWriter, items_state, restore, state_items
-from natjax.train.config.settings import CheckpointConfig, MeshConfig, OptimizerConfig
-from natjax.train.engine.compile import compile_task
-from natjax.train.engine.functional import functional
-from natjax.train.engine.optimizer import make_optimizer, schedule
+from natjax.train.checkpoint.checkpointer import CheckpointWriter, restore
+from natjax.train.cluster.processes import Host
+from natjax.train.config.settings import CheckpointConfig, MeshConfig
+from natjax.train.engine.compile import compile_training
+from natjax.train.engine.network import split_network
 from natjax.train.engine.sharding import (
     check_batch_size,
     device_grid,
@@ -23,9 +23,11 @@ from natjax.train.engine.sharding import (
     request_devices,
     state_sharding,
 )
-from natjax.train.engine.step import Network, Task
+from natjax.train.engine.state import state_of
+from natjax.train.engine.step import set_up_step
 from natjax.train.engine.trainer import build_trainer
 from natjax.train.errors import UserError
+from natjax.train.tasks.classification.task import Classification
 
 
 @pytest.mark.parametrize(
@@ -105,17 +107,23 @@ def test_a_batch_that_the_devices_cannot_share(config):
 def steps(trainer, state, first: int, last: int):
     """The state after steps `first` to `last`, and their losses."""
     out = []
-    for step in range(first, last):
-        batch = put_batch(trainer.train_data[step], trainer.compiled.batch)
+    batches = trainer.task.train_batches(first, Host())
+    for _ in range(first, last):
+        batch = put_batch(next(batches), trainer.compiled.batch)
         state, scalars = trainer.compiled.train(state, batch)
         out.append(float(scalars["loss"]))
     return state, out
 
 
+def first_batch(trainer):
+    return next(trainer.task.train_batches(0, Host()))
+
+
 def on_mesh(config, mesh: MeshConfig, **model):
     changed = dataclasses.replace(config.model, **model)
     warm = dataclasses.replace(config.optimizer, warmup_steps=1)
-    return build_trainer(dataclasses.replace(config, mesh=mesh, model=changed, optimizer=warm))
+    changed = dataclasses.replace(config, mesh=mesh, model=changed, optimizer=warm)
+    return build_trainer(Classification(changed))
 
 
 @pytest.mark.oldest
@@ -127,10 +135,10 @@ def test_eight_devices_equal_one_and_go_on_from_each_others_checkpoints(config, 
     np.testing.assert_allclose(found, expected[:3], rtol=2e-4)
     check_parts(both, state)
     with CheckpointWriter(tmp_path, CheckpointConfig()) as writer:
-        writer.save(state, {}, None)
+        writer.save(3, state.items(), {}, None)
     for trainer in (both, on_mesh(config, MeshConfig(data=8)), one):
-        restored = restore(tmp_path, state_items(trainer.compiled.target))
-        state, found = steps(trainer, items_state(restored.items), 3, 6)
+        restored = restore(tmp_path, trainer.compiled.target.items())
+        state, found = steps(trainer, state_of(restored.items), 3, 6)
         np.testing.assert_allclose(found, expected[3:], rtol=2e-4)
         assert int(state.step) == 6
 
@@ -144,23 +152,16 @@ def check_parts(trainer, state):
         split += part < whole
     big = [v for v in trainer.compiled.target.params.values() if v.size >= 1024]
     assert split == 4 * len(big) > 0  # parameters, two moments, average
-    batch = put_batch(trainer.train_data[0], trainer.compiled.batch)
+    batch = put_batch(first_batch(trainer), trainer.compiled.batch)
     assert batch["image"].sharding.shard_shape(batch["image"].shape)[0] == 2
 
 
 @pytest.mark.oldest
-def test_no_device_holds_the_whole_initial_state():
+def test_no_device_holds_the_whole_initial_state(config):
     wide = NATConfig(dim=128, depths=(1, 1), num_heads=(4, 8), kernel_size=3, num_classes=10)
-    model = functional(lambda: NAT(wide, rngs=nnx.Rngs(0)))
-    task = Task(
-        network=Network(model, (0.5,), (0.5,)),
-        optimizer=make_optimizer(OptimizerConfig(), 100),
-        schedule=schedule(OptimizerConfig(), 100),
-        label_smoothing=0.1,
-        ema_decay=0.9,
-        seed=0,
-    )
-    functions = compile_task(task, make_mesh(MeshConfig(fsdp=8)))
+    network = split_network(lambda: NAT(wide, rngs=nnx.Rngs(0)))
+    setup = set_up_step(Classification(config, network=network), 100, 10.0)
+    functions = compile_training(setup, make_mesh(MeshConfig(fsdp=8)))
     compiled = functions.init.lower().compile()
     assert "all-gather" not in compiled.as_text()
     whole = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(functions.target))
@@ -171,7 +172,7 @@ def test_no_device_holds_the_whole_initial_state():
 
 def test_a_step_changes_the_state_in_place(config):
     trainer = on_mesh(config, MeshConfig(data=1, fsdp=2))
-    target, batch = trainer.compiled.target, trainer.train_data[0]
+    target, batch = trainer.compiled.target, first_batch(trainer)
     compiled = trainer.compiled.train.lower(target, put_batch(batch, trainer.compiled.batch))
     parts = sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize

@@ -15,9 +15,10 @@ from runs import final_state
 import natjax
 from natjax.cli import main
 from natjax.train.checkpoint.run_folder import RunFolder
-from natjax.train.config.serialization import from_json, to_json
+from natjax.train.config.serialization import override
 from natjax.train.engine.trainer import build_trainer
 from natjax.train.engine.warm_start import read_initial, start_from
+from natjax.train.tasks.classification.task import Classification
 from natjax.weights import WeightsError
 from natjax.weights.load import named_params
 
@@ -86,7 +87,7 @@ def test_wrong_export(words, message, finished, tmp_path, capsys, monkeypatch):
 
 
 def trainer(config, init, **changes):
-    return build_trainer(from_json(to_json(config) | {"init": str(init), **changes}))
+    return build_trainer(Classification(override(config, {"init": str(init), **changes})))
 
 
 def test_a_run_starts_from_weights(config, tmp_path):
@@ -94,7 +95,7 @@ def test_a_run_starts_from_weights(config, tmp_path):
     source = model()
     natjax.save_weights(source, tmp_path / "x.pth")
     parts = trainer(config, tmp_path / "x.pth", mesh={"data": 2, "fsdp": 2})
-    initial = read_initial(parts, tmp_path / "checkpoints")
+    initial = read_initial(parts)
     drawn = parts.compiled.init()
     places = {name: leaf.sharding for name, leaf in drawn.params.items()}
     state = start_from(drawn, initial)
@@ -114,7 +115,7 @@ def test_a_run_starts_from_weights(config, tmp_path):
 def test_another_number_of_classes(config, tmp_path):
     natjax.save_weights(model(num_classes=3), tmp_path / "x.safetensors")
     parts = trainer(config, tmp_path / "x.safetensors")
-    initial = read_initial(parts, tmp_path)
+    initial = read_initial(parts)
     assert "left out with the classifier: head.bias, head.kernel" in initial.report
     state = start_from(parts.compiled.init(), initial)
     drawn = parts.compiled.init()
@@ -126,7 +127,7 @@ def test_another_number_of_classes(config, tmp_path):
 
 def test_position_biases_of_another_size_are_resized(config, tmp_path):
     natjax.save_weights(model(kernel_size=5), tmp_path / "x.safetensors")
-    initial = read_initial(trainer(config, tmp_path / "x.safetensors"), tmp_path)
+    initial = read_initial(trainer(config, tmp_path / "x.safetensors"))
     assert "resized: levels.*.blocks.*.attn.rpb" in initial.report
 
 
@@ -134,14 +135,14 @@ def test_weights_of_another_model(config, tmp_path):
     other = draw.filled(lambda rngs: natjax.create_model("nat_micro", rngs=rngs))
     natjax.save_weights(other, tmp_path / "x.safetensors")
     with pytest.raises(WeightsError, match="does not fit the model"):
-        read_initial(trainer(config, tmp_path / "x.safetensors"), tmp_path)
+        read_initial(trainer(config, tmp_path / "x.safetensors"))
 
 
 def test_init_is_recorded_and_not_applied_again(started, tmp_path, data_dir, capsys):
     run, printed = started
     weights = run.parent / "x.safetensors"
     assert f"Starting from {weights}: 23 arrays with natjax names" in printed
-    assert RunFolder(run).read_config().init == str(weights)
+    assert RunFolder(run).read_config()["init"] == str(weights)
     copy = shutil.copytree(run, tmp_path / "copy")
     assert train(copy, **SETTINGS, init=weights, data__prepared_dir=data_dir) == 0
     out = capsys.readouterr().out

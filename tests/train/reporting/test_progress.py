@@ -4,11 +4,17 @@ import sys
 import pytest
 
 from natjax.train import console
-from natjax.train.cluster import processes
-from natjax.train.reporting.progress import ProgressDisplay, Shown, Throughput, format_seconds
+from natjax.train.reporting.progress import ProgressDisplay, Shown, format_seconds
+from natjax.train.reporting.throughput import Throughput
 
 LINE = Shown(
-    step=20, epoch=1.5, loss=1.5, accuracy=0.25, learning_rate=1e-3, rate=1234.0, left=65.0
+    step=20,
+    epoch=1.5,
+    quantities=["loss 1.5000", "top-1 25.00%"],
+    learning_rate=1e-3,
+    rate=1234.0,
+    unit="images",
+    left=65.0,
 )
 
 
@@ -51,7 +57,7 @@ def test_plain_lines_where_nobody_watches(capsys):
         ({"mfu": 0.4123}, "lr 1.00e-03  1,234 images/s  MFU 41.2%"),
         ({"skipped": 3}, "lr 1.00e-03  1,234 images/s  3 skipped"),
         (
-            {"skipped": 4, "loss": None, "accuracy": None},
+            {"skipped": 4, "quantities": []},
             "epoch 1.50  lr 1.00e-03  1,234 images/s  4 skipped",
         ),
     ],
@@ -72,17 +78,17 @@ def test_a_bar_on_a_terminal(capsys, monkeypatch):
 @pytest.mark.parametrize(("count", "watched"), [(1, True), (2, False)])
 def test_no_bar_for_several_processes(monkeypatch, count, watched):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)  # as mpirun has it
-    monkeypatch.setattr(processes, "count", lambda: count)
+    monkeypatch.setattr(console, "_count", count)
     assert console.is_terminal() == watched
 
 
 def test_only_the_first_process_speaks(capsys):
     try:
-        console.only_first_process(1)
+        console.set_process(1, 2)
         console.say("no")
         console.warn("no")
         assert not console.is_terminal()
     finally:
-        console.only_first_process(0)
+        console.set_process(0, 1)
     console.say("[yes]")
     assert capsys.readouterr().out == "[yes]\n"

@@ -17,14 +17,14 @@ import natjax
 from natjax.backbones import variants
 from natjax.cli import main
 from natjax.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, preprocessing
-from natjax.train.data.photos import open_photos, prepare_photo, read_photo
-from natjax.train.engine.evaluate import Evaluation
+from natjax.train.engine.task import Scores
 from natjax.train.errors import UserError
 from natjax.train.tasks.classification.evaluate_weights import (
     WeightsEvaluation,
     evaluate_weights,
     show_weights_evaluation,
 )
+from natjax.train.tasks.classification.photos import open_photos, prepare_photo, read_photo
 
 NAME = "nat_photo"
 SYNSETS = ("n01440764", "n02099601", "n03445777")
@@ -111,9 +111,9 @@ def test_accuracy_is_exact_over_all_photos(batch_size, weights, folder):
     assert len(ranks) == 13
     done = evaluate_weights(str(weights), folder, batch_size=batch_size)
     assert done.model == NAME
-    assert done.result.images == 13
-    assert done.result.top1 == pytest.approx((ranks < 1).mean())
-    assert done.result.top5 == 1
+    assert done.result.values["images"] == 13
+    assert done.result.values["top1"] == pytest.approx((ranks < 1).mean())
+    assert done.result.values["top5"] == 1
     assert 0 < (ranks < 1).sum() < 13
     assert done.failures == ()
 
@@ -122,7 +122,7 @@ def test_several_devices_give_the_same(weights, folder):
     one = evaluate_weights(str(weights), folder, batch_size=8)
     two = evaluate_weights(str(weights), folder, batch_size=8, devices=2)
     assert dataclasses.replace(one.result, loss=0.0) == dataclasses.replace(two.result, loss=0.0)
-    assert one.result.loss == pytest.approx(two.result.loss, rel=1e-5)
+    assert one.result.values["loss"] == pytest.approx(two.result.values["loss"], rel=1e-5)
 
 
 def test_the_command(weights, folder, capsys):
@@ -250,8 +250,8 @@ def test_the_official_archive(photos, tmp_path):
     log_shares = jax.nn.log_softmax(model(jnp.asarray(scaled, jnp.float32)))
     labels = imagenet_tar.official_labels(len(encoded))
     expected = -np.mean([log_shares[i, label] for i, label in enumerate(labels)])
-    assert found.result.images == 13
-    assert found.result.loss == pytest.approx(expected, rel=1e-5)
+    assert found.result.values["images"] == 13
+    assert found.result.values["loss"] == pytest.approx(expected, rel=1e-5)
     assert found.failures == ()
 
 
@@ -310,7 +310,8 @@ def test_weights_of_no_published_model(folder, tmp_path):
 
 
 def test_published_accuracy_is_shown_beside(capsys):
-    result = Evaluation(images=50_000, loss=1.0, top1=0.83, top5=0.96)
+    values = {"images": 50_000, "loss": 1.0, "top1": 0.83, "top5": 0.96}
+    result = Scores(values=values, primary="top1")
     done = WeightsEvaluation(
         model="nat_tiny", where="x.pth", how=preprocessing("nat_tiny"), result=result, failures=()
     )

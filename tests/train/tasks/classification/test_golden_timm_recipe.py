@@ -14,16 +14,19 @@ import pytest
 import torch_keys
 
 from natjax.train.config.settings import OptimizerConfig
-from natjax.train.engine.optimizer import decay_mask, make_optimizer, schedule
-from natjax.train.engine.step import cross_entropy, update_ema
+from natjax.train.engine.optimizer import make_optimizer, schedule
+from natjax.train.engine.step import update_ema
+from natjax.train.engine.task import ParameterGroup
 from natjax.train.tasks.classification import presets
+from natjax.train.tasks.classification.metrics import cross_entropy
+from natjax.train.tasks.classification.task import Classification
 
 TIMM = goldens.load("timm_training")
 LABELS = jnp.asarray(TIMM["batch/label"], jnp.int32)
 
 
 def blended(logits, own):
-    """The loss of a step whose batch is mixed, as `natjax.train.engine.step` has it."""
+    """The loss of a step whose batch is mixed, as `Classification` has it."""
     losses = [cross_entropy(logits, labels, 0.1) for labels in (LABELS, LABELS[::-1])]
     return (own * losses[0] + (1 - own) * losses[1]).mean()
 
@@ -47,7 +50,7 @@ def test_the_loss_of_smoothed_labels_is_timms():
 @pytest.mark.parametrize(("model", "warmup"), [("nat_tiny", 20), ("nat_isotropic_base", 50)])
 def test_learning_rates_are_those_of_timms_scheduler(model, warmup):
     """At the start of each of 310 epochs of 1251 steps, in the first steps and the last."""
-    config = presets.get_preset(f"{model}_imagenet").optimizer
+    config = presets.PRESETS[f"{model}_imagenet"].make().optimizer
     rate = schedule(config, 310 * 1251, 1251.0)
     found = jax.vmap(rate)(jnp.asarray(TIMM["rates/step"]))
     # float32 has the angle of the cosine to 2e-7: 1e-10 of the peak rate, which is 1e-3.
@@ -67,10 +70,11 @@ def test_the_parameters_that_timm_decays_are_decayed(family):
             for key in file.files
             if key.count("/") == 2 and "/param/" in key and file[key].dtype.kind == "f"
         }
+    task = Classification(presets.PRESETS["nat_tiny_imagenet"].make())
     for name, value in params.items():
-        ours = jax.tree.map(jnp.asarray, torch_keys.to_ours({name: value}))
-        (decays,) = decay_mask(ours, decay_bias_tables=True).values()
-        assert decays == (name in theirs), name
+        ((ours, array),) = torch_keys.to_ours({name: value}).items()
+        decay = task.parameter_group(ours, array.shape).weight_decay
+        assert decay == float(name in theirs), name
     assert any(name.endswith("rpb") for name in theirs)
 
 
@@ -81,13 +85,15 @@ def test_updates_and_averages_are_those_of_timm():
         final_learning_rate=5e-4,
         warmup_learning_rate=1e-4,
         warmup_steps=4,
-        cosine_from_start=True,
+        decay_from_start=True,
         cooldown_epochs=2.0,
         weight_decay=0.05,
         decay_bias_tables=True,
     )
-    optimizer = make_optimizer(config, 12, steps_per_epoch=1.0)
     names = ("head.weight", "head.bias", "attn.rpb", "gamma1")
+    decayed = {"head.weight", "attn.rpb"}
+    groups = {name: ParameterGroup(weight_decay=float(name in decayed)) for name in names}
+    optimizer = make_optimizer(config, schedule(config, 12, steps_per_epoch=1.0), groups)
     params = {name: jnp.asarray(TIMM[f"updates/{name}/start"]) for name in names}
     average, state = params, optimizer.init(params)
     norms = []

@@ -7,19 +7,20 @@ import pytest
 import natjax
 from natjax.backbones.variants import VARIANTS
 from natjax.preprocessing import preprocessing
-from natjax.train.cli.overrides import parse_train
-from natjax.train.config.settings import (
-    AugmentConfig,
-    DataConfig,
-    EraseConfig,
-    MixConfig,
-    ModelConfig,
-)
-from natjax.train.engine.functional import model_builder
+from natjax.train.cli.train import parse_train
+from natjax.train.config.settings import ModelConfig
 from natjax.train.engine.optimizer import schedule
 from natjax.train.errors import UserError
 from natjax.train.tasks.classification import presets
+from natjax.train.tasks.classification.config import (
+    AugmentConfig,
+    EraseConfig,
+    ImagesConfig,
+    MixConfig,
+)
 from natjax.train.tasks.classification.recipes import RECIPES
+from natjax.train.tasks.classification.task import Classification
+from natjax.train.tasks.registry import find_preset
 
 # Model: warm-up epochs, EMA, top-1.
 TRAINED = {
@@ -52,7 +53,7 @@ IMAGENET = 1281167
 
 
 def preset(model):
-    return presets.get_preset(f"{model}_imagenet")
+    return presets.PRESETS[f"{model}_imagenet"].make()
 
 
 def rate(config, epoch):
@@ -92,7 +93,7 @@ def test_what_all_have_in_common(model):
     variant, how = VARIANTS[model], preprocessing(model)
     assert config.model.drop_path == variant.drop_path
     assert (config.data.image_size, config.data.crop_pct) == (how.size, how.crop_pct)
-    text = presets.PRESETS[f"{model}_imagenet"].__doc__
+    text = presets.PRESETS[f"{model}_imagenet"].description
     assert f"{(TRAINED | TUNED)[model][-1]} % top-1 published" in text.splitlines()[0]
 
 
@@ -134,11 +135,8 @@ def test_recipes_of_fine_tuning(model):
 def test_the_model_of_a_preset_can_be_built(model):
     from flax import nnx
 
-    from natjax.train.data.datasets import get_spec
-
-    built = nnx.eval_shape(
-        model_builder(preset(model).model, get_spec(DataConfig(name="emoji")), 0)
-    )
+    config = dataclasses.replace(preset(model), data=ImagesConfig(name="emoji"))
+    built = nnx.eval_shape(Classification(config).model_builder())
     assert built.config.drop_path == natjax.model_config(model).drop_path
     assert built.dtype == {"dinat_large_384": "float32"}.get(model, "bfloat16")
 
@@ -146,7 +144,8 @@ def test_the_model_of_a_preset_can_be_built(model):
 def test_fine_tuning_needs_weights_to_start_from():
     with pytest.raises(UserError, match=r"ImageNet-22K: pass --init FILE or --init https://shi-"):
         parse_train("dinat_large_imagenet", [])
-    assert parse_train("dinat_large_imagenet", ["--init", "a.pth"]).init == "a.pth"
+    _, config = parse_train("dinat_large_imagenet", ["--init", "a.pth"])
+    assert config.init == "a.pth"
 
 
 @pytest.mark.parametrize(
@@ -159,10 +158,10 @@ def test_fine_tuning_needs_weights_to_start_from():
 )
 def test_what_has_no_preset_says_why(name, reason):
     with pytest.raises(UserError, match=reason):
-        presets.get_preset(name)
+        find_preset(name)
 
 
 def test_help_lists_every_preset_on_one_line():
-    for name, text in presets.summaries().items():
-        assert len(text) <= 100, name
+    for name, found in presets.PRESETS.items():
+        assert len(found.summary) <= 100, name
     assert ModelConfig().name == "nat_micro"

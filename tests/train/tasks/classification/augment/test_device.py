@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from natjax.train.config.settings import EraseConfig, MixConfig
 from natjax.train.tasks.classification.augment.erase import draw_boxes, erase
 from natjax.train.tasks.classification.augment.mix import draw_mix, mix_images
+from natjax.train.tasks.classification.config import EraseConfig, MixConfig
 
 SIDE = 40
 BOTH = MixConfig(mixup_alpha=0.8, cutmix_alpha=1.0)

@@ -18,17 +18,16 @@ import pytest
 import scipy.stats
 from PIL import Image
 
-from natjax.train.config.settings import DataConfig, EraseConfig, MixConfig
-from natjax.train.data.images import center_view
 from natjax.train.tasks.classification.augment import mix
 from natjax.train.tasks.classification.augment.color import jitter
-from natjax.train.tasks.classification.augment.crop import middle_box, random_box
+from natjax.train.tasks.classification.augment.crop import evaluation_view, middle_box, random_box
 from natjax.train.tasks.classification.augment.erase import draw_boxes, erase
 from natjax.train.tasks.classification.augment.mix import draw_mix, mix_images
 from natjax.train.tasks.classification.augment.ops import OPERATIONS
 from natjax.train.tasks.classification.augment.pipeline import TrainTransform
-from natjax.train.tasks.classification.augment.policy import parse_policy
 from natjax.train.tasks.classification.augment.rand_augment import fill_color, rand_augment
+from natjax.train.tasks.classification.config import EraseConfig, ImagesConfig, MixConfig
+from natjax.train.tasks.classification.policy import parse_policy
 from natjax.train.tasks.classification.recipes import imagenet_augmentation
 
 AUGMENT, TRAINING = goldens.load("timm_augment"), goldens.load("timm_training")
@@ -232,7 +231,7 @@ def features(pixels):
 
 
 def test_the_whole_transform_makes_of_a_photo_what_timms_makes():
-    data = DataConfig(name="imagenet2012", image_size=32)
+    data = ImagesConfig(name="imagenet2012", image_size=32)
     transform = TrainTransform(augment=RECIPE, data=data, mean=MEAN)
     image, rng = Image.fromarray(AUGMENT["whole/image"]), np.random.default_rng(0)
     ours = np.array([features(transform(image, rng)) for _ in range(1500)])
@@ -243,8 +242,8 @@ def test_the_whole_transform_makes_of_a_photo_what_timms_makes():
 
 @pytest.mark.parametrize("case", goldens.cases("timm_augment", "crop_pct"))
 def test_evaluation_sees_timms_pixels(case):
-    data = DataConfig(name="digits", image_size=16, crop_pct=float(AUGMENT[f"{case}/crop_pct"]))
-    found = center_view(Image.fromarray(AUGMENT[f"{case}/image"]), data)
+    data = ImagesConfig(name="digits", image_size=16, crop_pct=float(AUGMENT[f"{case}/crop_pct"]))
+    found = evaluation_view(Image.fromarray(AUGMENT[f"{case}/image"]), data)
     np.testing.assert_array_equal(np.asarray(found), AUGMENT[f"{case}/pixels"])
 
 

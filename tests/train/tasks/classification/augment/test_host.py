@@ -9,7 +9,6 @@ import scipy.ndimage
 import scipy.stats
 from PIL import Image
 
-from natjax.train.config.settings import AugmentConfig, DataConfig, TrainConfig
 from natjax.train.errors import UserError
 from natjax.train.tasks.classification.augment.color import jitter
 from natjax.train.tasks.classification.augment.crop import (
@@ -20,12 +19,17 @@ from natjax.train.tasks.classification.augment.crop import (
 )
 from natjax.train.tasks.classification.augment.ops import OPERATIONS
 from natjax.train.tasks.classification.augment.pipeline import TrainTransform
-from natjax.train.tasks.classification.augment.policy import Policy, parse_policy
 from natjax.train.tasks.classification.augment.rand_augment import (
     draw_magnitude,
     fill_color,
     rand_augment,
 )
+from natjax.train.tasks.classification.config import (
+    AugmentConfig,
+    ClassificationConfig,
+    ImagesConfig,
+)
+from natjax.train.tasks.classification.policy import Policy, parse_policy
 
 PUBLISHED = "rand-m9-mstd0.5-inc1"
 BILINEAR, BICUBIC = Image.Resampling.BILINEAR, Image.Resampling.BICUBIC
@@ -110,7 +114,9 @@ def test_the_published_policy():
 )
 def test_policies_that_are_not_supported(text, reason):
     with pytest.raises(UserError, match=f"augment.rand_augment must be like rand-mM.*{reason}"):
-        TrainConfig(data=DataConfig(name="digits"), augment=AugmentConfig(rand_augment=text))
+        ClassificationConfig(
+            data=ImagesConfig(name="digits"), augment=AugmentConfig(rand_augment=text)
+        )
 
 
 def test_operations_are_drawn_evenly_and_done_half_of_the_time(rng, monkeypatch):
@@ -359,7 +365,7 @@ def test_jitter_changes_saturation_and_contrast(rng):
 
 
 def transform(size=32, channels=3, **settings):
-    data = DataConfig(name="digits", image_size=size)
+    data = ImagesConfig(name="digits", image_size=size)
     return TrainTransform(augment=AugmentConfig(**settings), data=data, mean=(0.5,) * channels)
 
 

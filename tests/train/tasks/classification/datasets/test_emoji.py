@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from natjax.train.config.settings import DataConfig
-from natjax.train.data.datasets import get_spec, open_dataset, open_split
+from natjax.train.data.datasets import open_dataset, open_split
 from natjax.train.errors import UserError
+from natjax.train.tasks.classification.config import ImagesConfig
 from natjax.train.tasks.classification.datasets.emoji import group, read_entries, split_entries
+from natjax.train.tasks.classification.datasets.registry import get_spec
 
 
 def entry(name, code, category="Objects", subcategory="tool", **more):
@@ -74,8 +75,8 @@ def test_a_fifth_of_each_category_is_held_out_and_no_object_is_on_both_sides(pac
 
 
 def test_drawings_are_laid_on_white(package, tmp_path):
-    spec = get_spec(DataConfig(name="emoji"))
-    builder = open_dataset(spec, DataConfig(name="emoji", dir=package, prepared_dir=tmp_path))
+    spec = get_spec(ImagesConfig(name="emoji"))
+    builder = open_dataset(spec, ImagesConfig(name="emoji", dir=package, prepared_dir=tmp_path))
     train, test = open_split(builder, "train"), open_split(builder, "test")
     assert (len(train), len(test)) == (23, 4)
     pixels = np.asarray(Image.open(io.BytesIO(train[0]["image"])))
@@ -86,8 +87,8 @@ def test_drawings_are_laid_on_white(package, tmp_path):
 
 def test_what_is_missing_says_how_to_get_it(package, tmp_path):
     spec, data = (
-        get_spec(DataConfig(name="emoji")),
-        DataConfig(name="emoji", prepared_dir=tmp_path / "new"),
+        get_spec(ImagesConfig(name="emoji")),
+        ImagesConfig(name="emoji", prepared_dir=tmp_path / "new"),
     )
     with pytest.raises(UserError, match=r"npm pack emoji-datasource-google@16\.0\.0"):
         open_dataset(spec, data)

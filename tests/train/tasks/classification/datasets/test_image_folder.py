@@ -8,9 +8,10 @@ from PIL import Image
 
 from natjax.cli import main
 from natjax.train.config.serialization import from_json, to_json
-from natjax.train.config.settings import DataConfig, TrainConfig
-from natjax.train.data.datasets import get_spec, open_dataset, open_split, with_classes
+from natjax.train.data.datasets import open_dataset, open_split, with_classes
 from natjax.train.errors import UserError
+from natjax.train.tasks.classification.config import ClassificationConfig, ImagesConfig
+from natjax.train.tasks.classification.datasets.registry import get_spec
 
 
 @pytest.fixture
@@ -24,7 +25,7 @@ def folder(tmp_path):
 
 
 def config(folder, **changes):
-    return DataConfig(name="image_folder", dir=folder, image_size=16, **changes)
+    return ImagesConfig(name="image_folder", dir=folder, image_size=16, **changes)
 
 
 def read(folder, split, **changes):
@@ -62,11 +63,11 @@ def test_hidden_files_do_not_count_and_links_do(folder):
 def test_classes_are_kept_with_a_run(folder, tmp_path):
     data = with_classes(config(folder))
     assert data.classes == ("cat", "dog")
-    run = TrainConfig(data=data)
-    assert from_json(to_json(run)) == run
+    run = ClassificationConfig(data=data)
+    assert from_json(ClassificationConfig, to_json(run)) == run
     elsewhere = dataclasses.replace(data, dir=tmp_path / "gone")
     assert get_spec(elsewhere).class_names == ("cat", "dog")
-    assert with_classes(DataConfig(name="digits")) == DataConfig(name="digits")
+    assert with_classes(ImagesConfig(name="digits")) == ImagesConfig(name="digits")
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,11 @@ import imagenet_tar
 import pytest
 
 from natjax.cli import main
-from natjax.train.config.settings import DataConfig
-from natjax.train.data.datasets import get_spec, open_dataset, open_split
+from natjax.train.data.datasets import open_dataset, open_split
 from natjax.train.errors import UserError
+from natjax.train.tasks.classification.config import ImagesConfig
 from natjax.train.tasks.classification.datasets.imagenet_prepare import prepare
+from natjax.train.tasks.classification.datasets.registry import get_spec
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +19,7 @@ def folder(tmp_path_factory):
 
 
 def open_imagenet(**settings):
-    data = DataConfig(name="imagenet2012", **settings)
+    data = ImagesConfig(name="imagenet2012", **settings)
     spec = get_spec(data)
     builder = open_dataset(spec, data)
     return [len(open_split(builder, split)) for split in (spec.train_split, spec.test_split)]
@@ -51,7 +52,7 @@ def test_a_missing_split(folder, tmp_path):
 
 
 def test_classes_are_the_synsets():
-    names = get_spec(DataConfig(name="imagenet2012")).class_names
+    names = get_spec(ImagesConfig(name="imagenet2012")).class_names
     assert len(names) == 1000
     assert list(names) == sorted(names)
     assert names[0] == "n01440764"
@@ -75,11 +76,10 @@ def test_bench(folder, capsys):
 
 
 def test_cores_that_feed_a_rate():
-    from natjax.train.config.settings import TrainConfig
     from natjax.train.data.bench import Measurement
 
-    config = TrainConfig(data=DataConfig(name="digits"))
-    measured = Measurement(config=config, images=600, seconds=2.0, cpu_seconds=3.0, stages={})
+    data = ImagesConfig(name="digits")
+    measured = Measurement(data=data, images=600, seconds=2.0, cpu_seconds=3.0, stages={})
     assert measured.rate == 300
     assert measured.rate_per_core == 200
     assert [measured.cores(rate) for rate in (200.0, 201.0, 2500.0)] == [1, 2, 13]

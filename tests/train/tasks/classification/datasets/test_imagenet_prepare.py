@@ -255,7 +255,7 @@ def test_ctrl_c(tars, tmp_path, monkeypatch, capsys):
 
 def test_a_second_preparation_waits(tars, tmp_path, capsys):
     made = []
-    with prepared.alone(tmp_path / ".imagenet2012.lock"):
+    with prepared.locked(tmp_path / ".imagenet2012.lock"):
         thread = threading.Thread(
             target=lambda: made.append(imagenet_prepare.prepare(tars, tmp_path, partial=True))
         )

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from natjax.train.tasks.classification.confusion import count_pairs, write_counts
-from natjax.train.tasks.classification.confusion_plot import plot_confusion
+from natjax.train.tasks.classification.pictures import plot_confusion, plot_predictions
 
 
 def counted(matrix: np.ndarray, batch: int = 7):
@@ -77,3 +77,18 @@ def test_the_picture(tmp_path, classes):
 def test_the_picture_of_a_network_without_a_fault(tmp_path):
     plot_confusion(counted(np.diag([3, 4])), ("a", "b"), tmp_path / "c.png", "title")
     assert (tmp_path / "c.png").exists()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("count", [1, 11])
+def test_predictions(tmp_path, channels, count):
+    rng = np.random.default_rng(0)
+    plot_predictions(
+        rng.integers(0, 256, (count, 32, 32, channels), np.uint8),
+        np.zeros(count, np.int32),
+        rng.dirichlet(np.ones(3), count),
+        ("a", "b", "c"),
+        tmp_path / "p.png",
+        title="title",
+    )
+    assert has_ink(tmp_path / "p.png")
