@@ -26,6 +26,12 @@ class ModelConfig:
       remat: Recompute each block in the backward pass: less memory, about a third more time.
       init: Initial kernels: as published (standard deviation 0.02, right for hundreds of channels),
         or scaled to unit gain by the root of the inputs, which lets narrow networks learn sooner.
+      layer_decay: Layer-wise decay of the learning rate, in (0, 1], for fine-tuning: what comes
+        after the backbone has the whole rate, the last block this times it, and each block before
+        this times the rate of the next.
+      frozen: Leave the backbone as `init` gives it, and train only what comes after it.
+      gradients: Type in which the kernels of a bfloat16 backbone get their gradients, which devices
+        exchange and add up. bfloat16 halves what they exchange, and rounds for every device.
     """
 
     name: str = "nat_micro"
@@ -35,6 +41,9 @@ class ModelConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: bool = False
     init: Literal["published", "fan_in"] = "published"
+    layer_decay: float = 1.0
+    frozen: bool = False
+    gradients: Literal["float32", "bfloat16"] = "float32"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,6 +83,8 @@ class OptimizerConfig:
       decay_from_start: Count cosine and poly from step 0: they go on from where they would be
         without a warm-up, a little below the peak. Else they start when the warm-up ends.
       cooldown_epochs: Last epochs of the run, at the final rate.
+      shorten: Shorten warm-up and cooldown, to a tenth of the run each, where they leave less than
+        half of it. On the command line, where nothing is said of either, this is so.
       power: Of poly.
       step_epochs: Epochs after which the rate falls.
       step_factor: By what it falls.
@@ -94,6 +105,7 @@ class OptimizerConfig:
     warmup_epochs: float | None = None
     decay_from_start: bool = False
     cooldown_epochs: float = 0.0
+    shorten: bool = False
     power: float = 1.0
     step_epochs: tuple[float, ...] = ()
     step_factor: float = 0.1
@@ -303,8 +315,12 @@ def _integers_from_one(config: RunConfig) -> tuple[tuple[str, int], ...]:
     )
 
 
-def check_model(model: ModelConfig) -> None:
+def check_model(model: ModelConfig, init: str | None) -> None:
     """Check the rules of a model's settings.
+
+    Args:
+      model: The settings.
+      init: Weights that the run starts from.
 
     Raises:
       UserError: names the setting, its rule and its value.
@@ -312,6 +328,10 @@ def check_model(model: ModelConfig) -> None:
     require("model.drop_path", model.drop_path, 0 <= model.drop_path < 1, "in [0, 1)")
     size = 1 if model.kernel_size is None else model.kernel_size
     require("model.kernel_size", size, size >= 1, "at least 1")
+    decay = model.layer_decay
+    require("model.layer_decay", decay, 0 < decay <= 1, "in (0, 1]")
+    learns = not model.frozen or init is not None
+    require("model.frozen", model.frozen, learns, "False where --init gives no weights")
     if model.dilations is not None:
         read_dilations(model.dilations)
 

@@ -8,6 +8,7 @@ from jax.sharding import Mesh
 
 from natjax.train import console
 from natjax.train.cluster import processes
+from natjax.train.config.fitting import fitted_optimizer
 from natjax.train.config.settings import RunConfig
 from natjax.train.engine.compilation_cache import use_compilation_cache
 from natjax.train.engine.compile import Compiled, compile_training
@@ -73,7 +74,11 @@ def build_trainer(task: Task[Any]) -> Trainer:
     check_batch_size(config.batch_size, mesh, config.accumulate)
     train_size = task.train_size()
     total = count_steps(config, train_size)
-    setup = set_up_step(task, total, train_size / config.batch_size)
+    per_epoch = train_size / config.batch_size
+    setup = set_up_step(task, total, per_epoch)
+    _, shortened = fitted_optimizer(config.optimizer, total, per_epoch)
+    if shortened:
+        console.say(shortened)
     return Trainer(
         task=task,
         mesh=mesh,

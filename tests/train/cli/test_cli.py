@@ -21,7 +21,7 @@ from natjax.cli import main
             "unknown model 'nat_mirco'; did you mean 'nat_micro'",
         ),
         ("train digits --data.name digit", "unknown data set 'digit'; did you mean 'digits'"),
-        ("train digits --steps 5", r"warmup_steps must be in \[0, 5\)"),
+        ("train digits --steps 5 --optimizer.warmup-steps 5", r"warmup_steps must be in \[0, 5\)"),
         ("train digits --mesh.data 32 --mesh.fsdp 2", "at most the 8 devices here"),
         ("train fashion_mnist", "dataset-fashion-mnist"),
         (

@@ -1,7 +1,5 @@
 """What classification makes of its configuration."""
 
-
-
 import natjax
 from natjax.train.config.settings import ModelConfig
 from natjax.train.tasks.classification.config import ClassificationConfig, ImagesConfig
