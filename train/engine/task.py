@@ -25,7 +25,7 @@ from natjax.train.reporting.metrics import Panel, Quantity
 Batch = dict[str, jax.Array]
 HostBatch = dict[str, np.ndarray]
 # What a sum is divided by; a number where it is known before the program runs.
-Weight = jax.Array | float
+Weight = jax.Array | float | int
 # A quantity to log: a sum and its weight, or a plain value, whose weight is 1.
 Scalar = jax.Array | tuple[jax.Array, Weight]
 
