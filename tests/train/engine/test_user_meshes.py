@@ -17,7 +17,7 @@ from natjax.train.tasks.classification.task import Classification
 
 def two_steps(config, mesh):
     """Scalars of the second step, and what an evaluation measures after it."""
-    compiled = compile_training(set_up_step(Classification(config), 8, 90), mesh)
+    compiled = compile_training(set_up_step(Classification(config), 8, 90.0), mesh)
     random = np.random.default_rng(0)
     images = random.integers(0, 256, (16, 32, 32, 1), np.uint8)
     batch = {"image": images, "label": np.arange(16, dtype=np.int32) % 10}
