@@ -132,7 +132,6 @@ def create_model(
 
 
 def _published_options(name: str, weights: str | os.PathLike[str]) -> dict[str, Any]:
-    from natjax.weights.published import find_published
-    from natjax.weights.resolve import is_published_name
+    from natjax.weights.published import find_published, is_published_name
 
     return find_published([name], str(weights)).options if is_published_name(weights) else {}

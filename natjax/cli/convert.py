@@ -12,8 +12,8 @@ def add_convert(commands: argparse._SubParsersAction) -> None:
         "convert",
         help="weights into another format",
         description="Convert weights between PyTorch files, Hugging Face and natjax.",
-        epilog="SRC is a file, a URL, hf://org/name, or published weights such as imagenet1k with"
-        " --model. DST ends in .safetensors, or in .pth for PyTorch.",
+        epilog="SRC is a file, a URL, hf://org/name[@revision], or published weights such as"
+        " imagenet1k with --model. DST ends in .safetensors, or in .pth for PyTorch.",
     )
     parser.add_argument("source", metavar="SRC", help="weights to read")
     parser.add_argument("target", metavar="DST", help="file to write")
@@ -27,9 +27,6 @@ def add_convert(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--drop-head", action="store_true", help="leave the classifier out")
     parser.add_argument(
         "--resize-rpb", action="store_true", help="fit position biases to the model's window"
-    )
-    parser.add_argument(
-        "--lenient", action="store_true", help="pass over objects that are no arrays"
     )
     parser.set_defaults(command=_convert)
 
@@ -45,7 +42,6 @@ def _convert(args: argparse.Namespace) -> int:
         ema=args.ema,
         drop_head=args.drop_head,
         resize_rpb=args.resize_rpb,
-        lenient=args.lenient,
     )
     model = done.model or "a model of its own config"
     sys.stdout.write(

@@ -11,12 +11,10 @@ from natjax.backbones.isotropic import Isotropic
 from natjax.backbones.nat import NAT, NATConfig
 from natjax.create import model_config
 from natjax.weights.errors import WeightsError
-from natjax.weights.layouts import Shape
-from natjax.weights.load import fit_arrays, named_params, open_weights
-from natjax.weights.metadata import read_config, read_model
-from natjax.weights.published import find_published
+from natjax.weights.load import Weights, fit_arrays, named_params, open_weights
+from natjax.weights.names import Shape
+from natjax.weights.published import find_published, is_published_name
 from natjax.weights.report import LoadReport
-from natjax.weights.resolve import is_published_name
 from natjax.weights.save import check_target, default_naming, write_weights
 from natjax.weights.state_dict import StateDict
 from natjax.weights.structure import (
@@ -24,8 +22,14 @@ from natjax.weights.structure import (
     adapt,
     candidates,
     config_structure,
+    read_config,
+    read_model,
     source_structure,
 )
+from natjax.weights.tables import has_pair_index
+
+# Index tables of ViT-RPB may take so many bytes, or as many as the weights.
+_MOST_INDEX = 2**25
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,7 +54,7 @@ class Conversion:
 
 
 def convert_weights(
-    source: str | os.PathLike[str],
+    source: Weights,
     target: str | os.PathLike[str],
     *,
     model: str | None = None,
@@ -58,7 +62,6 @@ def convert_weights(
     ema: bool = False,
     drop_head: bool = False,
     resize_rpb: bool = False,
-    lenient: bool = False,
 ) -> Conversion:
     """Convert weights; dtypes and bits stay as they are.
 
@@ -71,7 +74,6 @@ def convert_weights(
       ema: take the averaged weights of a training checkpoint.
       drop_head: leave the classifier out.
       resize_rpb: resize position biases to the window of `model`.
-      lenient: pass over objects in PyTorch files that are no arrays.
 
     Raises:
       WeightsError: the weights cannot be found, read, recognised or written; then there is no new
@@ -80,7 +82,7 @@ def convert_weights(
     naming = naming or default_naming(target)
     path = check_target(target, naming)
     models = [] if model is None else [_known(model)]
-    state = open_weights(source, models=models, ema=ema, lenient=lenient)
+    state = open_weights(source, models=models, ema=ema)
     name, config = find_model(state, model)
     if is_published_name(source) and model is not None:
         options = find_published([model], str(source)).options
@@ -90,10 +92,27 @@ def convert_weights(
     arrays, report = fit_arrays(
         state, model_shapes(config), drop_head=drop_head, resize_rpb=resize_rpb
     )
+    if naming == "official":
+        _check_index(state.where, config, sum(array.nbytes for array in arrays.values()))
     count = write_weights(path, arrays, config, naming=naming, model=name)
     return Conversion(
         read=report, path=str(path), naming=naming, arrays=count, model=name, config=config
     )
+
+
+def _check_index(where: str, config: Config, weights: int) -> None:
+    """Refuse to write index tables out of proportion: a small file may be of a vast map.
+
+    The official ViT-RPB keeps an index for each pair of tokens in each layer.
+    """
+    if not has_pair_index(config):
+        return
+    index = 8 * config.map_size**4 * config.depth
+    if index > max(_MOST_INDEX, weights):
+        raise WeightsError(
+            f"{where}: the index tables of the official names would take {index} bytes beside"
+            f" {weights} of weights; write .safetensors with natjax's names, which has none"
+        )
 
 
 def _known(model: str) -> str:

@@ -1,32 +1,43 @@
-"""Download of published weights: once, whole or not at all, and resumed where it broke off."""
+"""Download of weights: once, whole or not at all, and resumed where it broke off.
 
+The published files lie on plain HTTPS, which the standard library speaks. What is here is policy,
+which no library has all of: only HTTPS, also behind redirects; one process downloads and the others
+wait; a part that was interrupted is gone on with if the server still has the same file; nothing is
+written through a link that somebody else has planted; and a server, however slow, comes to an end.
+"""
+
+import contextlib
 import hashlib
-import http.client
 import os
 import re
 import shutil
 import sys
+import time
 import urllib.parse
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from io import BufferedReader, FileIO
+from http.client import HTTPResponse
 from pathlib import Path
 from time import sleep
+from typing import Any
 
 from natjax.weights.errors import WeightsError, show
 from natjax.weights.partial import Origin, PartialFile, partial_file
-from natjax.weights.progress import ProgressBar
 from natjax.weights.transport import (
     PassingError,
     RangeRefusedError,
     check_url,
-    describe_failure,
     open_url,
+    read_some,
 )
 
 _LARGEST = 2**36  # bytes; a server without end must not fill the disk
+_LEAST = 2**14  # bytes; an attempt that brings fewer counts as failed
 _BY_HAND = (
     "without a network, download it elsewhere and give the path of the file instead of its address"
 )
+_HUB_NAME = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(\w[\w./-]*))?", re.ASCII)
+_HUB_FILES = ("model.safetensors", "pytorch_model.bin")  # the second from before safetensors
 
 
 def cache_folder() -> Path:
@@ -56,8 +67,44 @@ def cached_path(url: str, folder: Path) -> Path:
     """
     address = urllib.parse.urldefrag(url).url
     name = urllib.parse.unquote(urllib.parse.urlsplit(address).path).rpartition("/")[2]
-    name = re.sub(r"[^A-Za-z0-9._-]", "_", name)[-80:] or "weights"
-    return folder / f"{hashlib.sha256(address.encode()).hexdigest()[:12]}-{name}"
+    name = re.sub(r"[^A-Za-z0-9._-]", "_", name)[-32:] or "weights"
+    return folder / f"{hashlib.sha256(address.encode()).hexdigest()}-{name}"
+
+
+def download_from_hub(name: str) -> Path:
+    """Download weights of a model on the Hugging Face hub, by the hub's own library and cache.
+
+    The library's settings hold: tokens (``HF_TOKEN``), mirrors (``HF_ENDPOINT``), ``HF_HOME``.
+
+    Args:
+      name: ``organisation/model``, and ``@revision`` (branch, tag or commit) where it matters.
+
+    Raises:
+      WeightsError: no such model or file, no network, or the library is not there.
+    """
+    found = _HUB_NAME.fullmatch(name)
+    if found is None:
+        raise WeightsError(
+            "hf:// must be followed by organisation/model, with @revision where wanted; got"
+            f" {show(name)}"
+        )
+    repository, revision = found.groups()
+    try:
+        from huggingface_hub import errors, hf_hub_download
+    except ModuleNotFoundError as error:
+        address = f"https://huggingface.co/{repository}/resolve/{revision or 'main'}"
+        raise WeightsError(
+            "hf:// needs a library: pip install 'natjax[hub]'; or give the address of the file,"
+            f" {address}/{_HUB_FILES[0]} or {_HUB_FILES[1]}"
+        ) from error
+    try:
+        for file in _HUB_FILES:
+            with contextlib.suppress(errors.RemoteEntryNotFoundError):
+                return Path(hf_hub_download(repository, file, revision=revision))
+    except (errors.HfHubHTTPError, OSError, ValueError) as error:
+        reason = show(str(error).partition("\n")[0], bare=True, longest=300)
+        raise WeightsError(f"hf://{name}: {reason}") from None
+    raise WeightsError(f"hf://{name}: the model must have one of {', '.join(_HUB_FILES)}")
 
 
 def download(
@@ -66,6 +113,7 @@ def download(
     *,
     progress: bool = True,
     timeout: float = 30.0,
+    deadline: float = 6 * 3600.0,
     sha256: str | None = None,
     allow_http: bool = False,
     attempts: int = 4,
@@ -82,9 +130,10 @@ def download(
       folder: Where the file goes, such as `cache_folder`.
       progress: Show a bar on the standard error stream, if that is a terminal.
       timeout: Longest silence of the server, in seconds.
+      deadline: Longest time in all, in seconds, waiting for other processes not counted.
       sha256: What the file's SHA-256 must be, in hexadecimal.
       allow_http: Take unencrypted addresses of other machines too.
-      attempts: How many times in a row to try without receiving anything.
+      attempts: How many times in a row to try with next to nothing received.
       pause: Seconds to wait before the second attempt; doubled for each one after.
       chunk: Most bytes read at a time.
 
@@ -94,7 +143,6 @@ def download(
     Raises:
       WeightsError: it cannot be had, is not of the promised size or checksum, or cannot be written.
     """
-    request = _Request(url, timeout, allow_http, chunk)
     check_url(url, allow_http)
     if sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
         raise WeightsError(f"{url}: sha256 must be 64 hexadecimal digits, got {show(sha256)}")
@@ -107,9 +155,10 @@ def download(
 
     with partial_file(target, waiting) as part:
         if not _is_cached(target, sha256):
-            name = target.name.partition("-")[2]
-            with ProgressBar(name, progress) as bar:
-                _fetch(request, part, bar, sha256 is not None, attempts, pause)
+            end = time.monotonic() + deadline
+            request = _Request(url, timeout, end, deadline, allow_http, chunk, sha256 is not None)
+            with _progress(target.name.partition("-")[2], progress) as show_progress:
+                _fetch(request, part, show_progress, attempts, pause)
             _check_sum(part, url, sha256)
             part.finish(target)
     return target
@@ -119,35 +168,46 @@ def download(
 class _Request:
     url: str
     timeout: float
+    end: float
+    deadline: float
     allow_http: bool
     chunk: int
+    checked: bool
 
     def error(self, text: str) -> WeightsError:
         return WeightsError(f"{self.url}: {text}")
 
+    def left(self) -> float:
+        """Seconds up to the deadline."""
+        left = self.end - time.monotonic()
+        if left <= 0:
+            raise self.error(
+                f"the download must end within {self.deadline:g} seconds, as it has not; what came"
+                f" is kept, and the next call goes on; or {_BY_HAND}"
+            )
+        return left
+
+
+_Show = Callable[[int, int | None], None]
+
 
 def _fetch(
-    request: _Request,
-    part: PartialFile,
-    bar: ProgressBar,
-    checked: bool,
-    attempts: int,
-    pause: float,
+    request: _Request, part: PartialFile, show_progress: _Show, attempts: int, pause: float
 ) -> None:
-    """Try until the file is whole, or nothing has come several times in a row."""
+    """Try until the file is whole, or next to nothing has come several times in a row."""
     failures = 0
     while True:
         before = part.size
         try:
-            return _attempt(request, part, bar, checked)
+            return _attempt(request, part, show_progress)
         except PassingError as error:
-            failures = 0 if part.size > before else failures + 1
+            failures = 0 if part.size - before >= _LEAST else failures + 1
             if failures >= attempts:
                 raise request.error(f"the download has failed: {error}; {_BY_HAND}") from error
-            sleep(max(pause * 2 ** max(failures - 1, 0), error.wait))
+            sleep(min(max(pause * 2 ** max(failures - 1, 0), error.wait), request.left()))
 
 
-def _attempt(request: _Request, part: PartialFile, bar: ProgressBar, checked: bool) -> None:
+def _attempt(request: _Request, part: PartialFile, show_progress: _Show) -> None:
     origin = part.origin
     if origin and origin.total == part.size:
         return  # complete, but never renamed
@@ -159,45 +219,48 @@ def _attempt(request: _Request, part: PartialFile, bar: ProgressBar, checked: bo
             headers["If-Range"] = origin.validator
     try:
         with open_url(
-            request.url, headers, timeout=request.timeout, allow_http=request.allow_http
+            request.url,
+            headers,
+            timeout=request.timeout,
+            seconds=request.left(),
+            allow_http=request.allow_http,
         ) as response:
-            _receive(request, response, part, bar, checked)
-    except RangeRefusedError as error:
+            _receive(request, response, part, show_progress)
+    except RangeRefusedError:
         part.discard_bytes()
-        raise PassingError("the server has no such part of the file") from error
+        raise PassingError("the server has no such part of the file") from None
 
 
 def _receive(
-    request: _Request,
-    response: http.client.HTTPResponse,
-    part: PartialFile,
-    bar: ProgressBar,
-    checked: bool,
+    request: _Request, response: HTTPResponse, part: PartialFile, show_progress: _Show
 ) -> None:
+    request.left()  # headers that were ended by us look whole
     _check_headers(request, response)
     if response.status == 206:
         total = _continue(response, part)
     else:
         total = response.length
-        if total is None and not response.chunked and not checked:
+        if total is None and not response.chunked and not request.checked:
             raise request.error("the server must tell the file's size, or sha256 must be given")
         part.begin(Origin(_validator(response), total))
     if total is not None:
         _check_room(request, part, total)
-    bar.show(part.size, total)
-    while data := _read(response, request.chunk):
+    show_progress(part.size, total)
+    while data := read_some(response, request.chunk):
         part.append(data)
-        bar.show(part.size, total)
+        show_progress(part.size, total)
+        request.left()
         if part.size > (_LARGEST if total is None else total):
             part.discard_bytes()
             raise request.error(
                 f"the server sends more than the {total or _LARGEST} bytes expected"
             )
     if total is not None and part.size < total:
+        request.left()
         raise PassingError(f"the connection ended after {part.size} of {total} bytes")
 
 
-def _check_headers(request: _Request, response: http.client.HTTPResponse) -> None:
+def _check_headers(request: _Request, response: HTTPResponse) -> None:
     if response.status not in (200, 206):
         raise request.error(f"the server must answer with the file, got status {response.status}")
     if response.headers.get_content_type() == "text/html" and "Content-Type" in response.headers:
@@ -207,25 +270,22 @@ def _check_headers(request: _Request, response: http.client.HTTPResponse) -> Non
         raise request.error(f"the file must come as it is, got {show(encoding)} encoding")
 
 
-def _continue(response: http.client.HTTPResponse, part: PartialFile) -> int:
+def _continue(response: HTTPResponse, part: PartialFile) -> int:
     """Check that a part follows the bytes that are there; return the size of the whole file."""
     content_range = response.headers.get("Content-Range", "")
     match = re.fullmatch(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})", content_range)
     origin = part.origin
     first, last, total = map(int, match.groups()) if match else (-1, -1, -1)
-    same = origin and origin.total in (None, total) and _same_file(response, origin)
+    # Some servers heed Range but not If-Range.
+    same_file = origin and _validator(response) in ("", origin.validator)
+    same = same_file and origin.total in (None, total)
     if not same or first != part.size or last + 1 != total:
         part.discard_bytes()
         raise PassingError(f"the server continues with another part: {show(content_range)}")
     return total
 
 
-def _same_file(response: http.client.HTTPResponse, origin: Origin) -> bool:
-    """Some servers heed Range but not If-Range."""
-    return _validator(response) in ("", origin.validator)
-
-
-def _validator(response: http.client.HTTPResponse) -> str:
+def _validator(response: HTTPResponse) -> str:
     """What tells two versions of a file apart; a weak ETag does not to the byte."""
     tag = response.headers.get("ETag", "")
     return tag if tag and not tag.startswith("W/") else response.headers.get("Last-Modified", "")
@@ -242,14 +302,9 @@ def _check_room(request: _Request, part: PartialFile, total: int) -> None:
         )
 
 
-def _read(response: http.client.HTTPResponse, chunk: int) -> bytes:
-    try:
-        return response.read1(chunk)
-    except (OSError, http.client.HTTPException) as error:
-        raise PassingError(describe_failure(error)) from error
-
-
 def _is_cached(target: Path, sha256: str | None) -> bool:
+    if not target.is_file():  # a pipe would be waited for
+        return False
     try:
         with target.open("rb") as file:
             return sha256 is None or _digest(file) == sha256.lower()
@@ -266,5 +321,28 @@ def _check_sum(part: PartialFile, url: str, sha256: str | None) -> None:
         raise WeightsError(f"{url}: the file's SHA-256 must be {sha256}, got {digest}")
 
 
-def _digest(file: BufferedReader | FileIO) -> str:
+def _digest(file: Any) -> str:
     return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def _progress(name: str, enabled: bool) -> Iterator[_Show]:
+    """A bar on the standard error stream, where that is a terminal."""
+    if not (enabled and sys.stderr.isatty()):
+        yield lambda done, total: None
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    columns = (DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    text = TextColumn("{task.description}", markup=False)
+    with Progress(text, BarColumn(), *columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(name)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,26 +12,26 @@ import numpy as np
 from flax import nnx
 
 from natjax.backbones.base import VisionModel
-from natjax.backbones.isotropic import Isotropic
-from natjax.backbones.nat import NAT
-from natjax.weights.files import read_file
-from natjax.weights.fit import MismatchError, compare, take_arrays
-from natjax.weights.layouts import Shape
-from natjax.weights.report import LoadReport, make_report
-from natjax.weights.resolve import resolve
+from natjax.weights.files import SourceFile, read_file
+from natjax.weights.names import Naming, Shape
+from natjax.weights.published import resolve
+from natjax.weights.report import LoadReport, MismatchError, compare
+from natjax.weights.resize import resize_rpb as resize_table
 from natjax.weights.state_dict import StateDict, find_state_dict
 from natjax.weights.structure import config_names
+from natjax.weights.tables import NAMINGS, namings_of
+
+Weights = str | os.PathLike[str] | Mapping[str, np.ndarray | jax.Array]
 
 
 def load_weights(
-    model: VisionModel,
-    weights: str | os.PathLike[str],
+    model: nnx.Module,
+    weights: Weights,
     *,
     strict: bool = True,
     ema: bool = False,
     drop_head: bool = False,
     resize_rpb: bool = False,
-    lenient: bool = False,
 ) -> LoadReport:
     """Load weights into a model, all or nothing.
 
@@ -40,16 +41,17 @@ def load_weights(
     Values are cast to the dtype of the model's parameters and take their sharding.
 
     Args:
-      model: changed in place, and only if everything fits.
-      weights: path, URL, ``"hf://org/name"``, or the name of published weights of this model, such
-        as ``"imagenet1k"`` (`natjax.weights.published`).
+      model: a backbone, or a module that offers its names (`natjax.weights.tables.namings_of`);
+        changed in place, and only if everything fits.
+      weights: path, URL, ``"hf://org/name"`` (``@revision`` may follow), the name of published
+        weights of this model, such as ``"imagenet1k"`` (`natjax.weights.published`), or arrays by
+        name.
       strict: whether every parameter must be in the file and every array of the file in the model,
         in the right shape. Otherwise the report lists what was skipped.
       ema: take the averaged weights of a training checkpoint.
       drop_head: leave the classifier as it is in the model, with the final norm and the output
         norms where only one of file and model has them. For another number of classes.
       resize_rpb: resize position biases of another size, as for another window.
-      lenient: read PyTorch files that hold other objects beside arrays, which are passed over.
 
     Returns:
       What was loaded and what was not.
@@ -66,14 +68,23 @@ def load_weights(
     ...
     natjax.weights.errors.WeightsError: there is no file nat_tiny.pth
     """
-    state = open_weights(weights, models=config_names(model.config), ema=ema, lenient=lenient)
+    state = open_weights(weights, models=published_names(model), ema=ema, namings=namings_of(model))
     return _load(model, state, strict=strict, drop_head=drop_head, resize_rpb=resize_rpb)
 
 
-def _load(model: VisionModel, state: StateDict, **how: bool) -> LoadReport:
+def published_names(model: nnx.Module) -> list[str]:
+    """Names of the published models that a model may be; a module offers its own by a method."""
+    if isinstance(model, VisionModel):
+        return config_names(model.config)
+    offered = getattr(model, "published_names", None)
+    return [] if offered is None else list(offered())
+
+
+def _load(model: nnx.Module, state: StateDict, **options: bool) -> LoadReport:
     params = named_params(model)
     shapes = {name: tuple(param.shape) for name, param in params.items()}
-    arrays, report = fit_arrays(state, shapes, **how)
+    integers = [name for name, param in params.items() if jnp.issubdtype(param.dtype, jnp.integer)]
+    arrays, report = fit_arrays(state, shapes, integers=integers, **options)
     ready = {}
     for name in list(arrays):
         ready[name] = _like(arrays.pop(name), params[name].get_value())
@@ -82,21 +93,23 @@ def _load(model: VisionModel, state: StateDict, **how: bool) -> LoadReport:
     return report
 
 
-def build_loaded(
-    build: Callable[[nnx.Rngs], NAT | Isotropic],
-    weights: str | os.PathLike[str],
+def build_loaded[Model: nnx.Module](
+    build: Callable[[nnx.Rngs], Model],
+    weights: Weights,
     *,
     name: str,
+    ema: bool = False,
     drop_head: bool = False,
     resize_rpb: bool = False,
     rngs: nnx.Rngs | None = None,
-) -> NAT | Isotropic:
+) -> Model:
     """Make a model of loaded weights; only what is not loaded is drawn.
 
     Args:
       build: makes the model.
       weights: as for `load_weights`.
       name: of the model.
+      ema: as for `load_weights`.
       drop_head: as for `load_weights`.
       resize_rpb: as for `load_weights`.
       rngs: draws what is not loaded.
@@ -108,7 +121,7 @@ def build_loaded(
     model = nnx.eval_shape(lambda: build(nnx.Rngs(0)))
     if drop_head and rngs is None:
         raise ValueError("rngs must be given with drop_head, to draw the classifier")
-    state = open_weights(weights, models=[name])
+    state = open_weights(weights, models=[name], ema=ema, namings=namings_of(model))
     _load(model, state, drop_head=drop_head, resize_rpb=resize_rpb)
     params = named_params(model)
     empty = {n for n, p in params.items() if isinstance(p.get_value(), jax.ShapeDtypeStruct)}
@@ -124,11 +137,11 @@ def build_loaded(
 
 
 def open_weights(
-    weights: str | os.PathLike[str],
+    weights: Weights,
     *,
     models: list[str] | None = None,
     ema: bool = False,
-    lenient: bool = False,
+    namings: Mapping[str, Naming] = NAMINGS,
 ) -> StateDict:
     """Find, read and recognise weights.
 
@@ -136,15 +149,26 @@ def open_weights(
       weights: as for `load_weights`.
       models: names of the models that they may be for, which say what published weights mean.
       ema: take the averaged weights.
-      lenient: pass over objects that are no arrays.
+      namings: tables of the names that the keys may be.
     """
-    return find_state_dict(read_file(resolve(weights, models or []), lenient=lenient), ema=ema)
+    if isinstance(weights, Mapping):
+        arrays = {key: _host(key, value) for key, value in weights.items()}
+        file = SourceFile(Path("the given arrays"), "arrays", arrays)
+    else:
+        file = read_file(resolve(weights, models or []))
+    return find_state_dict(file, ema=ema, namings=namings)
+
+
+def _host(key: object, value: object) -> object:
+    """An array of the caller's on this host; what is none is refused later, by its key."""
+    return np.asarray(value) if isinstance(value, jax.Array) else value
 
 
 def fit_arrays(
     state: StateDict,
     shapes: Mapping[str, Shape],
     *,
+    integers: Collection[str] = (),
     strict: bool = True,
     drop_head: bool = False,
     resize_rpb: bool = False,
@@ -154,6 +178,7 @@ def fit_arrays(
     Args:
       state: the weights, which are taken out of it.
       shapes: of the model's parameters.
+      integers: names of those that are integers.
       strict: as for `load_weights`, as the other arguments.
       drop_head: leave the classifier out.
       resize_rpb: resize position biases.
@@ -161,16 +186,28 @@ def fit_arrays(
     Raises:
       WeightsError: they do not fit.
     """
-    fit = compare(state, shapes, drop_head=drop_head, resize_bias=resize_rpb)
-    if fit.faults and (strict or not fit.bindings):
-        raise MismatchError(state, fit)
-    report = make_report(state, fit)
-    return dict(take_arrays(state, fit, shapes)), report
+    report = compare(state, shapes, integers=integers, drop_head=drop_head, resize_rpb=resize_rpb)
+    if report.faults and (strict or not report.mapped):
+        raise MismatchError(state, report)
+    return dict(_take_arrays(state, report, shapes)), report
 
 
-def named_params(model: nnx.Module) -> dict[str, nnx.Param]:
-    """Parameters by dotted path, such as ``levels.0.blocks.1.attn.qkv.kernel``."""
-    flat = nnx.to_flat_state(nnx.state(model, nnx.Param))
+def _take_arrays(
+    source: StateDict, report: LoadReport, shapes: Mapping[str, Shape]
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Our name and array of all that fits; the source forgets what has been taken."""
+    resized = set(report.resized)
+    for binding in report.mapped:
+        theirs = tuple(source.arrays.pop(key) for key in binding.theirs)
+        is_resized = not resized.isdisjoint(binding.theirs)
+        for name, array in zip(binding.ours, binding.layout.to_ours(theirs), strict=True):
+            rows, columns = shapes[name][-2:] if is_resized else (0, 0)
+            yield name, resize_table(array, (rows, columns)) if is_resized else array
+
+
+def named_params(model: nnx.Module) -> dict[str, nnx.Variable]:
+    """Parameters and running statistics by path, as ``levels.0.blocks.1.attn.qkv.kernel``."""
+    flat = nnx.to_flat_state(nnx.state(model, (nnx.Param, nnx.BatchStat)))
     return {".".join(map(str, path)): param for path, param in flat}
 
 

@@ -1,9 +1,14 @@
-"""A file that is being downloaded: locked, resumable, and complete once it has its name."""
+"""A file that is being downloaded: locked, resumable, and complete once it has its name.
+
+The folder may be one that others can write to, so what has the name of a part or of its note is
+opened only where it is a plain file: a link could lead to any file of the caller's.
+"""
 
 import contextlib
 import errno
 import json
 import os
+import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -52,11 +57,12 @@ class PartialFile:
         """Drop what is there and note what is to come."""
         self.discard_bytes()
         self.origin = origin
-        self._note.write_text(json.dumps(asdict(origin)))
+        with _open_own(self._note) as note:
+            note.truncate(0)
+            note.write(json.dumps(asdict(origin)).encode())
 
     def discard_bytes(self) -> None:
         """Drop what is there, of use no more."""
-        self._note.unlink(missing_ok=True)
         self._file.truncate(0)
         self._file.seek(0)
         self.size = 0
@@ -93,13 +99,16 @@ class PartialFile:
 
     def _read_note(self) -> Origin | None:
         """A note that is missing or damaged means to begin again."""
+        if not self.size:
+            return None
         try:
-            note = json.loads(self._note.read_text())
+            with _open_own(self._note) as file:
+                note = json.loads(file.read(10_000))
             origin = Origin(str(note["validator"]), note["total"])
-        except (OSError, ValueError, LookupError, TypeError):
+        except (ValueError, LookupError, TypeError):
             return None
         good = origin.total is None or (type(origin.total) is int and origin.total >= self.size)
-        return origin if good and self.size else None
+        return origin if good else None
 
 
 @contextlib.contextmanager
@@ -130,7 +139,29 @@ def partial_file(target: Path, waiting: Callable[[], None]) -> Iterator[PartialF
                 if not part.finished and not (resumable and part.size and part.origin):
                     part.discard()
     except OSError as error:
-        raise storage_error(target.parent, error) from error
+        raise _storage_error(target.parent, error) from error
+
+
+def _open_own(path: Path) -> FileIO:
+    """Open a file, made if need be, that is nothing but one: in a folder that others can write to,
+    its name may be a link to any file of the caller's.
+    """
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    try:
+        file = os.fdopen(os.open(path, flags, 0o666), "r+b", buffering=0)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise _planted(path) from error
+    status = os.fstat(file.fileno())
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+        file.close()
+        raise _planted(path)
+    return file
+
+
+def _planted(path: Path) -> WeightsError:
+    return WeightsError(f"{path}: the file must be a plain one, not a link; remove it")
 
 
 def _open_locked(path: Path, waiting: Callable[[], None]) -> FileIO | None:
@@ -141,37 +172,26 @@ def _open_locked(path: Path, waiting: Callable[[], None]) -> FileIO | None:
         return None
     told = False
     while True:
-        file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b", buffering=0)
+        file = _open_own(path)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _is_at(file, path):
+            # Whoever held the lock before may have given the file its final name.
+            if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 return file
         except BlockingIOError:
             if not told:
                 waiting()
             told = True
             time.sleep(_POLL)
+        except FileNotFoundError:
+            pass
         except OSError:  # some network file systems
             file.close()
             return None
         file.close()
 
 
-def _is_at(file: FileIO, path: Path) -> bool:
-    """Whether a file still has its name: whoever held the lock before may have finished it."""
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except FileNotFoundError:
-        return False
-
-
-def storage_error(folder: Path, error: OSError) -> WeightsError:
-    """Return the error for a folder that does not take a file.
-
-    Args:
-      folder: The folder.
-      error: What the system says.
-    """
+def _storage_error(folder: Path, error: OSError) -> WeightsError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return WeightsError(f"{folder}: the disk is full or a quota is reached; make room")
     return WeightsError(

@@ -2,37 +2,35 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
 
 import jax
 import numpy as np
+from flax import nnx
 
-from natjax.backbones.base import VisionModel
-from natjax.backbones.isotropic import IsotropicConfig
 from natjax.backbones.nat import NATConfig
 from natjax.weights.errors import WeightsError
 from natjax.weights.load import named_params
-from natjax.weights.metadata import write_metadata
-from natjax.weights.structure import Config, config_names
-from natjax.weights.tables import NAMINGS
-from natjax.weights.torch_writer import write_torch
+from natjax.weights.names import Naming
+from natjax.weights.structure import Config, config_names, write_metadata
+from natjax.weights.tables import HUGGING_FACE, NAMINGS, has_pair_index, namings_of
+from natjax.weights.torchfile.writer import write_torch
 
-NamingName = Literal["natjax", "official", "hf"]
 _TORCH = (".pth", ".pt", ".bin")
 _SUFFIXES = (".safetensors", *_TORCH)
 
 
 def save_weights(
-    model: VisionModel, path: str | os.PathLike[str], *, naming: NamingName = "natjax"
+    model: nnx.Module, path: str | os.PathLike[str], *, naming: str = "natjax"
 ) -> None:
     """Write the parameters of a model to a file, which is replaced at once.
 
     Args:
-      model: of any family.
+      model: of any family, or a module that offers its names (`natjax.weights.tables.namings_of`).
       path: ``.safetensors``, or ``.pth``, ``.pt``, ``.bin`` for PyTorch's own format.
       naming: ``"natjax"``; ``"official"`` for the official PyTorch classes; ``"hf"`` for NAT and
         DiNAT of Hugging Face's transformers.
@@ -41,24 +39,30 @@ def save_weights(
       WeightsError: another ending, a model that the naming has no names for, or a parameter
         without value.
     """
-    target, kind = check_target(path, naming), NAMINGS[naming].name
+    namings = namings_of(model)
+    target = check_target(path, naming, namings)
     values = {name: param.get_value() for name, param in named_params(model).items()}
     empty = [name for name, x in values.items() if isinstance(x, jax.ShapeDtypeStruct)]
     if empty:
         raise WeightsError(f"{len(empty)} parameters have no value, {empty[0]} among them")
     arrays = {name: np.asarray(value) for name, value in values.items()}
-    write_weights(target, arrays, model.config, naming=kind)
+    if namings is NAMINGS:
+        write_weights(target, arrays, model.config, naming=naming)
+    else:
+        _write(target, to_naming(arrays, namings[naming]), {"natjax.naming": naming})
 
 
-def check_target(path: str | os.PathLike[str], naming: str) -> Path:
+def check_target(
+    path: str | os.PathLike[str], naming: str, namings: Mapping[str, Naming] = NAMINGS
+) -> Path:
     """Check what can be wrong with a file to be written before anything is read.
 
     Raises:
       WeightsError: an unknown ending or naming, or no such folder.
     """
     target = Path(path).expanduser()
-    if naming not in NAMINGS:
-        raise WeightsError(f"naming must be one of {', '.join(NAMINGS)}; got {naming!r}")
+    if naming not in namings:
+        raise WeightsError(f"naming must be one of {', '.join(namings)}; got {naming!r}")
     if target.suffix not in _SUFFIXES:
         raise WeightsError(f"the file must end in one of {', '.join(_SUFFIXES)}; got {target.name}")
     if not target.parent.is_dir():
@@ -95,20 +99,25 @@ def write_weights(
     if model is None:
         names = config_names(config)
         model = names[0] if len(names) == 1 else None
+    _write(path, theirs, write_metadata(config, model, naming))
+    return len(theirs)
+
+
+def _write(path: Path, arrays: Mapping[str, np.ndarray], metadata: dict[str, str]) -> None:
+    """Write a file beside the one of that name, and then in its place."""
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".natjax-") as folder:
         partial = Path(folder) / path.name
         if path.suffix in _TORCH:
-            write_torch(partial, theirs)
+            write_torch(partial, arrays)
         else:
             from safetensors.numpy import save_file
 
             save_file(
-                {key: np.ascontiguousarray(array) for key, array in theirs.items()},
+                {key: np.asarray(array, order="C") for key, array in arrays.items()},
                 partial,
-                write_metadata(config, model, naming),
+                metadata,
             )
         os.replace(partial, path)
-    return len(theirs)
 
 
 def rename_arrays(
@@ -124,23 +133,41 @@ def rename_arrays(
     Raises:
       WeightsError: the naming has no names for this model.
     """
-    table = NAMINGS[naming]
-    bindings, nameless = table.bind(arrays, _root(config, naming))
+    table = dataclasses.replace(NAMINGS[naming], buffers=())
+    if has_pair_index(config):
+        table = NAMINGS[naming]
+    return to_naming(arrays, table, _root(config, naming))
+
+
+def to_naming(
+    arrays: Mapping[str, np.ndarray], naming: Naming, root: str = ""
+) -> dict[str, np.ndarray]:
+    """Arrays of ours under the names and in the layouts of a naming, with its buffers.
+
+    Args:
+      arrays: by our names.
+      naming: the table.
+      root: what ``{root}`` stands for in its templates.
+
+    Raises:
+      WeightsError: the naming has no names for some of them.
+    """
+    bindings, nameless = naming.bind(arrays, root)
     if nameless:
         raise WeightsError(
-            f"naming {naming!r} has no names for {len(nameless)} parameters of this model,"
+            f"naming {naming.name!r} has no names for {len(nameless)} parameters of this model,"
             f" {nameless[0]} among them (Hugging Face has NAT and DiNAT only); use 'official'"
         )
     theirs: dict[str, np.ndarray] = {}
     for binding in bindings:
         ours = tuple(arrays[name] for name in binding.ours)
         theirs |= zip(binding.theirs, binding.layout.to_theirs(ours), strict=True)
-    return theirs | (_buffers(config) if naming == "official" else {})
+    return theirs | _buffers(theirs, naming)
 
 
 def _root(config: Config, naming: str) -> str:
     """What Hugging Face puts before the keys: the family in a classifier, else nothing."""
-    if naming != "hf" or not config.num_classes or not isinstance(config, NATConfig):
+    if naming != HUGGING_FACE.name or not config.num_classes or not isinstance(config, NATConfig):
         return ""
     if config.output_norms:
         raise WeightsError(
@@ -151,19 +178,15 @@ def _root(config: Config, naming: str) -> str:
     return "dinat." if dilated else "nat."
 
 
-def _buffers(config: Config) -> dict[str, np.ndarray]:
-    """The index tables that the official ViT-RPB keeps in its state dict, one in each layer.
-
-    Entry ``[query, key]`` is the place of the pair's bias in the flattened table: row and column
-    distance, key minus query, counted from the least.
-    """
-    if not isinstance(config, IsotropicConfig) or config.kernel_size is not None:
-        return {}
-    side = config.map_size
-    places = np.stack(np.divmod(np.arange(side**2), side))
-    distance = places[:, None, :] - places[:, :, None] + side - 1
-    index = distance[0] * (2 * side - 1) + distance[1]
-    return {
-        f"layers.{i}.attn.relative_position_index": index.astype(np.int64)
-        for i in range(config.depth)
-    }
+def _buffers(arrays: Mapping[str, np.ndarray], naming: Naming) -> dict[str, np.ndarray]:
+    """What the source keeps beside the weights; equal ones are one array."""
+    made: dict[object, np.ndarray] = {}
+    found = {}
+    for buffer in naming.buffers:
+        for key, array in arrays.items():
+            if buffer.make is not None and key.endswith(buffer.beside):
+                identity = buffer.ending, array.shape
+                if identity not in made:
+                    made[identity] = buffer.make(array.shape)
+                found[key.removesuffix(buffer.beside) + buffer.ending] = made[identity]
+    return found

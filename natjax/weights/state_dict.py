@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import itertools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from natjax.weights.errors import WeightsError
-from natjax.weights.naming import Naming
+from natjax.weights.errors import WeightsError, show
+from natjax.weights.names import Naming
 from natjax.weights.tables import NAMINGS
+from natjax.weights.torchfile.tensors import Skipped
 
 if TYPE_CHECKING:
     from natjax.weights.files import SourceFile
@@ -31,6 +33,7 @@ class StateDict:
       where: path of the file.
       format: of the file.
       container: key of the state dict in the file, with the prefix of its keys; empty for none.
+      has_average: whether there are averaged weights beside those that were taken.
       naming: whose names the keys are.
       root: what ``{root}`` stands for in them.
       arrays: by key, without container and prefix; whoever loads them may take them out.
@@ -41,6 +44,7 @@ class StateDict:
     where: str
     format: str
     container: str
+    has_average: bool
     naming: Naming
     root: str
     arrays: dict[str, np.ndarray]
@@ -48,12 +52,15 @@ class StateDict:
     metadata: dict[str, str]
 
 
-def find_state_dict(file: SourceFile, *, ema: bool = False) -> StateDict:
+def find_state_dict(
+    file: SourceFile, *, ema: bool = False, namings: Mapping[str, Naming] = NAMINGS
+) -> StateDict:
     """Find the weights in what a file holds.
 
     Args:
       file: as `natjax.weights.files.read_file` gives it.
       ema: take the averaged weights of a training checkpoint.
+      namings: tables of the names that the keys may be.
 
     Raises:
       WeightsError: there are none, or more than one model, or no averaged ones.
@@ -63,7 +70,7 @@ def find_state_dict(file: SourceFile, *, ema: bool = False) -> StateDict:
         kind = type(file.content).__name__
         raise WeightsError(f"{where} must hold arrays by name; it holds a {kind}")
     container, entries = _open_container(where, file.content, ema)
-    naming, prefix = _recognise(where, entries)
+    naming, prefix = _recognise(where, entries, namings)
     root = max((r for r in naming.roots if _ends_with_part(prefix, r)), key=len)
     outer = prefix.removesuffix(root)
     arrays, others = _under(where, entries, outer)
@@ -74,6 +81,7 @@ def find_state_dict(file: SourceFile, *, ema: bool = False) -> StateDict:
         where=where,
         format=file.format,
         container=".".join(part for part in (container, outer.removesuffix(".")) if part),
+        has_average=not ema and _averaged(file.content) is not None,
         naming=naming,
         root=root,
         arrays=arrays,
@@ -87,13 +95,12 @@ def _ends_with_part(prefix: str, part: str) -> bool:
 
 
 def _open_container(
-    where: str, content: Mapping[str, Any], ema: bool
-) -> tuple[str, Mapping[str, Any]]:
+    where: str, content: Mapping[Any, Any], ema: bool
+) -> tuple[str, Mapping[Any, Any]]:
     """The key of the state dict, and the state dict."""
-    wanted = _AVERAGED if ema else _CONTAINERS
-    for key in wanted:
-        if isinstance(content.get(key), Mapping) and content[key]:
-            return key, content[key]
+    key = _averaged(content) if ema else _first_dict(content, _CONTAINERS)
+    if key is not None:
+        return key, content[key]
     if ema:
         raise WeightsError(
             f"{where} holds no averaged weights ({' or '.join(_AVERAGED)}); its keys are"
@@ -102,28 +109,48 @@ def _open_container(
     return "", content
 
 
-def _recognise(where: str, entries: Mapping[str, Any]) -> tuple[Naming, str]:
+def _averaged(content: Mapping[Any, Any]) -> str | None:
+    return _first_dict(content, _AVERAGED)
+
+
+def _first_dict(content: Mapping[Any, Any], keys: tuple[str, ...]) -> str | None:
+    dicts = (key for key in keys if isinstance(content.get(key), Mapping) and content[key])
+    return next(dicts, None)
+
+
+def _recognise(
+    where: str, entries: Mapping[Any, Any], namings: Mapping[str, Naming]
+) -> tuple[Naming, str]:
     """Whose names these are, and the prefix before them."""
     found = [
         (naming, key.removesuffix(naming.marker))
-        for naming in NAMINGS.values()
+        for naming in namings.values()
         for key in entries
         if isinstance(key, str) and _ends_with_part(key, naming.marker)
     ]
     if not found:
-        markers = ", ".join(f"{naming.marker} ({name})" for name, naming in NAMINGS.items())
+        markers = ", ".join(f"{naming.marker} ({name})" for name, naming in namings.items())
         raise WeightsError(
             f"{where} holds no NAT or DiNAT: no key ends in one of {markers}; its keys are"
-            f" {_first(entries)}"
+            f" {_first(entries)}{_backbone_hint(entries, namings)}"
         )
     if len(found) > 1:
-        places = ", ".join(repr(prefix + naming.marker) for naming, prefix in found)
+        places = ", ".join(show(prefix + naming.marker) for naming, prefix in found[:4])
         raise WeightsError(f"{where} holds {len(found)} models ({places}); keep one of them")
     return found[0]
 
 
+def _backbone_hint(entries: Mapping[Any, Any], namings: Mapping[str, Naming]) -> str:
+    """What to do with a backbone where a whole detector or segmentor is wanted."""
+    markers = [naming.marker for naming in NAMINGS.values()]
+    ends = (_ends_with_part(k, m) for k in entries if isinstance(k, str) for m in markers)
+    if namings is NAMINGS or not any(ends):
+        return ""
+    return "; it is a backbone alone, so load it into the model's backbone"
+
+
 def _under(
-    where: str, entries: Mapping[str, Any], prefix: str
+    where: str, entries: Mapping[Any, Any], prefix: str
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """The arrays whose keys have the prefix, without it; and all other entries."""
     arrays, others = {}, {}
@@ -135,10 +162,13 @@ def _under(
         elif isinstance(value, np.ndarray):
             arrays[key.removeprefix(prefix)] = value
         else:
-            raise WeightsError(f"{where}: {key!r} must be an array; got {type(value).__name__}")
+            kind = type(value).__name__
+            unbuilt = isinstance(value, Skipped)
+            got = f"{show(value.name, bare=True)}, which is not built" if unbuilt else kind
+            raise WeightsError(f"{where}: {show(key)} must be an array; got {got}")
     return arrays, others
 
 
-def _first(entries: Mapping[str, Any], count: int = 4) -> str:
-    keys = list(map(str, entries))
-    return ", ".join(map(repr, keys[:count])) + (", ..." if len(keys) > count else "")
+def _first(entries: Mapping[Any, Any], count: int = 4) -> str:
+    keys = [show(key) for key in itertools.islice(entries, count)]
+    return ", ".join(keys) + (", ..." if len(entries) > count else "")

@@ -1,24 +1,33 @@
-"""What model a set of names and shapes belongs to."""
+"""What model weights belong to: by their names and shapes, or by what natjax wrote beside them."""
 
 from __future__ import annotations
 
+import collections
 import dataclasses
+import json
 from collections.abc import Iterator, Mapping
 
 import numpy as np
 
+import natjax
 from natjax.backbones.isotropic import IsotropicConfig
 from natjax.backbones.nat import NATConfig
 from natjax.backbones.variants import VARIANTS
-from natjax.weights.errors import WeightsError
-from natjax.weights.layouts import SAME, Shape
-from natjax.weights.naming import match_template
+from natjax.weights.errors import WeightsError, show
+from natjax.weights.names import SAME, Shape, match_template
 from natjax.weights.state_dict import StateDict
 
 Config = NATConfig | IsotropicConfig
 
 _LEVELLED = ("levels.{i}.blocks.{j}", "layers.{i}.blocks.{j}")
 _FLAT = "layers.{j}"
+
+_FAMILIES = {"NAT": NATConfig, "Isotropic": IsotropicConfig}
+_PREFIX = "natjax."
+# A config costs memory by its numbers, and files come from strangers.
+_MOST_BLOCKS = 1000
+_LARGEST = 2**31
+_LONGEST_CONFIG = 2**18
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -128,7 +137,8 @@ def _levels(blocks: Mapping[tuple[int, int], str]) -> tuple[list[str], tuple[int
     if not count:
         raise KeyError("every block's norm1.bias")
     first = [blocks[level, 0] for level in range(count)]
-    return first, tuple(sum(1 for level, _ in blocks if level == i) for i in range(count))
+    depths = collections.Counter(level for level, _ in blocks)
+    return first, tuple(depths[level] for level in range(count))
 
 
 def _square(shape: Shape | None) -> tuple[int, int]:
@@ -190,3 +200,85 @@ def config_names(config: Config) -> list[str]:
 
 def _geometry(config: Config) -> tuple[object, ...]:
     return config.dilations, config.input_size
+
+
+def write_metadata(config: Config, model: str | None, naming: str) -> dict[str, str]:
+    """The metadata of a file.
+
+    Args:
+      config: of the model.
+      model: its name; None for one of one's own.
+      naming: of the keys.
+    """
+    family = "NAT" if isinstance(config, NATConfig) else "Isotropic"
+    values = {
+        "version": natjax.__version__,
+        "naming": naming,
+        "config": json.dumps({"family": family, **dataclasses.asdict(config)}),
+    }
+    if model is not None:
+        values["model"] = model
+    # transformers reads no safetensors file without this.
+    tag = {} if naming == "natjax" else {"format": "pt"}
+    return tag | {_PREFIX + name: value for name, value in values.items()}
+
+
+def read_model(metadata: Mapping[str, str]) -> str | None:
+    """The name of the model, if it is there; a stranger's text, that no message needs in full."""
+    name = metadata.get(f"{_PREFIX}model")
+    return None if name is None else show(name, bare=True)
+
+
+def read_config(metadata: Mapping[str, str]) -> Config | None:
+    """The config of the model, if it is there.
+
+    Raises:
+      WeightsError: it is damaged, or of another version of natjax.
+    """
+    text = metadata.get(f"{_PREFIX}config")
+    if text is None:
+        return None
+    try:
+        if len(text) > _LONGEST_CONFIG:
+            raise ValueError(f"more than {_LONGEST_CONFIG} characters")
+        values = json.loads(text)
+        family = _FAMILIES[values.pop("family")]
+        fields = {field.name: field.type for field in dataclasses.fields(family)}
+        config = {name: _tuples(value) for name, value in values.items()}
+        for name, value in config.items():
+            _check_value(name, value, fields.get(name, ""))
+        depths = config.get("depths", (config.get("depth", 0),))
+        if sum(depths) > _MOST_BLOCKS:
+            raise ValueError(f"more than {_MOST_BLOCKS} blocks")
+        return family(**config)
+    except (
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+    ) as error:
+        version = show(metadata.get(f"{_PREFIX}version", "unknown"), bare=True)
+        reason = show(f"{type(error).__name__}: {error}", bare=True, longest=200)
+        raise WeightsError(
+            f"the model's config in the file cannot be read ({reason}; written by natjax"
+            f" {version}); pass the name of the model"
+        ) from None
+
+
+def _check_value(name: str, value: object, kind: str) -> None:
+    """Refuse numbers that no model has, before anything is computed with them."""
+    for entry in value if isinstance(value, tuple) else (value,):
+        if isinstance(entry, tuple):
+            _check_value(name, entry, kind)
+        elif isinstance(entry, bool) != (kind == "bool"):
+            raise TypeError(f"{name} must be of type {kind}")
+        elif isinstance(entry, float | int) and not abs(entry) < _LARGEST:
+            raise ValueError(f"{name} must be a number below {_LARGEST}")
+        elif not isinstance(entry, float | int | None):
+            raise TypeError(f"{name} must be of numbers")
+
+
+def _tuples(value: object) -> object:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value

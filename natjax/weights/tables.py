@@ -1,4 +1,4 @@
-"""The tables of names: official, Hugging Face, natjax.
+"""The tables of names of the backbones: official, Hugging Face, natjax.
 
 Detectors and segmentors (mmdet, mmseg, Mask2Former) and training checkpoints use the official names
 behind prefixes and inside containers, which `natjax.weights.state_dict` takes off.
@@ -6,72 +6,133 @@ behind prefixes and inside containers, which `natjax.weights.state_dict` takes o
 
 from __future__ import annotations
 
-from natjax.weights.layouts import CONV, LINEAR, QKV_BIAS, QKV_KERNEL, ROWS, SAME
-from natjax.weights.naming import ROOT, Naming, Rule
+from collections.abc import Mapping
+
+import numpy as np
+from flax import nnx
+
+from natjax.backbones.base import VisionModel
+from natjax.backbones.isotropic import IsotropicConfig
+from natjax.weights.errors import WeightsError
+from natjax.weights.names import (
+    CONV,
+    COUNT,
+    LINEAR,
+    QKV_BIAS,
+    QKV_KERNEL,
+    ROOT,
+    ROWS,
+    SAME,
+    Buffer,
+    Layout,
+    Naming,
+    Rule,
+    Shape,
+)
 
 
-def _norm(theirs: str, ours: str) -> tuple[Rule, ...]:
+def weight_and_bias(
+    theirs: str, ours: str, layout: Layout, weight: str = "kernel"
+) -> tuple[Rule, ...]:
+    """Rules of a layer with a weight and a bias; a bias that a model lacks is of no matter.
+
+    Args:
+      theirs: name of the layer in the source.
+      ours: name of the layer here.
+      layout: of the weight.
+      weight: what the weight is called here.
+    """
     return (
-        Rule((f"{theirs}.weight",), (f"{ours}.scale",), SAME),
+        Rule((f"{theirs}.weight",), (f"{ours}.{weight}",), layout),
         Rule((f"{theirs}.bias",), (f"{ours}.bias",), SAME),
     )
 
 
-def _linear(theirs: str, ours: str) -> tuple[Rule, ...]:
-    return (
-        Rule((f"{theirs}.weight",), (f"{ours}.kernel",), LINEAR),
-        Rule((f"{theirs}.bias",), (f"{ours}.bias",), SAME),
-    )
+def norm(theirs: str, ours: str) -> tuple[Rule, ...]:
+    """Rules of a normalisation; arguments as for `weight_and_bias`."""
+    return weight_and_bias(theirs, ours, SAME, "scale")
 
 
-def _conv(theirs: str, ours: str) -> tuple[Rule, ...]:
+def linear(theirs: str, ours: str) -> tuple[Rule, ...]:
+    """Rules of a linear layer; arguments as for `weight_and_bias`."""
+    return weight_and_bias(theirs, ours, LINEAR)
+
+
+def conv(theirs: str, ours: str) -> tuple[Rule, ...]:
+    """Rules of a two-dimensional convolution; arguments as for `weight_and_bias`."""
+    return weight_and_bias(theirs, ours, CONV)
+
+
+def batch_norm(theirs: str, ours: str) -> tuple[Rule, ...]:
+    """Rules of a batch norm with its running statistics; arguments as for `weight_and_bias`."""
     return (
-        Rule((f"{theirs}.weight",), (f"{ours}.kernel",), CONV),
-        Rule((f"{theirs}.bias",), (f"{ours}.bias",), SAME),
+        *norm(theirs, ours),
+        Rule((f"{theirs}.running_mean",), (f"{ours}.mean",), SAME),
+        Rule((f"{theirs}.running_var",), (f"{ours}.var",), SAME),
+        Rule((f"{theirs}.num_batches_tracked",), (f"{ours}.num_batches",), COUNT),
     )
 
 
 def _block(at: str) -> tuple[Rule, ...]:
     return (
-        *_norm(f"{at}.norm1", f"{at}.norm1"),
-        *_linear(f"{at}.attn.qkv", f"{at}.attn.qkv"),
+        *norm(f"{at}.norm1", f"{at}.norm1"),
+        *linear(f"{at}.attn.qkv", f"{at}.attn.qkv"),
         Rule((f"{at}.attn.rpb",), (f"{at}.attn.rpb",), SAME),
-        *_linear(f"{at}.attn.proj", f"{at}.attn.proj"),
-        *_norm(f"{at}.norm2", f"{at}.norm2"),
-        *_linear(f"{at}.mlp.fc1", f"{at}.mlp.fc1"),
-        *_linear(f"{at}.mlp.fc2", f"{at}.mlp.fc2"),
+        *linear(f"{at}.attn.proj", f"{at}.attn.proj"),
+        *norm(f"{at}.norm2", f"{at}.norm2"),
+        *linear(f"{at}.mlp.fc1", f"{at}.mlp.fc1"),
+        *linear(f"{at}.mlp.fc2", f"{at}.mlp.fc2"),
         Rule((f"{at}.gamma1",), (f"{at}.gamma1",), SAME),
         Rule((f"{at}.gamma2",), (f"{at}.gamma2",), SAME),
     )
 
 
 _OVERLAPPING = (  # NAT, DiNAT
-    *_conv("patch_embed.proj.{n}", "patch_embed.proj.{n}"),
+    *conv("patch_embed.proj.{n}", "patch_embed.proj.{n}"),
     *_block("levels.{i}.blocks.{j}"),
-    *_conv("levels.{i}.downsample.reduction", "levels.{i}.downsample.reduction"),
-    *_norm("levels.{i}.downsample.norm", "levels.{i}.downsample.norm"),
+    *conv("levels.{i}.downsample.reduction", "levels.{i}.downsample.reduction"),
+    *norm("levels.{i}.downsample.norm", "levels.{i}.downsample.norm"),
 )
 _PATCHES = (  # DiNAT_s and the isotropic models
-    *_conv("patch_embed.proj", "patch_embed.proj"),
+    *conv("patch_embed.proj", "patch_embed.proj"),
     *_block("layers.{i}.blocks.{j}"),
-    *_linear("layers.{i}.downsample.reduction", "layers.{i}.downsample.reduction"),
-    *_norm("layers.{i}.downsample.norm", "layers.{i}.downsample.norm"),
+    *linear("layers.{i}.downsample.reduction", "layers.{i}.downsample.reduction"),
+    *norm("layers.{i}.downsample.norm", "layers.{i}.downsample.norm"),
     *_block("layers.{j}"),
 )
+
+
+def pair_index(rpb: Shape) -> np.ndarray:
+    """Where the bias of each pair of tokens is in the flattened table of global attention.
+
+    Entry ``[query, key]`` is the place of the pair's bias: row and column distance, key minus
+    query, counted from the least.
+
+    Args:
+      rpb: shape of the table, ``(heads, 2 * side - 1, 2 * side - 1)``.
+    """
+    side = (rpb[1] + 1) // 2
+    places = np.stack(np.divmod(np.arange(side**2), side))
+    distance = places[:, None, :] - places[:, :, None] + side - 1
+    index = distance[0] * (2 * side - 1) + distance[1]
+    return index.astype(np.int64)
+
+
+# Indices into the bias of ViT-RPB, which follow from its size.
+_PAIR_INDEX = Buffer(".attn.relative_position_index", ".attn.rpb", pair_index)
 
 OFFICIAL = Naming(
     name="official",
     marker="patch_embed.norm.weight",
     rules=(
-        *_norm("patch_embed.norm", "patch_embed.norm"),
+        *norm("patch_embed.norm", "patch_embed.norm"),
         *_OVERLAPPING,
         *_PATCHES,
-        *_norm("norm", "norm"),
-        *_norm("norm{i}", "norm{i}"),  # of a detector's or segmentor's backbone
-        *_linear("head", "head"),
+        *norm("norm", "norm"),
+        *norm("norm{i}", "norm{i}"),  # of a detector's or segmentor's backbone
+        *linear("head", "head"),
     ),
-    # Indices into the bias of ViT-RPB, which follow from its size.
-    buffers=(".attn.relative_position_index",),
+    buffers=(_PAIR_INDEX,),
 )
 
 _HF_LAYER = f"{ROOT}encoder.levels.{{i}}.layers.{{j}}"
@@ -86,9 +147,9 @@ HUGGING_FACE = Naming(
     marker="embeddings.norm.weight",
     roots=("nat.", "dinat.", ""),
     rules=(
-        *_norm(f"{ROOT}embeddings.norm", "patch_embed.norm"),
-        *_conv(f"{ROOT}embeddings.patch_embeddings.projection.{{n}}", "patch_embed.proj.{n}"),
-        *_norm(f"{_HF_LAYER}.layernorm_before", f"{_BLOCK}.norm1"),
+        *norm(f"{ROOT}embeddings.norm", "patch_embed.norm"),
+        *conv(f"{ROOT}embeddings.patch_embeddings.projection.{{n}}", "patch_embed.proj.{n}"),
+        *norm(f"{_HF_LAYER}.layernorm_before", f"{_BLOCK}.norm1"),
         Rule(
             tuple(f"{_HF_SELF}.{part}.weight" for part in _QKV),
             (f"{_BLOCK}.attn.qkv.kernel",),
@@ -100,30 +161,55 @@ HUGGING_FACE = Naming(
             QKV_BIAS,
         ),
         Rule((f"{_HF_SELF}.rpb",), (f"{_BLOCK}.attn.rpb",), SAME),
-        *_linear(f"{_HF_LAYER}.attention.output.dense", f"{_BLOCK}.attn.proj"),
-        *_norm(f"{_HF_LAYER}.layernorm_after", f"{_BLOCK}.norm2"),
-        *_linear(f"{_HF_LAYER}.intermediate.dense", f"{_BLOCK}.mlp.fc1"),
-        *_linear(f"{_HF_LAYER}.output.dense", f"{_BLOCK}.mlp.fc2"),
+        *linear(f"{_HF_LAYER}.attention.output.dense", f"{_BLOCK}.attn.proj"),
+        *norm(f"{_HF_LAYER}.layernorm_after", f"{_BLOCK}.norm2"),
+        *linear(f"{_HF_LAYER}.intermediate.dense", f"{_BLOCK}.mlp.fc1"),
+        *linear(f"{_HF_LAYER}.output.dense", f"{_BLOCK}.mlp.fc2"),
         Rule(
             (f"{_HF_LAYER}.layer_scale_parameters",),
             (f"{_BLOCK}.gamma1", f"{_BLOCK}.gamma2"),
             ROWS,
         ),
-        *_conv(
+        *conv(
             f"{ROOT}encoder.levels.{{i}}.downsample.reduction", "levels.{i}.downsample.reduction"
         ),
-        *_norm(f"{ROOT}encoder.levels.{{i}}.downsample.norm", "levels.{i}.downsample.norm"),
-        *_norm(f"{ROOT}layernorm", "norm"),
-        *_norm(f"{ROOT}hidden_states_norms.stage{{i+1}}", "norm{i}"),
-        *_linear("classifier", "head"),
+        *norm(f"{ROOT}encoder.levels.{{i}}.downsample.norm", "levels.{i}.downsample.norm"),
+        *norm(f"{ROOT}layernorm", "norm"),
+        *norm(f"{ROOT}hidden_states_norms.stage{{i+1}}", "norm{i}"),
+        *linear("classifier", "head"),
     ),
 )
 
 # Our own: whatever the official table calls ours, under its own name.
-NATJAX = Naming(
-    name="natjax",
-    marker="patch_embed.norm.scale",
-    rules=tuple(Rule(rule.ours, rule.ours, SAME) for rule in OFFICIAL.rules),
-)
+NATJAX = OFFICIAL.of_ours()
 
 NAMINGS = {naming.name: naming for naming in (NATJAX, OFFICIAL, HUGGING_FACE)}
+
+
+def namings_of(model: nnx.Module) -> Mapping[str, Naming]:
+    """The tables of names that a model's weights may have, by name.
+
+    A module offers its own by a method ``namings()`` that returns a sequence of `Naming`. Natjax's
+    own names follow from the first of them.
+
+    Args:
+      model: a backbone of natjax, or any module.
+
+    Raises:
+      WeightsError: the module offers none.
+    """
+    if isinstance(model, VisionModel):
+        return NAMINGS
+    offered = getattr(model, "namings", None)
+    if offered is None:
+        raise WeightsError(
+            f"a {type(model).__name__} has no names that weights could have: it must be a model of"
+            " natjax, or have a method namings() (natjax.weights.tables.namings_of)"
+        )
+    tables = tuple(offered())
+    return {naming.name: naming for naming in (tables[0].of_ours(), *tables)}
+
+
+def has_pair_index(config: object) -> bool:
+    """Whether the official model of a config keeps `pair_index` in its state dict."""
+    return isinstance(config, IsotropicConfig) and config.kernel_size is None

@@ -1,15 +1,21 @@
 """HTTP and HTTPS requests with the standard library, and nothing but HTTP and HTTPS.
 
 A server can redirect to any address; a file of this machine, another scheme, or a step from HTTPS
-down to HTTP are refused.
+down to HTTP are refused. It can also send a byte a minute, for ever: the time of each request is
+bounded as a whole, which no timeout of a socket does.
 """
 
+import contextlib
+import functools
 import http.client
 import ipaddress
+import socket
 import ssl
+import threading
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Iterator
 from email.message import Message
 from typing import Any
 
@@ -23,7 +29,6 @@ _MEANING = {
     403: "the server does not allow it",
     404: "there is no such file",
     410: "the file is no longer there",
-    416: "the server does not have the part that was asked for",
 }
 
 
@@ -68,15 +73,17 @@ def check_url(url: str, allow_http: bool) -> None:
         )
 
 
+@contextlib.contextmanager
 def open_url(
-    url: str, headers: dict[str, str], *, timeout: float, allow_http: bool
-) -> http.client.HTTPResponse:
-    """Send a GET request and return the response with status 200 or 206; to be closed.
+    url: str, headers: dict[str, str], *, timeout: float, seconds: float, allow_http: bool
+) -> Iterator[http.client.HTTPResponse]:
+    """Send a GET request and give the response, with a status of success.
 
     Args:
       url: The address.
       headers: Of the request.
       timeout: Longest silence of the server, in seconds.
+      seconds: Time for all of it; then the connection is closed, wherever it is.
       allow_http: As for `check_url`.
 
     Raises:
@@ -86,44 +93,114 @@ def open_url(
     """
     check_url(url, allow_http)
     request = urllib.request.Request(url, headers=headers)
+    with _ended_after(seconds) as sockets:
+        with _translated(url):
+            response = _opener(allow_http, sockets).open(request, timeout=min(timeout, seconds))
+        with response:
+            yield response
+
+
+def read_some(response: http.client.HTTPResponse, most: int) -> bytes:
+    """Return the next bytes of a response, at most so many; none at its end.
+
+    Raises:
+      PassingError: the connection has broken off.
+    """
     try:
-        return _opener(allow_http).open(request, timeout=timeout)
+        return response.read1(most)
+    except (OSError, http.client.HTTPException, ValueError) as error:  # the last: ended by us
+        raise PassingError(_describe(error)) from error
+
+
+@contextlib.contextmanager
+def _translated(url: str) -> Iterator[None]:
+    """Turn what urllib raises into our errors; texts of servers go no further."""
+    try:
+        yield
     except urllib.error.HTTPError as error:
         error.close()
-        raise _status_error(url, error) from error
+        raise _status_error(url, error) from None
     except urllib.error.URLError as error:
         if isinstance(error.reason, ssl.SSLCertVerificationError):
             raise WeightsError(
                 f"{url}: the server's certificate is not valid: {error.reason.verify_message}"
             ) from error
-        raise PassingError(describe_failure(error.reason)) from error
+        raise PassingError(_describe(error.reason)) from None
     except (OSError, http.client.HTTPException) as error:
-        raise PassingError(describe_failure(error)) from error
+        raise PassingError(_describe(error)) from None
     except ValueError as error:  # ours, or what urllib raises for an address it cannot parse
-        raise WeightsError(f"{url}: the server's redirect cannot be followed: {error}") from error
+        raise WeightsError(f"{url}: the server's redirect cannot be followed: {error}") from None
 
 
-def describe_failure(error: object) -> str:
-    """Return what a network error means, in words.
-
-    Args:
-      error: An exception or a text.
-    """
+def _describe(error: object) -> str:
+    """What a network error means, in words."""
     if isinstance(error, TimeoutError):
         return "the server does not answer"
     if isinstance(error, http.client.IncompleteRead | http.client.RemoteDisconnected):
         return "the server has closed the connection"
     text = error.strerror if isinstance(error, OSError) and error.strerror else error
-    return str(text) or type(error).__name__
+    return show(str(text).strip(), bare=True) if str(text).strip() else type(error).__name__
 
 
-def _opener(allow_http: bool) -> urllib.request.OpenerDirector:
+@contextlib.contextmanager
+def _ended_after(seconds: float) -> Iterator[list[socket.socket]]:
+    """Close the sockets that are put into the list once the time is over."""
+    sockets: list[socket.socket] = []
+
+    def end() -> None:
+        for each in sockets:
+            with contextlib.suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield sockets
+    finally:
+        timer.cancel()
+
+
+def _connection(
+    kind: type[http.client.HTTPConnection], sockets: list[socket.socket], *args: Any, **options: Any
+) -> http.client.HTTPConnection:
+    """A connection whose socket is put into a list."""
+    connection = kind(*args, **options)
+    connect = connection.connect
+
+    def connect_and_tell() -> None:
+        connect()
+        sockets.append(connection.sock)
+
+    connection.connect = connect_and_tell
+    return connection
+
+
+class _HTTP(urllib.request.HTTPHandler):
+    def __init__(self, sockets: list[socket.socket]):
+        super().__init__()
+        self._connection = functools.partial(_connection, http.client.HTTPConnection, sockets)
+
+    def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(self._connection, req)
+
+
+class _HTTPS(urllib.request.HTTPSHandler):
+    def __init__(self, sockets: list[socket.socket]):
+        super().__init__()
+        self._connection = functools.partial(_connection, http.client.HTTPSConnection, sockets)
+
+    def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(self._connection, req, context=ssl.create_default_context())
+
+
+def _opener(allow_http: bool, sockets: list[socket.socket]) -> urllib.request.OpenerDirector:
     """Build an opener without the handlers of ``file:``, ``ftp:`` and ``data:``."""
     opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler(),
-        urllib.request.HTTPHandler(),
-        urllib.request.HTTPSHandler(),
+        _HTTP(sockets),
+        _HTTPS(sockets),
         urllib.request.HTTPDefaultErrorHandler(),
         urllib.request.HTTPErrorProcessor(),
         urllib.request.UnknownHandler(),
@@ -171,11 +248,11 @@ def _status_error(url: str, error: urllib.error.HTTPError) -> Exception:
     if error.code in _PASSING:
         wait = error.headers.get("Retry-After", "") if error.headers else ""
         return PassingError(text, min(int(wait[:9]), _LONGEST_WAIT) if wait.isdecimal() else 0)
+    reason = show(str(error.reason))
     if 300 <= error.code < 400:
-        return WeightsError(
-            f"{url}: the server's redirect cannot be followed: {show(error.reason)}"
-        )
-    return WeightsError(f"{url}: {text}: {_MEANING.get(error.code) or show(error.reason)}")
+        reason = show(str(error.reason), longest=300)
+        return WeightsError(f"{url}: the server's redirect cannot be followed: {reason}")
+    return WeightsError(f"{url}: {text}: {_MEANING.get(error.code) or reason}")
 
 
 def _is_local(host: str) -> bool:

@@ -7,7 +7,7 @@ from flax import nnx
 import natjax
 from natjax import NAT, Isotropic, IsotropicConfig, NATConfig
 from natjax.backbones.variants import alternate
-from natjax.weights.torch_writer import write_torch
+from natjax.weights.torchfile.writer import write_torch
 
 FAMILIES = ("nat", "dinat", "dinats", "isotropic", "vit_rpb")
 

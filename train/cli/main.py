@@ -20,7 +20,8 @@ from natjax.train.cli.train import add_train
 from natjax.train.cluster import processes
 from natjax.train.errors import Stopped, UserError, explain
 
-_CONVERT_MODULES = {"safetensors"}
+# Modules that come with other extras than natjax[train].
+_EXTRAS = {"cv2": "dense"}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -60,7 +61,7 @@ def _fail(message: str, code: int) -> int:
 def _missing_module(error: ModuleNotFoundError) -> int:
     if (error.name or "").startswith("natjax"):
         raise error
-    extra = "convert" if error.name in _CONVERT_MODULES else "train"
+    extra = _EXTRAS.get(error.name or "", "train")
     return _fail(f"{error.name} is missing; install it with: pip install 'natjax[{extra}]'", 2)
 
 

@@ -14,7 +14,7 @@ from flax import nnx
 
 import natjax
 from natjax import NAT
-from natjax.weights.torch_writer import write_torch
+from natjax.weights.torchfile.writer import write_torch
 
 FAMILIES = golden_models.FAMILIES
 VALUE, GRADIENT, DOUBLE = 1e-5, 2e-5, 1e-10  # about ten times the official float32 error

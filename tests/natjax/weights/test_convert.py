@@ -16,12 +16,18 @@ from natjax.cli import main
 from natjax.weights import WeightsError, convert_weights, published_weights
 from natjax.weights.convert import find_model
 from natjax.weights.files import read_file
-from natjax.weights.metadata import read_config, write_metadata
 from natjax.weights.save import rename_arrays
 from natjax.weights.state_dict import StateDict
-from natjax.weights.structure import candidates, config_names, config_structure, source_structure
+from natjax.weights.structure import (
+    candidates,
+    config_names,
+    config_structure,
+    read_config,
+    source_structure,
+    write_metadata,
+)
 from natjax.weights.tables import HUGGING_FACE, NATJAX, OFFICIAL
-from natjax.weights.torch_writer import write_torch
+from natjax.weights.torchfile.writer import write_torch
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +145,7 @@ def state_of(name, naming=OFFICIAL, **options):
     }
     theirs = rename_arrays(ours, model.config, naming.name)
     roots = [root for root in naming.roots if any(key.startswith(root) for key in theirs)]
-    return StateDict(f"{name}.pth", "torch", "", naming, roots[0], theirs, {}, {})
+    return StateDict(f"{name}.pth", "torch", "", False, naming, roots[0], theirs, {}, {})
 
 
 @pytest.mark.parametrize(
@@ -232,7 +238,7 @@ def test_config_and_arrays_of_two_models(folder, tmp_path):
 
 
 def test_the_command_needs_no_training_library(folder, tmp_path):
-    """As after ``pip install natjax[convert]``."""
+    """As after ``pip install natjax``."""
     code = f"""
 import sys
 for name in ("grain", "tensorflow_datasets", "PIL", "tyro", "matplotlib", "sklearn", "torch"):

@@ -21,7 +21,7 @@ from natjax.weights import MismatchError, WeightsError
 from natjax.weights.files import SourceFile
 from natjax.weights.load import named_params
 from natjax.weights.state_dict import find_state_dict
-from natjax.weights.torch_writer import write_torch
+from natjax.weights.torchfile.writer import write_torch
 
 OFFICIAL = golden_models.official("nat", "b")
 
@@ -87,11 +87,12 @@ def test_files_that_torch_wrote(name):
 
 def test_a_training_checkpoint_that_torch_wrote():
     path, target = _torch_file("nat_b_timm.pth.tar"), model()
-    with pytest.raises(WeightsError, match=r"got 'argparse\.Namespace' \(lenient=True"):
-        natjax.load_weights(target, path)
-    assert natjax.load_weights(target, path, lenient=True).container == "state_dict.module"
+    report = natjax.load_weights(target, path)
+    assert report.container == "state_dict.module"
+    assert "averaged weights (ema=True, --ema)" in str(report)
     assert_equal(values(target), OFFICIAL)
-    natjax.load_weights(target, path, lenient=True, ema=True)
+    report = natjax.load_weights(target, path, ema=True)
+    assert not report.has_average
     assert_equal(values(target), {key: array / 2 for key, array in OFFICIAL.items()})
 
 
@@ -183,7 +184,7 @@ def test_all_faults_are_told_at_once_and_nothing_is_loaded(tmp_path):
         "norm2.weight: int64[16] in the file, [16] of floats in the model",
     ):
         assert text in message
-    assert caught.value.fit.unexpected == ("extra.weight",)
+    assert caught.value.report.unexpected == ("extra.weight",)
     assert all((array == 7).all() for array in values(target).values())
 
 

@@ -10,9 +10,17 @@ import pytest
 from flax import nnx
 
 import natjax
-from natjax.weights.layouts import CONV, LINEAR, QKV_BIAS, QKV_KERNEL, ROWS, SAME
 from natjax.weights.load import named_params
-from natjax.weights.naming import fill_template, match_template
+from natjax.weights.names import (
+    CONV,
+    LINEAR,
+    QKV_BIAS,
+    QKV_KERNEL,
+    ROWS,
+    SAME,
+    fill_template,
+    match_template,
+)
 from natjax.weights.save import rename_arrays
 from natjax.weights.tables import HUGGING_FACE, NAMINGS, NATJAX, OFFICIAL
 

@@ -1,23 +1,24 @@
 """The table of published weights."""
 
 import dataclasses
+import hashlib
 import http.server
+import os
 import pathlib
+import subprocess
+import sys
 import threading
-from email.message import Message
-from urllib.error import HTTPError
 
 import draw
-import numpy as np
 import pytest
 from flax import nnx
 
 import natjax
 from natjax.backbones.variants import VARIANTS
-from natjax.weights import PUBLISHED, WeightsError, load, published_weights, resolve
+from natjax.weights import PUBLISHED, WeightsError, load, published_weights
+from natjax.weights import published as module
 from natjax.weights.load import named_params
-from natjax.weights.published import find_published
-from natjax.weights.resolve import is_published_name
+from natjax.weights.published import find_published, is_published_name
 
 DINAT_SIZES = ["mini", "tiny", "small", "base", "large", "s_tiny", "s_small", "s_base", "s_large"]
 # Every file of the official project, as its documents list them.
@@ -104,73 +105,136 @@ def test_a_file_of_that_name_wins(tmp_path, monkeypatch):
     assert not is_published_name("imagenet1k")
 
 
-@pytest.fixture
-def fetched(monkeypatch, tmp_path):
-    """What would have been downloaded; a file of nat_micro comes instead."""
+def test_a_folder_of_that_name_does_not_win(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "imagenet1k").mkdir()
+    assert is_published_name("imagenet1k")
+
+
+def test_whole_models_have_their_backbone_s_weights():
+    assert published_weights("mask_rcnn_nat_mini") == ["coco_maskrcnn"]
+    assert published_weights("cascade_mask_rcnn_dinat_s_large") == ["coco_cascade"]
+    assert find_published(["upernet_nat_base"], "ade20k_upernet").model == "nat_base"
+    wholes = [entry.whole for entry in PUBLISHED if entry.whole]
+    assert len(wholes) == len(set(wholes)) == 34
+
+
+def test_published_names_lead_to_addresses(monkeypatch, tmp_path):
     path, addresses = tmp_path / "nat_micro.safetensors", []
-    model = draw.filled(lambda rngs: natjax.create_model("nat_micro", rngs=rngs))
-    natjax.save_weights(model, path)
+    natjax.save_weights(draw.filled(lambda r: natjax.create_model("nat_micro", rngs=r)), path)
 
     def download(url, folder):
-        addresses.append((url, folder))
-        status = 403 if "forbidden" in url else 404
-        if url.endswith("model.safetensors"):
-            raise WeightsError("not found") from HTTPError(url, status, "", Message(), None)
+        addresses.append(url)
         return path
 
-    monkeypatch.setattr(resolve, "download", download)
-    return addresses
-
-
-def test_published_names_lead_to_addresses(fetched):
+    monkeypatch.setattr(module, "download", download)
     with pytest.raises(WeightsError, match="does not fit the model"):
         natjax.create_model("nat_tiny", weights="imagenet1k")
-    assert fetched[0][0] == "https://shi-labs.com/projects/nat/checkpoints/CLS/nat_tiny.pth"
+    assert addresses == ["https://shi-labs.com/projects/nat/checkpoints/CLS/nat_tiny.pth"]
 
 
-def test_the_hub_has_files_of_two_names(fetched):
-    natjax.create_model("nat_micro", weights="hf://shi-labs/nat-mini-in1k-224")
-    address = "https://huggingface.co/shi-labs/nat-mini-in1k-224/resolve/main"
-    assert [url for url, _ in fetched] == [
-        f"{address}/model.safetensors",
-        f"{address}/pytorch_model.bin",
-    ]
+class Hub(http.server.BaseHTTPRequestHandler):
+    """The part of the Hugging Face hub that serves files; `files` by the end of their address."""
 
-
-class _OldModel(http.server.BaseHTTPRequestHandler):
-    """A hub that has no safetensors file, but the older one."""
+    protocol_version = "HTTP/1.1"
 
     def do_GET(self):
-        content = self.server.content if self.path.endswith("/pytorch_model.bin") else b""
-        self.send_response(200 if content else 404)
-        self.send_header("Content-Length", str(len(content)))
+        self.server.requests.append(self.path)
+        self.server.tokens.append(self.headers.get("Authorization"))
+        found = self.server.files.get(self.path)
+        if found is None:
+            self.send_response(404)
+            missing = "/resolve/" in self.path and "/gone/" not in self.path
+            self.send_header("X-Error-Code", "EntryNotFound" if missing else "RepoNotFound")
+            self.send_header("X-Error-Message", "not \x1b[2Jthere")
+            found = b""
+        else:
+            self.send_response(200)
+            self.send_header("ETag", f'"{hashlib.sha256(found).hexdigest()}"')
+            self.send_header("X-Repo-Commit", "0" * 40)
+        self.send_header("Content-Length", str(len(found)))
         self.end_headers()
-        self.wfile.write(content)
+        if self.command == "GET":
+            self.wfile.write(found)
+
+    do_HEAD = do_GET  # noqa: N815 - as the library calls it
 
     def log_message(self, *_):
         pass
 
 
-def test_a_model_from_before_safetensors_is_downloaded(monkeypatch, tmp_path):
+LOAD_FROM_HUB = """
+import sys
+from natjax.weights import WeightsError
+from natjax.weights.load import open_weights
+for name in sys.argv[1:]:
+    try:
+        print(sum(x.size for x in open_weights(name).arrays.values()))
+    except WeightsError as error:
+        print(error)
+"""
+
+
+@pytest.fixture(scope="module")
+def from_hub(tmp_path_factory):
+    """What is on a hub, and what a process that asks for `names` says."""
+    pytest.importorskip("huggingface_hub", reason="natjax[hub] is not installed")
+    folder = tmp_path_factory.mktemp("hub")
     model = draw.filled(lambda rngs: natjax.create_model("nat_micro", rngs=rngs))
-    natjax.save_weights(model, tmp_path / "x.bin", naming="hf")
-    monkeypatch.setenv("NATJAX_CACHE", str(tmp_path / "cache"))
-    with http.server.ThreadingHTTPServer(("localhost", 0), _OldModel) as server:
-        server.content = (tmp_path / "x.bin").read_bytes()
+    for suffix in ("safetensors", "bin"):
+        natjax.save_weights(model, folder / f"x.{suffix}", naming="hf")
+    size = sum(param.size for param in named_params(model).values())
+    with http.server.ThreadingHTTPServer(("localhost", 0), Hub) as server:
+        server.requests, server.tokens = [], []
+        server.files = {
+            "/new/model/resolve/main/model.safetensors": (folder / "x.safetensors").read_bytes(),
+            "/new/model/resolve/v1.0/model.safetensors": (folder / "x.bin").read_bytes(),
+            "/old/model/resolve/main/pytorch_model.bin": (folder / "x.bin").read_bytes(),
+        }
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        monkeypatch.setattr(resolve, "_HUB", f"http://localhost:{server.server_port}")
-        loaded = natjax.create_model("nat_micro", weights="hf://old/model")
+        environment = os.environ | {
+            "HF_ENDPOINT": f"http://localhost:{server.server_port}",
+            "HF_HOME": str(folder / "cache"),
+            "HF_TOKEN": "secret",
+            "HF_HUB_DISABLE_XET": "1",
+            "NO_PROXY": "*",
+        }
+
+        def ask(*names):
+            command = [sys.executable, "-c", LOAD_FROM_HUB, *names]
+            done = subprocess.run(
+                command, env=environment, capture_output=True, text=True, check=False
+            )
+            assert done.returncode == 0, done.stderr
+            return done.stdout.splitlines()
+
+        yield server, size, ask
         server.shutdown()
-    found, expected = named_params(loaded), named_params(model)
-    for name, param in expected.items():
-        np.testing.assert_array_equal(found[name].get_value(), param.get_value())
-    assert natjax.create_model("nat_micro", weights=next((tmp_path / "cache").glob("*.bin")))
 
 
-def test_other_failures_of_the_hub_are_final(fetched):
-    with pytest.raises(WeightsError, match="not found"):
-        natjax.create_model("nat_micro", weights="hf://organisation/forbidden")
-    assert len(fetched) == 1
+def test_the_hub_has_files_of_two_names_and_revisions(from_hub):
+    server, size, ask = from_hub
+    names = ["hf://new/model", "hf://new/model@v1.0", "hf://old/model"]
+    assert ask(*names) == [str(size)] * 3
+    assert "/new/model/resolve/v1.0/model.safetensors" in server.requests
+    assert "/old/model/resolve/main/model.safetensors" in server.requests
+    assert "Bearer secret" in server.tokens
+
+
+def test_failures_of_the_hub_are_ours(from_hub):
+    _, _, ask = from_hub
+    gone, none, odd = ask("hf://gone/model", "hf://empty/model", "hf://../../etc")
+    assert gone.startswith("hf://gone/model: ")
+    assert "secret" not in gone
+    assert "\x1b" not in gone
+    assert "must have one of model.safetensors, pytorch_model.bin" in none
+    assert "must be followed by organisation/model" in odd
+
+
+def test_without_the_hub_s_library(monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(WeightsError, match=r"natjax\[hub\].*/a/b/resolve/v2/model.safetensors"):
+        natjax.create_model("nat_micro", weights="hf://a/b@v2")
 
 
 def test_weights_of_a_detector_bring_its_dilations(monkeypatch):

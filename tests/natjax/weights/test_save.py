@@ -18,7 +18,7 @@ from natjax.weights import WeightsError
 from natjax.weights.files import read_file
 from natjax.weights.load import named_params
 from natjax.weights.save import rename_arrays
-from natjax.weights.torch_writer import write_torch
+from natjax.weights.torchfile.writer import write_torch
 
 ARRAYS = {
     "a.weight": np.arange(6, dtype=np.float32).reshape(2, 3),
@@ -120,10 +120,12 @@ def test_safetensors_say_what_they_hold(model, tmp_path):
 def test_index_buffers_of_vit_rpb_are_written_for_strict_loading():
     """Each entry is where the flattened bias of a pair of tokens is: key minus query."""
     official = golden_models.official("vit_rpb", "a")
-    config = golden_models.abstract("vit_rpb", "a").config
+    model = golden_models.abstract("vit_rpb", "a")
+    config = model.config
+    arrays = {n: np.zeros(p.shape, np.float32) for n, p in named_params(model).items()}
     buffers = {
         key: array
-        for key, array in rename_arrays({}, config, "official").items()
+        for key, array in rename_arrays(arrays, config, "official").items()
         if key.endswith("relative_position_index")
     }
     side = config.map_size
