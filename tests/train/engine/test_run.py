@@ -226,11 +226,20 @@ def test_two_processes_cannot_share_a_folder(copy, capsys):
     assert "is in use by another run" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("what", ["", "[1]", '{"color": 1}', '{"data": {}}'])
-def test_a_configuration_that_cannot_be_read(copy, capsys, what):
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("", "config.json cannot be read"),
+        ("[1]", "config.json must hold a table of settings, got list"),
+        ('{"seed": 1}', "is a run of the task None, but known is classification"),
+        ('{"task": "classification", "color": 1}', "config.json cannot be read: unknown setting"),
+        ('{"task": "classification", "data": {}}', "config.json cannot be read"),
+    ],
+)
+def test_a_configuration_that_cannot_be_read(copy, capsys, what, message):
     (copy / "config.json").write_text(what)
     assert main(["eval", str(copy)]) == 2
-    assert "config.json cannot be read" in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("no_pictures")
