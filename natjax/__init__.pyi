@@ -5,6 +5,10 @@ from .backbones.nat import NAT as NAT
 from .backbones.nat import NATConfig as NATConfig
 from .create import create_model as create_model
 from .create import model_config as model_config
+from .dense.detection.config import MaskRCNNConfig as MaskRCNNConfig
+from .dense.detection.create import create_detector as create_detector
+from .dense.detection.create import detector_config as detector_config
+from .dense.detection.mask_rcnn import MaskRCNN as MaskRCNN
 from .dense.segmentation.create import create_segmentor as create_segmentor
 from .dense.segmentation.create import segmentor_config as segmentor_config
 from .dense.segmentation.upernet import UPerNet as UPerNet

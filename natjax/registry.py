@@ -10,14 +10,24 @@ from typing import Any, Literal
 from natjax.backbones.isotropic import IsotropicConfig
 from natjax.backbones.nat import NATConfig
 from natjax.backbones.variants import VARIANTS
+from natjax.dense.detection.config import MaskRCNNConfig
+from natjax.dense.detection.variants import DETECTORS
 from natjax.dense.segmentation.upernet import UPerNetConfig
 from natjax.dense.segmentation.variants import SEGMENTORS
 
-Kind = Literal["classifier", "segmentor"]
-Config = NATConfig | IsotropicConfig | UPerNetConfig
+Kind = Literal["classifier", "segmentor", "detector"]
+Config = NATConfig | IsotropicConfig | UPerNetConfig | MaskRCNNConfig
 
-_CONFIGS: Mapping[Kind, Mapping[str, Any]] = {"classifier": VARIANTS, "segmentor": SEGMENTORS}
-_MAKERS: Mapping[Kind, str] = {"classifier": "create_model", "segmentor": "create_segmentor"}
+_CONFIGS: Mapping[Kind, Mapping[str, Any]] = {
+    "classifier": VARIANTS,
+    "segmentor": SEGMENTORS,
+    "detector": DETECTORS,
+}
+_MAKERS: Mapping[Kind, str] = {
+    "classifier": "create_model",
+    "segmentor": "create_segmentor",
+    "detector": "create_detector",
+}
 
 
 def list_models(pattern: str = "*", *, kind: Kind | None = None) -> list[str]:
@@ -26,13 +36,14 @@ def list_models(pattern: str = "*", *, kind: Kind | None = None) -> list[str]:
     Args:
       pattern: shell pattern that the names must match, such as ``"dinat_*"``.
       kind: ``"classifier"`` for those of `natjax.create_model`, ``"segmentor"`` for those of
-        `natjax.create_segmentor`; None for all.
+        `natjax.create_segmentor`, ``"detector"`` for those of `natjax.create_detector`; None for
+        all.
 
     >>> import natjax
     >>> natjax.list_models("nat_[mt]*")
     ['nat_micro', 'nat_mini', 'nat_tiny']
-    >>> natjax.list_models("*nat_mini", kind="segmentor")
-    ['upernet_dinat_mini', 'upernet_nat_mini']
+    >>> natjax.list_models("*_nat_mini", kind="detector")
+    ['cascade_mask_rcnn_nat_mini', 'mask_rcnn_nat_mini']
     """
     kinds = _CONFIGS if kind is None else (kind,)
     return sorted(name for one in kinds for name in fnmatch.filter(_CONFIGS[one], pattern))

@@ -12,6 +12,9 @@ from natjax.backbones.flops import Size
 from natjax.backbones.flops import count_flops as count_backbone_flops
 from natjax.backbones.isotropic import Isotropic, IsotropicConfig
 from natjax.backbones.nat import NAT, NATConfig
+from natjax.dense.detection.config import MaskRCNNConfig
+from natjax.dense.detection.flops import count_detector_flops
+from natjax.dense.detection.mask_rcnn import MaskRCNN
 from natjax.dense.segmentation.flops import count_upernet_flops
 from natjax.dense.segmentation.upernet import UPerNet, UPerNetConfig
 from natjax.kernels.checks import axis_ints
@@ -24,7 +27,7 @@ class ModelSummary:
 
     Attributes:
       name: of the model.
-      kind: ``"classifier"`` or ``"segmentor"``.
+      kind: ``"classifier"``, ``"segmentor"`` or ``"detector"``.
       parameters: number of scalar parameters, those that serve training alone included.
       flops: multiply-adds of one image's forward pass, as in the papers.
       image_size: height and width that ``flops`` are for.
@@ -43,12 +46,13 @@ def model_summary(name: str, image_size: int | Sequence[int] | None = None) -> M
     FLOPs follow the papers: a multiply-add is one; LayerNorm is five per element, BatchNorm two;
     bilinear interpolation is four; neighborhood attention is its two products and one per bias
     added; softmax, activations, residuals and pooling are free; what is computed on padding counts.
-    Of a segmentor they are those of inference, up to logits of every pixel.
+    Of a segmentor they are those of inference, up to logits of every pixel. Of a detector, those of
+    1000 proposals and 100 masks, RoIAlign and suppression left out.
 
     Args:
       name: one of `natjax.list_models`.
-      image_size: height and width, or both at once; None is the model's own, for a segmentor what
-        the papers quote.
+      image_size: height and width, or both at once; None is the model's own, for segmentors and
+        detectors what the papers quote.
 
     Raises:
       ValueError: an unknown name, or a size that is not positive or that the model cannot take.
@@ -72,22 +76,32 @@ def model_summary(name: str, image_size: int | Sequence[int] | None = None) -> M
     )
 
 
+_FAMILIES = {
+    NATConfig: NAT,
+    IsotropicConfig: Isotropic,
+    UPerNetConfig: UPerNet,
+    MaskRCNNConfig: MaskRCNN,
+}
+
+
 def count_parameters(config: Config) -> int:
     """Number of scalar parameters of the model of a config."""
-    family = {NATConfig: NAT, IsotropicConfig: Isotropic, UPerNetConfig: UPerNet}[type(config)]
+    family = _FAMILIES[type(config)]
     abstract = nnx.eval_shape(lambda: family(config, rngs=nnx.Rngs(0)))
     return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(abstract, nnx.Param)))
 
 
 def count_flops(config: Config, image_size: Size) -> int:
-    """Multiply-adds of one image's logits, counted as in `model_summary`."""
+    """Multiply-adds of one image's logits or detections, counted as in `model_summary`."""
     if isinstance(config, UPerNetConfig):
         return count_upernet_flops(config, image_size)
+    if isinstance(config, MaskRCNNConfig):
+        return count_detector_flops(config, image_size)
     return count_backbone_flops(config, image_size)
 
 
 def _own_size(config: Config) -> Size:
-    if isinstance(config, UPerNetConfig):
+    if isinstance(config, UPerNetConfig | MaskRCNNConfig):
         return config.summary_size
     return config.input_size, config.input_size
 

@@ -54,3 +54,8 @@ def check_heads(dim: int, num_heads: int) -> None:
     """
     if dim % num_heads:
         raise ValueError(f"channels must be a multiple of num_heads; got {dim} and {num_heads}")
+
+
+def given(options: dict[str, Any]) -> dict[str, Any]:
+    """Without the options that are None, which stand for what a config has."""
+    return {name: value for name, value in options.items() if value is not None}

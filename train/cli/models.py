@@ -36,6 +36,7 @@ def model_table(pattern: str = "*") -> "Table":
     Raises:
       UserError: no name matches; near names are suggested.
     """
+    from rich import box
     from rich.table import Table
 
     import natjax
@@ -45,8 +46,14 @@ def model_table(pattern: str = "*") -> "Table":
     if not names:
         near = did_you_mean(pattern.strip("*"), natjax.list_models())
         raise UserError(f"no model matches {pattern!r}{near} (`natjax models` lists all)")
-    table = Table(caption="FLOPs are multiply-adds of one image", caption_justify="left")
-    table.add_column("model")
+    # Few lines, so that the longest name fits into 80 columns.
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        caption="FLOPs are multiply-adds of one image",
+        caption_justify="left",
+    )
+    table.add_column("model", no_wrap=True)
     table.add_column("kind")
     for heading in ("parameters", "FLOPs", "image"):
         table.add_column(heading, justify="right")

@@ -91,7 +91,7 @@ def nms(
     state = jax.lax.while_loop(
         lambda s: (s.block * size < candidates) & (s.count < max_kept), step, state
     )
-    found = jnp.arange(max_kept) < state.count
+    found = jnp.arange(max_kept, dtype=jnp.int32) < state.count
     return Kept(jnp.where(found, state.indices[:max_kept], 0), found)
 
 
@@ -115,7 +115,7 @@ def _next_block(
         iou = pairwise_iou(earlier, new, eps=float(jnp.finfo(boxes.dtype).tiny))
         return (iou > iou_threshold) & (earlier_groups[:, None] == new_groups[None, :])
 
-    kept = jnp.arange(state.boxes.shape[0]) < state.count
+    kept = jnp.arange(state.boxes.shape[0], dtype=jnp.int32) < state.count
     free &= ~jnp.any(suppresses(state.boxes, state.groups) & kept[:, None], axis=0)
     stays = _decide(free, jnp.triu(suppresses(new, new_groups), k=1))
 

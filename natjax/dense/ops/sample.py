@@ -30,7 +30,7 @@ def random_subset(
     total = candidates.shape[0]
     draws = jax.random.uniform(key, (total,))
     best, indices = jax.lax.top_k(jnp.where(candidates, draws, -1.0), min(limit, total))
-    chosen = (best >= 0) & (jnp.arange(best.shape[0]) < number)
+    chosen = (best >= 0) & (jnp.arange(best.shape[0], dtype=jnp.int32) < number)
     return jnp.zeros(total, bool).at[indices].set(chosen, unique_indices=True)
 
 

@@ -11,6 +11,7 @@ from flax import nnx
 
 from natjax.dense.segmentation.upernet import UPerNet, UPerNetConfig
 from natjax.kernels.api import Implementation
+from natjax.nn.arguments import given
 from natjax.registry import find_config
 
 
@@ -79,8 +80,8 @@ def create_segmentor(
     }
     config = dataclasses.replace(
         config,
-        backbone=dataclasses.replace(config.backbone, **_given(backbone)),
-        **_given({"num_classes": num_classes, "dropout": dropout}),
+        backbone=dataclasses.replace(config.backbone, **given(backbone)),
+        **given({"num_classes": num_classes, "dropout": dropout}),
     )
     return UPerNet(
         config,
@@ -90,7 +91,3 @@ def create_segmentor(
         implementation=implementation,
         rngs=rngs,
     )
-
-
-def _given(options: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if value is not None}

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+import natjax
 from natjax.cli import main
 
 
@@ -82,6 +83,15 @@ def test_storage_trouble_is_one_line(error, capsys, monkeypatch):
 def test_models_lists_names_parameters_and_flops(capsys):
     assert main(["models", "nat_t*"]) == 0
     assert re.search(r"nat_tiny .* 27\.90 M .* 4\.3\d G .* 224x224", capsys.readouterr().out)
+
+
+def test_models_cuts_no_name_off(capsys, monkeypatch):
+    """In 80 columns, the width of what is no terminal, the longest name can be copied."""
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["models", "cascade*_s_*"]) == 0
+    names = [line.split()[0] for line in capsys.readouterr().out.splitlines() if "casc" in line]
+    assert names == natjax.list_models("cascade*_s_*")
+    assert len(names) == 4
 
 
 @pytest.mark.parametrize("words", [[], ["train"], ["eval"], ["predict"], ["models"]])

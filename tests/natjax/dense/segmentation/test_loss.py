@@ -47,7 +47,7 @@ def test_ignored_pixels_have_no_gradient_whatever_their_logits():
     assert jnp.isfinite(loss(logits))
     np.testing.assert_array_equal(gradient[0, 0, 2], 0)
     softmax = jax.nn.softmax(logits[0, 0, 0])
-    np.testing.assert_allclose(gradient[0, 0, 0], softmax - jnp.array([1, 0, 0]), atol=1e-6)
+    np.testing.assert_allclose(gradient[0, 0, 0], softmax - jnp.array([1.0, 0.0, 0.0]), atol=1e-6)
 
 
 def test_labels_that_are_no_class_are_not_passed_over_in_silence():

@@ -1,0 +1,1 @@
+"""The task of semantic segmentation: a class for every pixel."""
