@@ -571,6 +571,26 @@ def test_a_deadline_ends_headers_that_drip(tmp_path, monkeypatch):
             download(url, tmp_path, pause=0.01, deadline=1.0)
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+@pytest.mark.parametrize("suffix", ["", ".part", ".part.json"])
+def test_pipes_in_the_cache_are_not_waited_for(server, tmp_path, suffix):
+    target = cached_path(server.url(), tmp_path)
+    os.mkfifo(target.with_name(target.name + suffix))
+    results = []
+
+    def run():
+        try:
+            results.append(get(server, tmp_path).read_bytes())
+        except WeightsError as error:
+            results.append(str(error))
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(30)
+    assert results
+    assert results[0] == CONTENT if not suffix else "must be a plain one" in results[0]
+
+
 # Addresses
 
 
