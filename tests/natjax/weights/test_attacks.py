@@ -34,7 +34,7 @@ from torch_writer import (
 
 import natjax
 from natjax.weights import WeightsError, convert_weights
-from natjax.weights.download import cached_path, download
+from natjax.weights.download.cache import cached_path, download
 from natjax.weights.files import read_file
 from natjax.weights.structure import _levels
 
