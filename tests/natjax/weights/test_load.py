@@ -363,8 +363,10 @@ def assert_same(found, expected):
 def test_create_model_needs_rngs_or_weights(tmp_path):
     with pytest.raises(ValueError, match="rngs must be given where weights are not"):
         natjax.create_model("nat_micro")
-    with pytest.raises(ValueError, match="rngs must be given with drop_head"):
-        natjax.create_model("nat_micro", weights=tmp_path / "x.pth", drop_head=True)
+    path = tmp_path / "x.safetensors"
+    natjax.save_weights(draw.filled(lambda rngs: natjax.create_model("nat_micro", rngs=rngs)), path)
+    with pytest.raises(ValueError, match=r"rngs must be given .*: head\.bias, head\.kernel"):
+        natjax.create_model("nat_micro", weights=path, drop_head=True)
 
 
 def test_a_model_of_ones_own_keeps_its_config(tmp_path):

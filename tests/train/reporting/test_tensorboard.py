@@ -23,7 +23,7 @@ def scalars(folder) -> list[tuple[str, int, float]]:
 
 
 def write(folder, steps) -> None:
-    board = TensorBoard(folder / "tb", folder / "m.jsonl")
+    board = TensorBoard(folder / "tb", folder / "m.jsonl", ["images"])
     writer = MetricsWriter(folder / "m.jsonl", also=board.add)
     for step in steps:
         loss = None if step == 20 else step / 4
