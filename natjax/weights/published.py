@@ -11,7 +11,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from natjax.weights.download import cache_folder, download, download_from_hub
+from natjax.weights.download.cache import cache_folder, download
+from natjax.weights.download.hub import download_from_hub
 from natjax.weights.errors import WeightsError
 
 _URL = re.compile(r"\w[\w+.-]*://")
