@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from natjax.kernels import checks, registry
 from natjax.kernels.merge import merge_attentions as merge_attentions
+from natjax.kernels.sharding.explicit import typed_like_first
 
 # A name, or an alias, of `natjax.kernels.registry.IMPLEMENTATIONS`.
 type Implementation = str
@@ -385,17 +386,25 @@ def _attention(
     checks.additional(*additional, key, value)
     neighborhood = checks.neighborhood(tokens, *window)
     checks.bias(rpb, query, neighborhood)
-    out, lse = registry.call(
-        "attention",
-        implementation,
-        query,
-        key,
-        value,
-        neighborhood,
-        rpb=rpb,
-        scale=checks.attention_scale(scale, query.shape[-1]),
-        additional_keys=additional[0],
-        additional_values=additional[1],
+    factor = checks.attention_scale(scale, query.shape[-1])
+
+    def attend(query: Array, key: Array, value: Array, rpb: Any, keys: Any, values: Any) -> Any:
+        return registry.call(
+            "attention",
+            implementation,
+            query,
+            key,
+            value,
+            neighborhood,
+            rpb=rpb,
+            scale=factor,
+            additional_keys=keys,
+            additional_values=values,
+        )
+
+    tokens_and_heads = query.ndim - 1
+    out, lse = typed_like_first(
+        attend, (*arrays, rpb, *additional), kept=(tokens_and_heads, tokens_and_heads)
     )
     return (out, lse) if return_lse else out
 
@@ -414,7 +423,11 @@ def _qk(
     neighborhood = checks.neighborhood(tokens, *window)
     checks.bias(rpb, query, neighborhood)
     scale = checks.attention_scale(scale, query.shape[-1])
-    return registry.call("qk", implementation, query, key, neighborhood, rpb=rpb, scale=scale)
+
+    def logits(query: Array, key: Array, rpb: Any) -> Array:
+        return registry.call("qk", implementation, query, key, neighborhood, rpb=rpb, scale=scale)
+
+    return typed_like_first(logits, (*arrays, rpb), kept=(query.ndim - 1,))
 
 
 def _av(
@@ -431,7 +444,11 @@ def _av(
     checks.grouped_heads(value, weights, "value", "weights")
     neighborhood = checks.neighborhood(tokens, *window)
     checks.weights(weights, neighborhood)
-    return registry.call("av", implementation, weights, value, neighborhood)
+
+    def weighted_sum(weights: Array, value: Array) -> Array:
+        return registry.call("av", implementation, weights, value, neighborhood)
+
+    return typed_like_first(weighted_sum, arrays, kept=(weights.ndim - 1,))
 
 
 def _check_query_key(ndim: int, query: Array, key: Array) -> tuple[int, ...]:

@@ -1,13 +1,14 @@
-"""The ops as a set of kernels: `jax.custom_vjp` over what a backend launches.
+"""The ops as sets of kernels, with derivatives of any order in either mode.
 
 A backend has seven kernels (`natjax.kernels.spec.Kernel`), which take and return arrays of
-``[B, T, N, D]``, tokens being one dimension. What every backend needs is here, once: which call a
-kernel is specialised for, the tables of what is added to the logits, additional keys, and which
-kernels compute the gradients of which.
+``[B, T, N, D]``, tokens being one dimension. What every backend needs is here, once: the tables of
+what is added to the logits, additional keys, and which kernels compute the gradients of which.
 
-Gradients are recomputed from the log-sum-exp: those of queries by programs that own queries, those
-of keys and values by programs that own keys and walk over the queries that see them, and that of
-the bias by summing blocks of one kind, then by bias. None of it needs atomic additions.
+Kernels compute the op and its first derivative in reverse mode. Gradients are recomputed from the
+log-sum-exp: those of queries by programs that own queries, those of keys and values by programs
+that own keys and walk over the queries that see them, and that of the bias by summing blocks of one
+kind, then by bias. None of it needs atomic additions. Every other derivative, and every platform
+but that of the kernels, is served by the implementation in plain JAX.
 
 References:
   Hassani et al., *Faster Neighborhood Attention*, 2024 (fused neighborhood attention);
@@ -16,45 +17,45 @@ References:
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float
 
-from natjax.kernels import device
+from natjax.kernels import registry
+from natjax.kernels.linear import linear_call
 from natjax.kernels.merge import merge_attentions
 from natjax.kernels.neighborhood import Neighborhood
-from natjax.kernels.plan.pattern import HIDDEN, pattern_of, table_entries
+from natjax.kernels.plan.pattern import HIDDEN, pattern_of
+from natjax.kernels.sharding.batching import in_indexable_parts
 from natjax.kernels.sharding.operands import Dim, Dims, Signature
 from natjax.kernels.sharding.partitioning import align_varying, split_over_batch_and_heads
-from natjax.kernels.spec import CallSpec, Kernel, KernelBackend, KernelCall, Op, kernels_of
-from natjax.kernels.tuning import settings
+from natjax.kernels.spec import Kernel, KernelBackend, KernelCall, Op
+from natjax.kernels.specialise import INDEXABLE, specialise
+
+type Arrays = tuple[Array, ...]
 
 # Fused kernels have logits in units of log2(e), so that exp2 is all they need.
 LOG2_E = math.log2(math.e)
-# The most entries of a table of blocks for all heads, 256 MiB of float32.
-_LARGEST_TABLE = 2**26
-# Up to which a mask is laid out in a table too, rather than computed.
-_SMALL_TABLE = 2**20
 
 _QUERY = (Dim.BATCH, Dim.WHOLE, Dim.HEADS, Dim.WHOLE)
 _KEY = (Dim.BATCH, Dim.WHOLE, Dim.KV_HEADS, Dim.WHOLE)
 _PER_QUERY = (Dim.BATCH, Dim.WHOLE, Dim.HEADS)
+_WEIGHTS = (Dim.BATCH, Dim.WHOLE, Dim.HEADS, Dim.SLOTS)
 _VECTOR = (Dim.WHOLE,)
 # Kinds of tiles, chunks, rows and columns; without a bias, one table is for all heads.
 _BIAS_TABLE = (Dim.HEADS, *(Dim.WHOLE,) * 4)
 _MASK_TABLE = (Dim.WHOLE,) * 5
 
 _BACKWARD = (_QUERY, _KEY, _KEY, _QUERY, _PER_QUERY, _PER_QUERY)
-# What each kernel takes, before a table, and returns. Weights are like queries, with window slots
-# for the size of a head.
+# What each kernel takes, before a table, and returns.
 _SIGNATURES: dict[Kernel, Signature] = {
     # query, key, value -> output, log-sum-exp
     "forward": Signature((_QUERY, _KEY, _KEY), (_QUERY, _PER_QUERY)),
@@ -64,16 +65,17 @@ _SIGNATURES: dict[Kernel, Signature] = {
     # ... and the tiles in order of their kind, and where each kind begins -> blocks summed by kind
     "dbias": Signature(_BACKWARD, (_BIAS_TABLE,)),
     # query, key -> logits
-    "qk": Signature((_QUERY, _KEY), (_QUERY,)),
+    "qk": Signature((_QUERY, _KEY), (_WEIGHTS,)),
     # weights, value -> output
-    "av": Signature((_QUERY, _KEY), (_QUERY,)),
+    "av": Signature((_WEIGHTS, _KEY), (_QUERY,)),
     # weights, what queries have -> its weighted sum over the queries of each key
-    "av_transposed": Signature((_QUERY, _QUERY), (_KEY,)),
+    "av_transposed": Signature((_WEIGHTS, _QUERY), (_KEY,)),
 }
 
 
 def attention(
     backend: KernelBackend,
+    platform: str | None,
     query: Float[Array, "B *X N D"],
     key: Float[Array, "B *X M D"],
     value: Float[Array, "B *X M Dv"],
@@ -84,25 +86,36 @@ def attention(
     additional_keys: Float[Array, "B E M D"] | None,
     additional_values: Float[Array, "B E M Dv"] | None,
 ) -> tuple[Float[Array, "B *X N Dv"], Float[Array, "B *X N"]]:
-    """See `natjax.kernels.backends.reference.attention`; reverse mode once.
+    """See `natjax.kernels.backends.reference.attention`.
+
+    Args:
+      backend: whose kernels.
+      platform: the only one, as JAX lowers for it, on which to run kernels; None for any.
+      query: queries.
+      key: keys.
+      value: values.
+      neighborhood: which keys a query sees.
+      rpb: relative position bias.
+      scale: factor on the products of queries and keys.
+      additional_keys: keys that every query sees, which are few.
+      additional_values: their values.
 
     Raises:
       NotImplementedError: the backend does not take the call.
     """
-    call = _specialise(backend, "attention", query, key, value, neighborhood, rpb, scale)
+    call = specialise(backend, "attention", platform, query, key, value, neighborhood, rpb, scale)
     extra = () if additional_keys is None else (additional_keys, additional_values)
-    with _reverse_mode_only():
-        return _run_attention(call, (query, key, value), rpb, extra)
+    return _attend(call, (query, key, value), rpb, extra)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _run_attention(
-    call: KernelCall, arrays: tuple[Array, ...], rpb: Array | None, extra: tuple[Array, ...]
+def _attend(
+    call: KernelCall, arrays: Arrays, rpb: Array | None, extra: Arrays
 ) -> tuple[Array, Array]:
-    q, k, v, *bias = align_varying(*map(_flat, arrays), *_flat_bias(rpb))
-    out, lse = _attention(call, q, k, v, *bias)
+    flat = align_varying(*map(_flat, arrays), *_flat_bias(rpb))
+    out, lse = _apply(_ATTENTION, call, *flat)
     if extra:
-        parts = (out, lse), _attend_to_all(q, *extra, call)
+        parts = (out, lse), _attend_to_all(flat[0], *extra, call)
         out, lse = merge_attentions(*zip(*parts, strict=True))
     shape = arrays[0].shape[:-1]
     return out.reshape(*shape, out.shape[-1]), lse.reshape(shape)
@@ -110,6 +123,7 @@ def _run_attention(
 
 def qk(
     backend: KernelBackend,
+    platform: str | None,
     query: Float[Array, "B *X N D"],
     key: Float[Array, "B *X M D"],
     neighborhood: Neighborhood,
@@ -117,45 +131,37 @@ def qk(
     rpb: Float[Array, "N *R"] | None,
     scale: float,
 ) -> Float[Array, "B *X N K"]:
-    """See `natjax.kernels.backends.reference.qk`; reverse mode once.
+    """See `natjax.kernels.backends.reference.qk`; ``backend`` and ``platform`` as in `attention`.
 
     Raises:
       NotImplementedError: the backend does not take the call.
     """
-    call = _specialise(backend, "qk", query, key, key, neighborhood, rpb, scale)
-    with _reverse_mode_only():
-        logits = _run_qk(call, _flat(query), _flat(key), *_flat_bias(rpb))
+    call = specialise(backend, "qk", platform, query, key, key, neighborhood, rpb, scale)
+    logits = _half(_QK, call, _flat(query), _flat(key), *_flat_bias(rpb))
     return logits.reshape(*query.shape[:-1], neighborhood.num_neighbors)
 
 
 def av(
     backend: KernelBackend,
+    platform: str | None,
     weights: Float[Array, "B *X N K"],
     value: Float[Array, "B *X M Dv"],
     neighborhood: Neighborhood,
 ) -> Float[Array, "B *X N Dv"]:
-    """See `natjax.kernels.backends.reference.av`; reverse mode once.
+    """See `natjax.kernels.backends.reference.av`; ``backend`` and ``platform`` as in `attention`.
 
     Raises:
       NotImplementedError: the backend does not take the call.
     """
-    call = _specialise(backend, "av", weights, value, value, neighborhood, None, 1.0)
-    with _reverse_mode_only():
-        out = _run_av(call, _flat(weights), _flat(value))
+    call = specialise(backend, "av", platform, weights, value, value, neighborhood, None, 1.0)
+    out = _half(_AV, call, _flat(weights), _flat(value))
     return out.reshape(*weights.shape[:-1], value.shape[-1])
 
 
-@contextlib.contextmanager
-def _reverse_mode_only() -> Iterator[None]:
-    """Say who has forward mode, where JAX notices it here and not later, compiling a caller."""
-    try:
-        yield
-    except TypeError as error:
-        if "forward-mode" not in str(error):
-            raise
-        raise NotImplementedError(
-            'kernels have no forward mode; use implementation="xla"'
-        ) from error
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _half(op: _Operation, call: KernelCall, *arrays: Array) -> Array:
+    (result,) = _apply(op, call, *align_varying(*arrays))
+    return result
 
 
 def _flat(x: Array) -> Array:
@@ -163,95 +169,113 @@ def _flat(x: Array) -> Array:
     return x.reshape(x.shape[0], math.prod(x.shape[1:-2]), *x.shape[-2:])
 
 
-def _flat_bias(rpb: Array | None) -> tuple[Array, ...]:
+def _flat_bias(rpb: Array | None) -> Arrays:
     return () if rpb is None else (rpb.reshape(rpb.shape[0], -1),)
 
 
-# What is decided before anything is launched.
+# Derivatives, of any op.
 
 
-def _specialise(
-    backend: KernelBackend,
-    op: Op,
-    query: Array,
-    key: Array,
-    value: Array,
-    neighborhood: Neighborhood,
-    rpb: Array | None,
-    scale: float,
-) -> KernelCall:
-    """The call that kernels are specialised for, if the backend takes it."""
-    spec = CallSpec(
-        neighborhood=neighborhood,
-        head_dim=key.shape[-1],
-        value_dim=value.shape[-1],
-        dtype=query.dtype.name,
-        has_bias=rpb is not None,
-    )
-    backend.supports(op, spec, query.shape)
-    kind = device.kind()
-    chosen = tuple(
-        (kernel, settings.resolve(backend, kernel, spec, kind)[0])
-        for kernel in kernels_of(op, spec.has_bias)
-    )
-    call = KernelCall(
-        launch=backend.launch,
-        spec=spec,
-        scale=scale,
-        groups=query.shape[-2] // key.shape[-2],
-        interpret=device.is_interpreted(),
-        tf32=_allows_tf32(),
-        settings=chosen,
-        with_table=frozenset(),
-    )
-    return dataclasses.replace(call, with_table=_with_table(backend, call, query.shape[-2]))
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Operation:
+    """An op between flat arrays, by kernels and in plain JAX.
 
-
-def _allows_tf32() -> bool:
-    """Whether float32 products may be rounded to TF32: JAX's own setting, off by default."""
-    return jax.config.jax_default_matmul_precision in ("high", "tensorfloat32", "bfloat16_3x")
-
-
-def _with_table(backend: KernelBackend, call: KernelCall, heads: int) -> frozenset[Kernel]:
-    """The kernels that take a table: all that add a bias, and those whose mask makes a small one.
-
-    "av" adds nothing to logits; "qk" does not store those that are hidden, so without a bias there
-    is nothing to add.
+    Attributes:
+      kernels: ``(call, *arrays) -> results``.
+      gradients: ``(call, arrays, results, cotangents) -> gradients``, by kernels too.
+      plain: ``(call, *arrays) -> results``, with all derivatives.
     """
-    has_bias = call.spec.has_bias
-    adding = ("forward", "dquery", "dkeyvalue", "dbias", *(("qk",) if has_bias else ()))
-    sizes = {
-        kernel: table_entries(call.blocks(kernel))
-        for kernel, _ in call.settings
-        if kernel in adding
-    }
-    if has_bias and heads * max(sizes.values()) > _LARGEST_TABLE:
-        raise NotImplementedError(
-            f'implementation "{backend.NAME}" takes a relative position bias where a table of what '
-            f"blocks look like, for all heads, has at most {_LARGEST_TABLE} entries; got "
-            f"kernel_size={call.spec.neighborhood.kernel_size} and {heads} heads; use "
-            'implementation="xla"'
-        )
-    return frozenset(k for k, size in sizes.items() if has_bias or size <= _SMALL_TABLE)
+
+    kernels: Callable[..., Arrays]
+    gradients: Callable[[KernelCall, Arrays, Arrays, Arrays], Arrays]
+    plain: Callable[..., Arrays]
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _apply(op: _Operation, call: KernelCall, *arrays: Array) -> Arrays:
+    kernels, plain = functools.partial(op.kernels, call), functools.partial(op.plain, call)
+    return _by_platform(call, kernels, plain, *arrays)
+
+
+def _tangent_rule(op: _Operation, call: KernelCall, primals: Arrays, tangents: Any) -> Any:
+    """Linear in the tangents: plain JAX in forward mode, kernels in reverse mode."""
+    results = _apply(op, call, *primals)
+    number = len(primals)
+    moving = [i for i, t in enumerate(tangents) if not isinstance(t, SymbolicZero)]
+
+    def push(constants: Arrays, tangents: Arrays) -> Arrays:
+        def of_moving(*arrays: Array) -> Arrays:
+            every = list(constants[:number])
+            for i, array in zip(moving, arrays, strict=True):
+                every[i] = array
+            return op.plain(call, *every)
+
+        return jax.jvp(of_moving, tuple(constants[i] for i in moving), tangents)[1]
+
+    def pull(constants: Arrays, cotangents: Arrays) -> Arrays:
+        gradients = _gradients(op, call, constants[:number], constants[number:], cotangents)
+        return tuple(gradients[i] for i in moving)
+
+    moved = linear_call(
+        push, pull, (*primals, *results), [tangents[i] for i in moving], like=results
+    )
+    return results, moved
+
+
+_apply.defjvp(_tangent_rule, symbolic_zeros=True)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _gradients(
+    op: _Operation, call: KernelCall, arrays: Arrays, results: Arrays, cotangents: Arrays
+) -> Arrays:
+    kernels = functools.partial(op.gradients, call)
+    plain = lambda arrays, _, cotangents: _plain_gradients(op, call, arrays, cotangents)  # noqa: E731
+    return _by_platform(call, kernels, plain, arrays, results, cotangents)
+
+
+@_gradients.defjvp
+def _second_derivative(op: _Operation, call: KernelCall, primals: Any, tangents: Any) -> Any:
+    """In plain JAX. What the results contribute is part of what their arguments do."""
+    plain = functools.partial(_plain_gradients, op, call)
+    _, moved = jax.jvp(plain, (primals[0], primals[2]), (tangents[0], tangents[2]))
+    return _gradients(op, call, *primals), moved
+
+
+def _plain_gradients(
+    op: _Operation, call: KernelCall, arrays: Arrays, cotangents: Arrays
+) -> Arrays:
+    return jax.vjp(functools.partial(op.plain, call), *arrays)[1](cotangents)
+
+
+def _by_platform(
+    call: KernelCall, kernels: Callable[..., Arrays], plain: Callable[..., Arrays], *args: Any
+) -> Arrays:
+    """Kernels on their platform and plain JAX elsewhere, known when the program is lowered."""
+    if call.platform is None:
+        return kernels(*args)
+    return jax.lax.platform_dependent(*args, default=plain, **{call.platform: kernels})
 
 
 # Running kernels.
 
 
 @functools.lru_cache(512)
-def _op(call: KernelCall, kernel: Kernel, signature: Signature) -> Callable[..., Any]:
-    """A launch as an op that is vmapped and partitioned."""
+def _launch(call: KernelCall, kernel: Kernel, signature: Signature) -> Callable[..., Arrays]:
+    """A launch that is vmapped and partitioned."""
     function = functools.partial(call.launch, kernel, call)
+    slots = call.spec.neighborhood.num_neighbors if kernel == "qk" else 1
+    function = in_indexable_parts(function, signature, INDEXABLE // slots)
     return split_over_batch_and_heads(function, signature, call.groups)
 
 
 def _run(
     call: KernelCall,
     kernel: Kernel,
-    arrays: tuple[Array, ...],
-    rpb: tuple[Array, ...] = (),
-    plan: tuple[Array, ...] | None = None,
-) -> tuple[Array, ...]:
+    arrays: Arrays,
+    rpb: Arrays = (),
+    plan: Arrays | None = None,
+) -> Arrays:
     """Run a kernel on its arrays and, if it takes one, the table made from the bias.
 
     Args:
@@ -270,36 +294,25 @@ def _run(
         arrays = (*arrays, pattern.table(bias, HIDDEN, factor), *rest)
         table: Dims = _BIAS_TABLE if rpb else _MASK_TABLE
         signature = signature.taking(table, *(_VECTOR,) * len(rest))
-    return _op(call, kernel, signature)(*arrays)
+    return _launch(call, kernel, signature)(*arrays)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attention(call: KernelCall, q: Array, k: Array, v: Array, *rpb: Array) -> tuple[Array, Array]:
-    out, lse = _run(call, "forward", (q, k, v), rpb)
-    return out, lse
+def _attention(call: KernelCall, q: Array, k: Array, v: Array, *rpb: Array) -> Arrays:
+    return _run(call, "forward", (q, k, v), rpb)
 
 
-def _attention_forward(call: KernelCall, q: Array, k: Array, v: Array, *rpb: Array) -> Any:
-    out, lse = _attention(call, q, k, v, *rpb)
-    return (out, lse), (q, k, v, rpb, out, lse)
-
-
-def _attention_backward(call: KernelCall, residuals: Any, cotangents: Any) -> tuple[Array, ...]:
-    q, k, v, rpb, out, lse = residuals
-    do, dlse = cotangents
+def _attention_gradients(
+    call: KernelCall, arrays: Arrays, results: Arrays, cotangents: Arrays
+) -> Arrays:
+    (q, k, v, *rpb), (out, lse), (do, dlse) = arrays, results, cotangents
     delta = jnp.sum(out.astype(jnp.float32) * do.astype(jnp.float32), axis=-1) - dlse
-    arrays = (q, k, v, do, lse, delta)
-    run = functools.partial(_once, "na*d")
-    (dq,) = run(functools.partial(_run, call, "dquery"))(arrays, rpb)
-    dk, dv = run(functools.partial(_run, call, "dkeyvalue"))(arrays, rpb)
+    run = functools.partial(_run, call, arrays=(q, k, v, do, lse, delta), rpb=tuple(rpb))
+    (dq,), (dk, dv) = run("dquery"), run("dkeyvalue")
     if not rpb:
         return dq, dk, dv
-    (sums,) = run(functools.partial(_run, call, "dbias"))(arrays, rpb, _dbias_plan(call))
+    (sums,) = run("dbias", plan=_dbias_plan(call))
     drpb = pattern_of(call.blocks("dbias")).bias_gradient(sums)
     return dq, dk, dv, drpb.reshape(rpb[0].shape).astype(rpb[0].dtype)
-
-
-_attention.defvjp(_attention_forward, _attention_backward)
 
 
 def _dbias_plan(call: KernelCall) -> tuple[Array, Array]:
@@ -310,72 +323,28 @@ def _dbias_plan(call: KernelCall) -> tuple[Array, Array]:
     return jnp.asarray(order, jnp.int32), jnp.asarray(first, jnp.int32)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _qk(call: KernelCall, q: Array, k: Array, *rpb: Array) -> Array:
+def _qk(call: KernelCall, q: Array, k: Array, *rpb: Array) -> Arrays:
     (logits,) = _run(call, "qk", (q, k), rpb)
-    return _fill_hidden(call, logits, -jnp.inf)
+    return (_fill_hidden(call, logits, -jnp.inf),)
 
 
-def _qk_forward(call: KernelCall, q: Array, k: Array, *rpb: Array) -> Any:
-    return _qk(call, q, k, *rpb), (q, k, rpb)
-
-
-def _qk_backward(call: KernelCall, residuals: Any, dlogits: Array) -> tuple[Array, ...]:
-    q, k, rpb = residuals
-    run = functools.partial(_once, "na*d_qk")
-    (dq,) = run(functools.partial(_run, call, "av"))((dlogits, k))
-    (dk,) = run(functools.partial(_run, call, "av_transposed"))((dlogits, q))
+def _qk_gradients(call: KernelCall, arrays: Arrays, _: Arrays, cotangents: Arrays) -> Arrays:
+    (q, k, *rpb), (dlogits,) = arrays, cotangents
+    (dq,) = _run(call, "av", (dlogits, k))
+    (dk,) = _run(call, "av_transposed", (dlogits, q))
     if not rpb:
         return dq, dk
     return dq, dk, _qk_dbias(call, dlogits).reshape(rpb[0].shape).astype(rpb[0].dtype)
 
 
-_qk.defvjp(_qk_forward, _qk_backward)
+def _av(call: KernelCall, w: Array, v: Array) -> Arrays:
+    return _run(call, "av", (w, v))
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _run_qk(call: KernelCall, *arrays: Array) -> Array:
-    return _qk(call, *align_varying(*arrays))
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _av(call: KernelCall, w: Array, v: Array) -> Array:
-    (out,) = _run(call, "av", (w, v))
-    return out
-
-
-def _av_forward(call: KernelCall, w: Array, v: Array) -> Any:
-    return _av(call, w, v), (w, v)
-
-
-def _av_backward(call: KernelCall, residuals: Any, do: Array) -> tuple[Array, Array]:
-    w, v = residuals
-    run = functools.partial(_once, "na*d_av")
-    (dw,) = run(functools.partial(_run, call, "qk"))((do, v))
-    (dv,) = run(functools.partial(_run, call, "av_transposed"))((w, do))
+def _av_gradients(call: KernelCall, arrays: Arrays, _: Arrays, cotangents: Arrays) -> Arrays:
+    (w, v), (do,) = arrays, cotangents
+    (dw,), (dv,) = _run(call, "qk", (do, v)), _run(call, "av_transposed", (w, do))
     return _fill_hidden(call, dw, 0.0), dv
-
-
-_av.defvjp(_av_forward, _av_backward)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _run_av(call: KernelCall, *arrays: Array) -> Array:
-    return _av(call, *align_varying(*arrays))
-
-
-def _once(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function that is part of a derivative and has none of its own."""
-    guarded = jax.custom_jvp(function)
-
-    @guarded.defjvp
-    def rule(primals: Any, tangents: Any) -> Any:
-        raise NotImplementedError(
-            f"kernels give first derivatives in reverse mode only; got a second "
-            f'one of {name}; use implementation="xla"'
-        )
-
-    return guarded
 
 
 def _visible_slots(neighborhood: Neighborhood) -> Array:
@@ -414,6 +383,40 @@ def _qk_dbias(call: KernelCall, dlogits: Float[Array, "B T N K"]) -> Float[Array
         axes = ((1, 1 + len(neighborhood.axes) - i), (0, 1))
         x = jnp.tensordot(x, one_hot, axes=axes, precision="highest")
     return x
+
+
+# The same in plain JAX.
+
+
+def _plain(op: Op, call: KernelCall, arrays: Arrays, *rpb: Array, **options: Any) -> Arrays:
+    """An op on flat arrays by the implementation in plain JAX, its results flat again."""
+    neighborhood = call.spec.neighborhood
+    laid_out = (x.reshape(x.shape[0], *neighborhood.shape, *x.shape[2:]) for x in arrays)
+    if op != "av":
+        bias = rpb[0].reshape(-1, *neighborhood.bias_shape) if rpb else None
+        options |= {"rpb": bias, "scale": call.scale}
+    results = registry.plain(op)(*laid_out, neighborhood, **options)
+    flat = arrays[0].shape[:2]
+    keep = 1 + len(neighborhood.axes)
+    return tuple(x.reshape(*flat, *x.shape[keep:]) for x in jax.tree.leaves(results))
+
+
+def _plain_attention(call: KernelCall, q: Array, k: Array, v: Array, *rpb: Array) -> Arrays:
+    none = {"additional_keys": None, "additional_values": None}
+    return _plain("attention", call, (q, k, v), *rpb, **none)
+
+
+def _plain_qk(call: KernelCall, q: Array, k: Array, *rpb: Array) -> Arrays:
+    return _plain("qk", call, (q, k), *rpb)
+
+
+def _plain_av(call: KernelCall, w: Array, v: Array) -> Arrays:
+    return _plain("av", call, (w, v))
+
+
+_ATTENTION = _Operation(_attention, _attention_gradients, _plain_attention)
+_QK = _Operation(_qk, _qk_gradients, _plain_qk)
+_AV = _Operation(_av, _av_gradients, _plain_av)
 
 
 def _attend_to_all(

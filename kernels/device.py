@@ -1,4 +1,4 @@
-"""The device that is compiled for, and whether Pallas kernels are interpreted on it instead."""
+"""The devices that a program may be for, and whether kernels are interpreted instead."""
 
 from __future__ import annotations
 
@@ -15,17 +15,33 @@ def is_interpreted() -> bool:
     return os.environ.get(INTERPRET, "0") == "1"
 
 
-def target() -> Any:
-    """The device that is compiled for, real or abstract: the abstract mesh's, else the default."""
+def targets() -> tuple[Any, ...]:
+    """Devices that a program that is traced now may be compiled for, the likeliest first.
+
+    An abstract mesh says for certain. Otherwise it is the default device, unless arrays are
+    committed to another, which is not known before the program is lowered.
+    """
     abstract = jax.sharding.get_abstract_mesh().abstract_device
     if abstract is not None:
-        return abstract
+        return (abstract,)
     default = jax.config.jax_default_device
     if isinstance(default, str):
-        return jax.devices(default)[0]
-    return default if default is not None else jax.devices()[0]
+        default = jax.devices(default)[0]
+    best = jax.devices()[0]
+    return (best,) if default is None else (default, best)
 
 
-def kind() -> str:
+def platforms() -> tuple[str, ...]:
+    """Their platforms, as JAX names those of devices."""
+    return tuple(dict.fromkeys(device.platform for device in targets()))
+
+
+def target(platform: str | None = None) -> Any:
+    """The likeliest device that a program is compiled for, of a platform if there is one of it."""
+    devices = targets()
+    return next((x for x in devices if x.platform == platform), devices[0])
+
+
+def kind(platform: str | None = None) -> str:
     """What settings of kernels are tuned for: the device's kind, or "interpreted"."""
-    return "interpreted" if is_interpreted() else target().device_kind
+    return "interpreted" if is_interpreted() else target(platform).device_kind

@@ -52,6 +52,10 @@ IMPLEMENTATIONS = (
 )
 
 
+# What JAX calls a platform when it lowers for it.
+_LOWERED_AS = {"gpu": "cuda"}
+
+
 @functools.cache
 def available() -> dict[str, Implementation]:
     """The installed implementations by name, best first; one goes with its module."""
@@ -94,31 +98,50 @@ def call(op: Op, implementation: str | None, *args: Any, **kwargs: Any) -> Any:
     refusals = []
     for candidate in available().values():
         try:
-            _require_platform(candidate)
-            return load(op, candidate.name)(*args, **kwargs)
+            platform = _platform_of(candidate)
+            return load(op, candidate.name, platform)(*args, **kwargs)
         except NotImplementedError as error:
             _LOG.debug("%s: not %r: %s", op, candidate.name, error)
             refusals.append(error)
     raise ExceptionGroup(f"no implementation of {op} accepts this call", refusals)
 
 
-def _require_platform(implementation: Implementation) -> None:
+def _platform_of(implementation: Implementation) -> str | None:
+    """The platform that an implementation must be chosen for when a program is lowered, if any.
+
+    Raises:
+      NotImplementedError: it is for another platform than any that there is.
+    """
     needed = implementation.platform
     if needed is None or device.is_interpreted():
-        return
-    platform = device.target().platform
-    if platform != needed:
+        return None
+    platforms = device.platforms()
+    if needed not in platforms:
         raise NotImplementedError(
-            f'implementation "{implementation.name}" needs a {needed} device; got a {platform} '
-            "device"
+            f'implementation "{implementation.name}" needs a {needed} device; got '
+            f"{', '.join(platforms)}"
         )
+    return _LOWERED_AS[needed]
 
 
-def load(op: Op, name: str) -> Callable[..., Any]:
-    """The function that is an op on an implementation."""
+def load(op: Op, name: str, platform: str | None = None) -> Callable[..., Any]:
+    """The function that is an op on an implementation.
+
+    Args:
+      op: which op.
+      name: of the implementation.
+      platform: for kernels: the only one, as JAX lowers for it, on which to run them; elsewhere
+        they give way to `plain`.
+    """
     module = importlib.import_module(available()[name].module)
     if hasattr(module, "launch"):
-        from natjax.kernels import autodiff
+        from natjax.kernels import autodiff  # which needs this module
 
-        return functools.partial(getattr(autodiff, op), module)
+        return functools.partial(getattr(autodiff, op), module, platform)
     return getattr(module, op)
+
+
+def plain(op: Op) -> Callable[..., Any]:
+    """An op on the best implementation in plain JAX, which has every derivative and platform."""
+    name = next(x.name for x in available().values() if x.platform is None)
+    return load(op, name)

@@ -115,13 +115,12 @@ class KernelBackend(Protocol):
     NAME: str
     settings: type[Settings]
 
-    def supports(self, op: Op, spec: CallSpec, shape: tuple[int, ...]) -> None:
+    def supports(self, op: Op, spec: CallSpec) -> None:
         """Raise `NotImplementedError`, saying what would work, unless the kernels take a call.
 
         Args:
           op: which op.
           spec: what its kernels are specialised for.
-          shape: of the queries, or of the weights of "av".
         """
         ...
 
@@ -136,6 +135,7 @@ class KernelCall:
 
     Attributes:
       launch: runs a kernel of the backend (`natjax.kernels.registry.KernelBackend`).
+      platform: the only one, as JAX lowers for it, on which to run kernels; None for any.
       spec: what the kernels are specialised for.
       scale: factor on the products of queries and keys.
       groups: query heads for each key head.
@@ -147,6 +147,7 @@ class KernelCall:
     """
 
     launch: Callable[..., tuple[jax.Array, ...]]
+    platform: str | None
     spec: CallSpec
     scale: float
     groups: int

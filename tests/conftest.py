@@ -41,3 +41,15 @@ def _quick_compilation(request):
     jax.config.update("jax_disable_most_optimizations", quick)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture
+def mesh_of():
+    """Makes a mesh of CPU devices, of which there are eight on every machine."""
+
+    def make(sizes, names, kind):
+        return jax.make_mesh(
+            sizes, names, axis_types=(kind,) * len(sizes), devices=jax.devices("cpu")
+        )
+
+    return make

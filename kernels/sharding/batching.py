@@ -1,7 +1,8 @@
-"""`jax.vmap` of an opaque function: the vmapped axis becomes part of the batch."""
+"""Batches of an opaque function: larger ones under `jax.vmap`, and parts of those too large."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -57,3 +58,41 @@ def _merge(x: jax.Array, size: int, is_batched: bool) -> jax.Array:
     if not is_batched:
         x = jnp.broadcast_to(x[None], (size, *x.shape))
     return x.reshape(-1, *x.shape[2:])
+
+
+def in_indexable_parts(
+    function: Callable[..., Any], signature: Signature, limit: int
+) -> Callable[..., Any]:
+    """Call a function on as few equal parts of the batch, one after the other, as it can index.
+
+    Here shapes are those at hand, of one device and with whatever `jax.vmap` has made of the batch.
+
+    Args:
+      function: numbers the rows of its arrays, and each entry of those with window slots.
+      signature: dimensions of its arguments and results.
+      limit: what the numbers must be below.
+    """
+
+    def run(*arrays: jax.Array) -> Any:
+        batch = arrays[0].shape[0]
+        entries = max(map(_entries, arrays, signature.operands))
+        divisors = (n for n in range(1, batch + 1) if batch % n == 0)
+        parts = next((n for n in divisors if entries // n < limit), batch)
+        if parts <= 1:
+            return function(*arrays)
+        split = [
+            x.reshape(parts, -1, *x.shape[1:]) if Dim.BATCH in dims else x
+            for x, dims in zip(arrays, signature.operands, strict=True)
+        ]
+        moving = [Dim.BATCH in dims for dims in signature.operands]
+        return tuple(
+            x.reshape(batch, *x.shape[2:]) if Dim.BATCH in dims else x.sum(axis=0)
+            for x, dims in zip(_one_by_one(function, moving, split), signature.results, strict=True)
+        )
+
+    return run
+
+
+def _entries(x: jax.Array, dims: tuple[Dim, ...]) -> int:
+    """What a function numbers of an array: its rows, or all of it."""
+    return x.size if dims[-1] is Dim.SLOTS else math.prod(x.shape[: len(dims) - 1])

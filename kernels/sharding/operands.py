@@ -7,11 +7,12 @@ import enum
 
 
 class Dim(enum.Enum):
-    """What a dimension of an array is; all but WHOLE may be split over devices."""
+    """What a dimension of an array is; BATCH, HEADS and KV_HEADS may be split over devices."""
 
     BATCH = "b"
     HEADS = "n"
     KV_HEADS = "m"
+    SLOTS = "s"
     WHOLE = "w"
 
 

@@ -14,7 +14,13 @@ from typing import Any
 
 import jax
 from jax.experimental.custom_partitioning import custom_partitioning
-from jax.sharding import NamedSharding, SingleDeviceSharding
+from jax.sharding import (
+    AbstractMesh,
+    AxisType,
+    NamedSharding,
+    SingleDeviceSharding,
+    use_abstract_mesh,
+)
 from jax.sharding import PartitionSpec as P
 
 from natjax.kernels.sharding.batching import vmap_into_batch
@@ -57,7 +63,10 @@ def _partitioned(
 
         def local(*arrays: jax.Array) -> tuple[jax.Array, ...]:
             total = functools.partial(_total, axes)
-            return tuple(map(total, function(*arrays), results))
+            # Traced while the program is compiled, when the mesh of the context is whatever it is;
+            # what each device does has no axes to be laid out over.
+            with use_abstract_mesh(_automatic(mesh)):
+                return tuple(map(total, function(*arrays), results))
 
         return mesh, local, tuple(map(place, results)), tuple(map(place, operands))
 
@@ -68,6 +77,12 @@ def _partitioned(
     wrapped = custom_partitioning(function)
     wrapped.def_partition(partition=partition, sharding_rule=rule)
     return wrapped
+
+
+def _automatic(mesh: Any) -> AbstractMesh:
+    """The same mesh with axes that no type has to mention."""
+    kinds = (AxisType.Auto,) * len(mesh.axis_names)
+    return AbstractMesh(mesh.axis_sizes, mesh.axis_names, axis_types=kinds)
 
 
 def _split_axes(mesh: Any, dims: Dims, array: Any, groups: int) -> Axes:
@@ -125,7 +140,7 @@ def _propagation(
     used: list[str] = []
 
     def name(dim: Dim) -> str:
-        if dim is Dim.WHOLE:
+        if dim not in factors:
             used.append(next(whole))
             return used[-1]
         return factors[dim]

@@ -18,6 +18,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
 from natjax.kernels.checks import accumulation_dtype
@@ -108,7 +110,11 @@ def drop_channels(
 
 
 def _drop(x: Array, rate: float, key: Array, mask_shape: tuple[int, ...]) -> Array:
-    keep = jax.random.bernoulli(key, 1 - rate, mask_shape)
+    # Over explicit axes of a mesh, the mask is laid out as what it is for; the draws are the same.
+    mesh, spec = jax.typeof(x).sharding.mesh, jax.typeof(x).sharding.spec
+    places = [s if n == m else None for s, n, m in zip(spec, x.shape, mask_shape, strict=True)]
+    sharding = NamedSharding(mesh, P(*places)) if any(places) else None
+    keep = jax.random.bernoulli(key, 1 - rate, mask_shape, out_sharding=sharding)
     return jnp.where(keep, x / (1 - rate), jnp.zeros_like(x))
 
 

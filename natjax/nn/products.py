@@ -19,6 +19,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
 
@@ -28,9 +30,10 @@ class Linear(nnx.Linear):
     def __call__(self, inputs: Float[Array, "*S I"], out_sharding: Any = None) -> Array:
         """``inputs @ kernel + bias`` over the last axis, in ``dtype``."""
         kernel = self.kernel[...]
+        out_sharding = out_sharding or _layout_of_product(inputs, kernel)
         if not _is_mixed(self.dtype, kernel):
             return super().__call__(inputs, out_sharding)
-        y = _matmul(kernel.dtype, inputs.astype(self.dtype), kernel)
+        y = _matmul(kernel.dtype, out_sharding, inputs.astype(self.dtype), kernel)
         return y if self.bias is None else _add(kernel.dtype, y, self.bias[...])
 
 
@@ -47,6 +50,20 @@ class Conv(nnx.Conv):
         return y if self.bias is None else _add(kernel.dtype, y, self.bias[...])
 
 
+def _layout(x: Array) -> NamedSharding | None:
+    """How an array is laid out, where axes of a mesh are explicit and JAX wants to be told."""
+    sharding = jax.typeof(x).sharding
+    return sharding if AxisType.Explicit in sharding.mesh.axis_types else None
+
+
+def _layout_of_product(x: Array, kernel: Array) -> NamedSharding | None:
+    """Of ``x @ kernel`` where both have the channels that are summed over split: as ``x``."""
+    layout, of_kernel = _layout(x), _layout(kernel)
+    if layout is None or of_kernel is None or layout.spec[-1] != of_kernel.spec[0]:
+        return None
+    return NamedSharding(layout.mesh, P(*layout.spec[:-1], of_kernel.spec[1]))
+
+
 def _is_mixed(dtype: Any, kernel: Array) -> bool:
     return jnp.finfo(dtype).bits < jnp.finfo(kernel.dtype).bits
 
@@ -55,23 +72,33 @@ def _is_mixed(dtype: Any, kernel: Array) -> bool:
 # lower dtype and the parameter. The backward pass keeps parameters in the lower dtype.
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _matmul(
-    exact: Any, x: Float[Array, "*S I"], kernel: Float[Array, "I O"]
+    exact: Any, layout: Any, x: Float[Array, "*S I"], kernel: Float[Array, "I O"]
 ) -> Float[Array, "*S O"]:
-    return x @ kernel.astype(x.dtype)
+    return jnp.matmul(x, kernel.astype(x.dtype), out_sharding=layout)
 
 
-def _matmul_forward(exact: Any, x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+def _matmul_forward(
+    exact: Any, layout: Any, x: Array, kernel: Array
+) -> tuple[Array, tuple[Array, Array]]:
     kernel = kernel.astype(x.dtype)
-    return x @ kernel, (x, kernel)
+    return jnp.matmul(x, kernel, out_sharding=layout), (x, kernel)
 
 
-def _matmul_backward(exact: Any, saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+def _matmul_backward(
+    exact: Any, layout: Any, saved: tuple[Array, Array], g: Array
+) -> tuple[Array, Array]:
     x, kernel = saved
     rows = tuple(range(x.ndim - 1))
-    of_kernel = jax.lax.dot_general(x, g, ((rows, rows), ((), ())), preferred_element_type=exact)
-    return g @ kernel.T, of_kernel
+    of_kernel = jax.lax.dot_general(
+        x,
+        g,
+        ((rows, rows), ((), ())),
+        preferred_element_type=exact,
+        out_sharding=_layout(kernel),
+    )
+    return jnp.matmul(g, kernel.T, out_sharding=_layout(x)), of_kernel
 
 
 _matmul.defvjp(_matmul_forward, _matmul_backward)

@@ -303,6 +303,8 @@ def _check_room(request: _Request, part: PartialFile, total: int) -> None:
 
 
 def _is_cached(target: Path, sha256: str | None) -> bool:
+    if not target.is_file():  # a pipe would be waited for
+        return False
     try:
         with target.open("rb") as file:
             return sha256 is None or _digest(file) == sha256.lower()

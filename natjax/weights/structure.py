@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import json
 from collections.abc import Iterator, Mapping
@@ -24,8 +25,9 @@ _FLAT = "layers.{j}"
 _FAMILIES = {"NAT": NATConfig, "Isotropic": IsotropicConfig}
 _PREFIX = "natjax."
 # A config costs memory by its numbers, and files come from strangers.
-_MOST_BLOCKS = 10_000
+_MOST_BLOCKS = 1000
 _LARGEST = 2**31
+_LONGEST_CONFIG = 2**18
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -135,7 +137,8 @@ def _levels(blocks: Mapping[tuple[int, int], str]) -> tuple[list[str], tuple[int
     if not count:
         raise KeyError("every block's norm1.bias")
     first = [blocks[level, 0] for level in range(count)]
-    return first, tuple(sum(1 for level, _ in blocks if level == i) for i in range(count))
+    depths = collections.Counter(level for level, _ in blocks)
+    return first, tuple(depths[level] for level in range(count))
 
 
 def _square(shape: Shape | None) -> tuple[int, int]:
@@ -236,6 +239,8 @@ def read_config(metadata: Mapping[str, str]) -> Config | None:
     if text is None:
         return None
     try:
+        if len(text) > _LONGEST_CONFIG:
+            raise ValueError(f"more than {_LONGEST_CONFIG} characters")
         values = json.loads(text)
         family = _FAMILIES[values.pop("family")]
         fields = {field.name: field.type for field in dataclasses.fields(family)}

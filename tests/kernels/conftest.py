@@ -22,3 +22,11 @@ def interpreted(monkeypatch):
     """Pallas kernels run interpreted, but for where there is what they are made for."""
     if jax.default_backend() != "gpu":
         monkeypatch.setenv("NATJAX_INTERPRET", "1")
+
+
+@pytest.fixture
+def on_cpu_mesh(implementation):
+    """Implementations for tests on a mesh of CPU devices."""
+    if implementation == "pallas_triton" and jax.default_backend() == "gpu":
+        pytest.skip("kernels for GPUs do not run on the CPU devices of a mesh")
+    return implementation

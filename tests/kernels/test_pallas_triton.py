@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from calls import assert_close, fused, value_and_gradients
+from calls import assert_close, fused, unfused, value_and_gradients
 from edges import named
 from jax.sharding import (
     AbstractDevice,
@@ -20,7 +20,8 @@ from jax.sharding import (
 from jax.sharding import PartitionSpec as P
 
 import natjax
-from natjax.kernels import autodiff, device, registry
+from natjax.kernels import autodiff, device, registry, specialise
+from natjax.kernels.backends import pallas_triton
 from natjax.kernels.backends.pallas_triton.config import KernelConfig
 from natjax.kernels.spec import KERNELS
 from natjax.kernels.tuning import settings
@@ -62,10 +63,19 @@ def test_blocks_of_any_size_give_the_same(name, blocks):
 @pytest.mark.parametrize("name", ["1d-causal-stride-dilation", "2d-no-bias"])
 def test_a_computed_mask_is_as_good_as_a_table(name, monkeypatch):
     """As for windows too large for a table."""
-    monkeypatch.setattr(autodiff, "_LARGEST_TABLE", 0)
     problem = named(name)
     arrays = {k: v for k, v in problem.arrays().items() if k != "rpb"}
+    calls = []
+
+    def counted(backend, call, heads):
+        calls.append(with_table(backend, call, heads))
+        return calls[-1]
+
+    with_table = specialise._with_table
+    monkeypatch.setattr(specialise, "_with_table", counted)
+    monkeypatch.setattr(specialise, "_SMALL_TABLE", 0)
     assert_close(run(problem, arrays, "pallas_triton"), run(problem, arrays, "reference"))
+    assert calls == [frozenset()]
 
 
 @pytest.mark.parametrize("head_dim", [48, 96, 256])
@@ -126,10 +136,43 @@ def test_older_and_other_gpus_are_refused(kind, capability, accepted, monkeypatc
 
 
 def test_more_than_can_be_indexed_is_refused():
-    x = jax.ShapeDtypeStruct((2**11, 2**20, 1, 8), jnp.bfloat16)
+    x = jax.ShapeDtypeStruct((1, 2**21, 2**10, 8), jnp.bfloat16)
     run = functools.partial(natjax.na1d, kernel_size=3, implementation="pallas_triton")
-    with pytest.raises(NotImplementedError, match=r"fewer than 2\*\*31 queries"):
+    with pytest.raises(NotImplementedError, match=r"fewer than 2\*\*31 queries an image"):
         jax.eval_shape(run, x, x, x)
+
+
+@pytest.mark.parametrize("function", [fused, unfused])
+def test_a_batch_that_cannot_be_indexed_goes_in_parts(function, monkeypatch):
+    """Also one that `jax.vmap` made, after the arguments were checked."""
+    problem = Problem(name="p", shape=(7,), kernel_size=(3,), batch=4, heads=2)
+    arrays = problem.arrays()
+    stacked = jax.tree.map(lambda x: jnp.stack([x, 2 * x]), arrays)
+    calls = [
+        lambda: value_and_gradients(function(problem, "pallas_triton"), arrays),
+        lambda: jax.vmap(function(problem, "pallas_triton"), in_axes=(0,))(stacked),
+        lambda: jax.vmap(
+            lambda query: function(problem, "pallas_triton")(arrays | {"query": query})
+        )(stacked["query"]),
+    ]
+    expected = [call() for call in calls]
+    entries = 7 * 2 * (3 if function is unfused else 1)
+    # One image alone is below it, two are not.
+    monkeypatch.setattr(autodiff, "INDEXABLE", entries + 1)
+    autodiff._launch.cache_clear()
+    jax.clear_caches()
+    sizes = []
+    launch = pallas_triton.launch
+
+    def watched(kernel, call, *arrays):
+        sizes.append(arrays[0].shape[0])
+        return launch(kernel, call, *arrays)
+
+    monkeypatch.setattr(pallas_triton, "launch", watched)
+    actual = [call() for call in calls]
+    assert set(sizes) == {1}
+    for x, y in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.oldest
@@ -160,42 +203,80 @@ def test_compiles_for_a_gpu_that_is_not_there():
 
 
 def test_biases_of_huge_windows_are_refused(monkeypatch):
-    monkeypatch.setattr(autodiff, "_LARGEST_TABLE", 100)
+    monkeypatch.setattr(specialise, "_LARGEST_TABLE", 100)
     arrays = named("2d-prime").arrays()
     with pytest.raises(NotImplementedError, match=r"bias where .* got kernel_size=\(7, 7\) and 2"):
         natjax.na2d(**arrays, kernel_size=7, implementation="pallas_triton")
 
 
+def calls_of(op, implementation):
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((1, 9, 1, 8)), jnp.float32)
+    w = jnp.asarray(np.random.default_rng(1).standard_normal((1, 9, 1, 3)), jnp.float32)
+    kwargs = {"kernel_size": 3, "implementation": implementation}
+    functions = {
+        "attention": lambda x: natjax.na1d(x, x, x, **kwargs),
+        "qk": lambda x: natjax.na1d_qk(x, x, **kwargs),
+        "av": lambda x: natjax.na1d_av(w, x, **kwargs) ** 2,
+    }
+    return functions[op], x
+
+
+def second_derivative(function, x):
+    return jax.grad(lambda x: jnp.sum(jax.grad(lambda x: jnp.sum(function(x) ** 2))(x) ** 2))(x)
+
+
+def forward_mode(function, x):
+    return jax.jvp(jax.jit(function), (x,), (jnp.cos(x),))
+
+
+def forward_over_reverse(function, x):
+    return jax.jvp(jax.grad(lambda x: jnp.sum(function(x) ** 2)), (x,), (jnp.cos(x),))
+
+
+def reverse_over_forward(function, x):
+    return jax.grad(lambda x: jnp.sum(jax.jvp(function, (x,), (jnp.cos(x),))[1]))(x)
+
+
+@pytest.mark.oldest
+@pytest.mark.parametrize(
+    "derive", [forward_mode, second_derivative, forward_over_reverse, reverse_over_forward]
+)
+@pytest.mark.parametrize("op", ["attention", "qk", "av"])
+def test_derivatives_that_kernels_lack_are_those_of_plain_jax(op, derive):
+    actual, expected = (derive(*calls_of(op, name)) for name in ("pallas_triton", "xla"))
+    for x, y in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.oldest
 @pytest.mark.parametrize("op", ["attention", "qk", "av"])
-def test_second_derivatives_say_who_gives_them(op):
+def test_gradients_of_a_vmapped_op_are_by_kernels(op):
+    """Whatever the order of vmap and grad, and with an argument that is not vmapped."""
+    function, x = calls_of(op, "pallas_triton")
+    stacked = jnp.stack([x, x + 1, 2 * x])
+
+    def loss(x):
+        return jnp.sum(function(x) ** 2)
+
+    def of_all(x):
+        return jnp.sum(jax.vmap(loss)(x))
+
+    expected = jnp.stack([jax.grad(loss)(one) for one in stacked])
+    for gradient in (jax.vmap(jax.grad(loss)), jax.grad(of_all)):
+        np.testing.assert_allclose(gradient(stacked), expected, rtol=1e-5, atol=1e-5)
+        jaxpr = str(jax.make_jaxpr(gradient)(stacked))
+        backward = {"attention": "dkeyvalue", "qk": "av_transposed", "av": "av_transposed"}[op]
+        assert f"natjax_{backward}" in jaxpr
+
+
+def test_what_is_not_differentiated_is_not_made_zero_first():
+    """Tangents that are zero are none at all: no arrays of zeros wait for the backward pass."""
+    function = functools.partial(natjax.na1d, kernel_size=3, implementation="pallas_triton")
     x = jnp.ones((1, 9, 1, 8))
-    w = jnp.ones((1, 9, 1, 3))
-    functions = {
-        "attention": lambda x: natjax.na1d(x, x, x, 3, implementation="pallas_triton"),
-        "qk": lambda x: natjax.na1d_qk(x, x, 3, implementation="pallas_triton"),
-        "av": lambda x: natjax.na1d_av(w, x, 3, implementation="pallas_triton") ** 2,
-    }
-
-    def norm(x):
-        return jnp.sum(jax.grad(lambda x: jnp.sum(functions[op](x) ** 2))(x) ** 2)
-
-    with pytest.raises(NotImplementedError, match=r'second one of na.d.*use implementation="xla"'):
-        jax.grad(norm)(x)
-
-
-@pytest.mark.oldest
-def test_forward_mode_says_who_has_it():
-    x = jnp.ones((1, 9, 1, 8))
-
-    def attend(x):
-        return natjax.na1d(x, x, x, 3, implementation="pallas_triton")
-
-    with pytest.raises(NotImplementedError, match='no forward mode; use implementation="xla"'):
-        jax.jvp(attend, (x,), (x,))
-    # Found out by JAX itself.
-    with pytest.raises(TypeError, match="forward-mode"):
-        jax.jvp(jax.jit(attend), (x,), (x,))
+    _, pull = jax.vjp(lambda query: function(query, x, x), x)
+    kept = [leaf.shape for leaf in jax.tree.leaves(pull)]
+    # Query, key, value, output and log-sum-exp.
+    assert len(kept) <= 5
 
 
 def test_none_takes_it_where_it_runs():
@@ -260,9 +341,11 @@ def equations(jaxpr):
 
 @pytest.mark.optimised
 @pytest.mark.parametrize("kv_heads", [1, 2])
-def test_grouped_heads_stay_on_their_devices(kv_heads):
+def test_grouped_heads_stay_on_their_devices(kv_heads, mesh_of):
     """Key heads are split as query heads are, but one for all is on every device."""
-    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+    if jax.default_backend() == "gpu":
+        pytest.skip("kernels for GPUs do not run on the CPU devices of a mesh")
+    mesh = mesh_of((4, 2), ("data", "model"), AxisType.Auto)
     problem = Problem(
         name="gqa", shape=(40,), kernel_size=(7,), batch=4, heads=4, kv_heads=kv_heads
     )

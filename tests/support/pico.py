@@ -1,8 +1,11 @@
 """A NAT that compiles in seconds, as model ``nat_pico``; run as a module it is `natjax` with it.
 
+On it, as ``upernet_pico``, a UPerNet.
+
 As a module it waits before every step for as many seconds as the variable PICO_PAUSE says.
 """
 
+import dataclasses
 import os
 import sys
 import time
@@ -10,12 +13,14 @@ from typing import Any, cast
 
 from natjax.backbones import variants
 from natjax.backbones.nat import NATConfig
+from natjax.dense.segmentation.upernet import UPerNetConfig
+from natjax.dense.segmentation.variants import SEGMENTORS
 
-NAME = "nat_pico"
+NAME, SEGMENTOR = "nat_pico", "upernet_pico"
 
 
 def register() -> None:
-    """Add the model to natjax's list."""
+    """Add the models to natjax's lists."""
     config = NATConfig(
         dim=16,
         depths=(1,),
@@ -26,11 +31,16 @@ def register() -> None:
         input_size=32,
     )
     cast("dict[str, Any]", variants.VARIANTS)[NAME] = config
+    backbone = dataclasses.replace(config, num_classes=0, output_norms=True)
+    cast("dict[str, Any]", SEGMENTORS)[SEGMENTOR] = UPerNetConfig(
+        backbone=backbone, channels=8, pool_scales=(1, 2), auxiliary_channels=4
+    )
 
 
 def unregister() -> None:
     """Undo `register`."""
     del cast("dict[str, Any]", variants.VARIANTS)[NAME]
+    del cast("dict[str, Any]", SEGMENTORS)[SEGMENTOR]
 
 
 def flags(run: object, **settings: object) -> list[str]:

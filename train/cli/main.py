@@ -20,6 +20,9 @@ from natjax.train.cli.train import add_train
 from natjax.train.cluster import processes
 from natjax.train.errors import Stopped, UserError, explain
 
+# Modules that come with other extras than natjax[train].
+_EXTRAS = {"cv2": "dense"}
+
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
@@ -58,7 +61,8 @@ def _fail(message: str, code: int) -> int:
 def _missing_module(error: ModuleNotFoundError) -> int:
     if (error.name or "").startswith("natjax"):
         raise error
-    return _fail(f"{error.name} is missing; install it with: pip install 'natjax[train]'", 2)
+    extra = _EXTRAS.get(error.name or "", "train")
+    return _fail(f"{error.name} is missing; install it with: pip install 'natjax[{extra}]'", 2)
 
 
 def _parser() -> argparse.ArgumentParser:

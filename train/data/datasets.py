@@ -96,13 +96,19 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def open_split(builder: Any, split: str) -> Source:
-    """Return a split with random access; images stay encoded, so that decoding is ours."""
+def open_split(builder: Any, split: str, encoded: tuple[str, ...] = ("image",)) -> Source:
+    """Return a split with random access.
+
+    Args:
+      builder: Of a prepared data set.
+      split: Its name.
+      encoded: Images, which stay encoded, so that decoding is ours.
+    """
     if hasattr(builder, "source"):
         return builder.source(split)
     import tensorflow_datasets as tfds
 
-    decoders = {"image": tfds.decode.SkipDecoding()}
+    decoders = {name: tfds.decode.SkipDecoding() for name in encoded}
     if builder.info.file_format == tfds.core.FileFormat.TFRECORD:
         from natjax.train.data.tfrecords import open_tfrecords
 

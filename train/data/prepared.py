@@ -27,14 +27,15 @@ def find_version(folder: Path, name: str) -> Path | None:
     )
 
 
-def open_version(folder: Path) -> Any:
-    """Return the TFDS builder of a prepared data set of labelled images.
+def open_version(folder: Path, features: tuple[str, ...] = ("image", "label")) -> Any:
+    """Return the TFDS builder of a prepared data set.
 
     Args:
       folder: A version, as `find_version` finds it.
+      features: What its records must have.
 
     Raises:
-      UserError: its description is damaged, or not that of labelled images.
+      UserError: its description is damaged, or a feature is missing.
     """
     import tensorflow_datasets as tfds
 
@@ -48,8 +49,9 @@ def open_version(folder: Path) -> Any:
     except Exception as error:  # TFDS raises nearly anything
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise UserError(f"{folder} is not as TFDS prepares data sets: {reason}") from error
-    if not {"image", "label"} <= names:
-        raise UserError(f"{folder} must have image and label, got {', '.join(sorted(names))}")
+    if not names.issuperset(features):
+        have = ", ".join(sorted(names))
+        raise UserError(f"{folder} must have {' and '.join(features)}, got {have}")
     return builder
 
 

@@ -9,12 +9,13 @@ Many unreadable images are another matter: a wrong folder or a broken disk, and 
 import dataclasses
 import threading
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 from natjax.train import console
 from natjax.train.data.datasets import Source
 from natjax.train.data.images import decode
-from natjax.train.errors import TrainingError
+from natjax.train.errors import TrainingError, UserError
 
 _IN_A_ROW = 16
 _SHARE = 0.01
@@ -41,18 +42,35 @@ class _Seen:
 
 
 @dataclasses.dataclass(frozen=True)
+class DecodeImage:
+    """Decodes the ``image`` of a record; a class, since worker processes receive it pickled.
+
+    Attributes:
+      channels: 1 (gray) or 3 (RGB).
+    """
+
+    channels: int
+
+    def __call__(self, record: dict[str, Any], name: str) -> dict[str, Any]:
+        """Return the record with its image decoded."""
+        del name
+        return {**record, "image": decode(record["image"], self.channels)}
+
+
+@dataclasses.dataclass(frozen=True)
 class Readable:
-    """Records by index, ``image`` being decoded.
+    """Records by index, decoded.
 
     Attributes:
       source: The records.
-      channels: 1 (gray) or 3 (RGB).
+      decode: ``(record, what to call it) -> decoded record``. What it raises says that a record is
+        damaged and can be passed over, but for a `UserError`, which goes to the user.
       split: What to call the source in messages.
       warns: Whether this process, and its workers, name what cannot be read.
     """
 
     source: Source
-    channels: int
+    decode: Callable[[dict[str, Any], str], dict[str, Any]]
     split: str
     warns: bool = dataclasses.field(default_factory=console.prints)
     _seen: _Seen = dataclasses.field(default_factory=_Seen, repr=False, compare=False)
@@ -79,8 +97,9 @@ class Readable:
     def get(self, index: int) -> dict[str, Any] | None:
         """Return a record, or None if it cannot be read."""
         try:
-            record = self.source[index]
-            return {**record, "image": decode(record["image"], self.channels)}
+            return self.decode(self.source[index], self.name(index))
+        except UserError:
+            raise
         except Exception as error:  # decoders of damaged files, and disks, raise nearly anything
             self._count(index, error)
             return None

@@ -10,7 +10,7 @@ import abc
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -104,6 +104,7 @@ class Scores:
         return value if self.larger_is_better else -value
 
 
+@runtime_checkable
 class Evaluator(Protocol):
     """Adds up, on the host, what is measured of the batches of a split."""
 

@@ -15,7 +15,10 @@ from natjax.train.errors import UserError, did_you_mean
 from natjax.train.tasks.definition import Preset, TaskDefinition
 
 # Modules with a `TASK`; those of other packages are the entry points of the group.
-_MODULES = ("natjax.train.tasks.classification.presets",)
+_MODULES = (
+    "natjax.train.tasks.classification.presets",
+    "natjax.train.tasks.segmentation.presets",
+)
 _GROUP = "natjax.tasks"
 
 

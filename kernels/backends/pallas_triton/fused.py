@@ -11,6 +11,7 @@ from natjax.kernels.backends.pallas_triton.config import padded_head_dim
 from natjax.kernels.backends.pallas_triton.program import (
     Penalty,
     Program,
+    add_penalty,
     current_program,
     loop,
     zeros,
@@ -169,7 +170,8 @@ def dbias(
         k, v = (columns.load(ref, kv_head, kv_heads) for ref in (k_ref, v_ref))
         lse = rows.load_scalars(lse_ref, head, heads) * LOG2_E
         delta = rows.load_scalars(delta_ref, head, heads)
-        logits = program.dot(q, k, transpose=True) * (call.scale * LOG2_E) + block
+        logits = program.dot(q, k, transpose=True) * (call.scale * LOG2_E)
+        logits = add_penalty(logits, block)
         probs = jnp.exp2(logits - lse[:, None])
         return total + probs * (program.dot(do, v, transpose=True) - delta[:, None])
 

@@ -113,8 +113,16 @@ class Penalty:
     def add(self, logits: Array, rows: Tokens, columns: Tokens, chunk: Any) -> Array:
         """The logits of a block with bias and mask."""
         if self._table is not None:
-            return logits + self._table[self._head, self._kind, chunk]
+            return add_penalty(logits, self._table[self._head, self._kind, chunk])
         return jnp.where(self.current_program.seen(rows, columns), logits, HIDDEN)
+
+
+def add_penalty(logits: Array, block: Array) -> Array:
+    """The logits of a block with an entry of the table added, where they are not hidden.
+
+    Selected, since nan plus a penalty would be nan, and reach queries that do not see the key.
+    """
+    return jnp.where(block > HIDDEN / 2, logits + block, HIDDEN)
 
 
 def loop(count: int, body: Callable[[Any, Any], Any], start: Any) -> Any:

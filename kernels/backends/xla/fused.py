@@ -215,7 +215,10 @@ def _attend(
     """Attention of one tile to its slab and to the additional keys: output and lse."""
     dtype = penalty.dtype
     raised = q.astype(dtype)
-    logits = [scale * jnp.einsum("bmgqd,bmkd->bmgqk", raised, k.astype(dtype)) + penalty[None]]
+    products = scale * jnp.einsum("bmgqd,bmkd->bmgqk", raised, k.astype(dtype))
+    # Selected, since nan plus a penalty would be nan, and reach queries that do not see the key.
+    is_seen = (penalty > _MASKED / 2)[None]
+    logits = [jnp.where(is_seen, products + penalty[None], jnp.asarray(_MASKED, dtype))]
     values = [jnp.moveaxis(v, 1, 2).astype(dtype)]
     if extra_keys is not None and extra_values is not None:
         extra = jnp.einsum("bmgqd,bemd->bmgqe", raised, extra_keys.astype(dtype))

@@ -13,6 +13,7 @@ from natjax.kernels.backends.xla import tiles as tiling
 from natjax.kernels.checks import accumulation_dtype
 from natjax.kernels.neighborhood import AxisWindow, Neighborhood, window_start
 from natjax.kernels.sharding.device_parts import on_device_parts
+from natjax.kernels.sharding.partitioning import align_varying
 
 
 @functools.partial(jax.jit, static_argnames=("neighborhood", "scale"))
@@ -79,7 +80,8 @@ def av(
         v = _slot_keys(value, neighborhood, slot).astype(dtype)
         return total + w[..., None] * v[..., None, :], None
 
-    start = jnp.zeros((*grouped, value.shape[-1]), dtype)
+    # Inside `jax.shard_map`, what a loop starts from varies over devices as what it adds does.
+    start, *_ = align_varying(jnp.zeros((*grouped, value.shape[-1]), dtype), weights, value)
     by_slot = jnp.moveaxis(weights, -1, 0)
     total, _ = jax.lax.scan(
         jax.checkpoint(add, prevent_cse=False), start, (by_slot, _slots(neighborhood))

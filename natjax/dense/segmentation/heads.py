@@ -60,6 +60,7 @@ class UPerHead(nnx.Module):
         self.conv_seg = classifier(channels, num_classes, **options)
         self.pool_scales = tuple(pool_scales)
         self.dropout = dropout
+        self.dtype = jnp.dtype(options["dtype"])
 
     def __call__(self, maps: Maps, rngs: nnx.Rngs | None = None) -> Float[Array, "B H1 W1 classes"]:
         """Logits at the size of the first map.
@@ -70,6 +71,7 @@ class UPerHead(nnx.Module):
             means evaluation.
         """
         train = rngs is not None
+        maps = [x.astype(self.dtype) for x in maps]  # those of a backbone are float32 at least
         top = self.pool(maps[-1], train=train)
         levels = self.merge(maps[:-1], top, train=train)
         size = maps[0].shape[1:3]
@@ -114,11 +116,13 @@ class FCNHead(nnx.Module):
         self.convs = nnx.List([ConvModule(inputs, channels, 3, **options)])
         self.conv_seg = classifier(channels, num_classes, **options)
         self.dropout = dropout
+        self.dtype = jnp.dtype(options["dtype"])
 
     def __call__(
         self, x: Float[Array, "B H W C"], rngs: nnx.Rngs | None = None
     ) -> Float[Array, "B H W classes"]:
         """Logits at the size of the map; ``rngs`` as for `UPerHead`."""
+        x = x.astype(self.dtype)
         for conv in self.convs:
             x = conv(x, train=rngs is not None)
         return self.conv_seg(drop_channels(x, self.dropout, rngs))

@@ -28,7 +28,7 @@ def _at_640(name: str, drop_path: float, cycles: Sequence[Sequence[int]]) -> UPe
     return UPerNetConfig(backbone=backbone, summary_size=(640, 2560))
 
 
-SEGMENTORS: Mapping[str, UPerNetConfig] = {
+_PUBLISHED = {
     "upernet_nat_mini": _at_512("nat_mini", 0.2),
     "upernet_nat_tiny": _at_512("nat_tiny", 0.3),
     "upernet_nat_small": _at_512("nat_small", 0.5),
@@ -43,3 +43,16 @@ SEGMENTORS: Mapping[str, UPerNetConfig] = {
     "upernet_dinat_s_base": _at_512("dinat_s_base", 0.3, _DINAT_S_512),
     "upernet_dinat_s_large": _at_640("dinat_s_large", 0.3, _DINAT_S_640),
 }
+
+# natjax's own, for 96 x 96 images; from no paper.
+_OWN = {
+    "upernet_nat_micro": UPerNetConfig(
+        backbone=backbone_config("nat_micro", drop_path=0.0, input_size=96),
+        num_classes=11,
+        channels=64,
+        auxiliary_channels=32,
+        summary_size=(96, 96),
+    ),
+}
+
+SEGMENTORS: Mapping[str, UPerNetConfig] = _PUBLISHED | _OWN

@@ -36,6 +36,7 @@ import natjax
 from natjax.weights import WeightsError, convert_weights
 from natjax.weights.download import cached_path, download
 from natjax.weights.files import read_file
+from natjax.weights.structure import _levels
 
 PROTO = b"\x80\2"
 MIB = 2**20
@@ -180,6 +181,10 @@ def test_truth_values_of_bytes(read, value):
     rebuild = Global("torch._utils", "_rebuild_tensor_v3")
     file = zip_file(tensor(held, (2,), (1,), 0, rebuild, rest), {"0": bytes([1, value])})
     assert "must be 0 or 1" in str(read(file))
+    file = safetensors_file(
+        '{"a": {"dtype": "BOOL", "shape": [2], "data_offsets": [0, 2]}}', bytes([1, value])
+    )
+    assert "must be 0 or 1" in str(read(file))
     good = zip_file(tensor(held, (2,), (1,), 0, rebuild, rest), {"0": b"\1\0"})
     np.testing.assert_array_equal(read(good), [True, False])
 
@@ -202,6 +207,7 @@ ODD_CONFIGS = [
     '"layer_scale": Infinity',
     '"overlapping": [[]]',
     '"num_classes": true',
+    '"dilations": ' + json.dumps([[1] * 100_000]),
 ]
 
 
@@ -228,6 +234,23 @@ def natjax_rngs():
     from flax import nnx
 
     return nnx.Rngs(0)
+
+
+def test_work_on_names_is_in_proportion(tmp_path):
+    """Counting the blocks of each of many levels went through all of them each time."""
+
+    class Counted(dict):
+        looked = 0
+
+        def __iter__(self):
+            for key in super().__iter__():
+                Counted.looked += 1
+                yield key
+
+    blocks = Counted({(level, 0): f"levels.{level}.blocks.0" for level in range(2000)})
+    first, depths = _levels(blocks)
+    assert (len(first), set(depths)) == (2000, {1})
+    assert Counted.looked <= 4 * len(blocks)
 
 
 def test_a_wide_table_of_global_attention(tmp_path):

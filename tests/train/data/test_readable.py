@@ -7,7 +7,7 @@ from damaged_photos import Photos
 
 from natjax.train.cluster.processes import Host
 from natjax.train.data.pipeline import read
-from natjax.train.data.readable import Readable, UnreadableError
+from natjax.train.data.readable import DecodeImage, Readable, UnreadableError
 from natjax.train.tasks.classification.config import AugmentConfig, ImagesConfig
 from natjax.train.tasks.classification.datasets.registry import get_spec
 from natjax.train.tasks.classification.examples import test_images, train_images
@@ -58,8 +58,8 @@ def test_evaluation_leaves_them_out(capsys):
 
 def test_too_many_are_an_error():
     with pytest.raises(UnreadableError, match="3 images in a row of train cannot be read, from"):
-        Readable(Photos(3, range(3)), 3, "train")[1]
-    readable = Readable(Photos(60, range(0, 60, 2)), 3, "train")
+        Readable(Photos(3, range(3)), DecodeImage(3), "train")[1]
+    readable = Readable(Photos(60, range(0, 60, 2)), DecodeImage(3), "train")
     for i in range(32):
         readable.get(i)
     with pytest.raises(UnreadableError, match="17 of 60 images of train cannot be read"):
@@ -67,7 +67,7 @@ def test_too_many_are_an_error():
 
 
 def test_each_process_counts_its_own():
-    readable = Readable(Photos(4, (1,)), 3, "train", warns=False)
+    readable = Readable(Photos(4, (1,)), DecodeImage(3), "train", warns=False)
     assert readable.get(1) is None
     copy = pickle.loads(pickle.dumps(readable))
     assert copy._seen.bad == set()
@@ -75,5 +75,5 @@ def test_each_process_counts_its_own():
 
 
 def test_other_processes_say_nothing(capsys):
-    assert Readable(Photos(4, (1,)), 3, "train", warns=False)[1]["label"] == 2
+    assert Readable(Photos(4, (1,)), DecodeImage(3), "train", warns=False)[1]["label"] == 2
     assert capsys.readouterr().err == ""

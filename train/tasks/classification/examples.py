@@ -11,7 +11,7 @@ from natjax.train.cluster.processes import Host
 from natjax.train.data.datasets import Source
 from natjax.train.data.images import add_border, decode, to_pixels
 from natjax.train.data.pipeline import Batch, test_dataset, train_dataset
-from natjax.train.data.readable import Readable
+from natjax.train.data.readable import DecodeImage, Readable
 from natjax.train.tasks.classification.augment.crop import evaluation_view
 from natjax.train.tasks.classification.augment.pipeline import TrainTransform
 from natjax.train.tasks.classification.config import AugmentConfig, ImagesConfig
@@ -63,7 +63,7 @@ def train_images(
       batch_size: Images a step, over all hosts.
       host: Which rows this process makes.
     """
-    records = Readable(source, spec.channels, spec.train_split)
+    records = Readable(source, DecodeImage(spec.channels), spec.train_split)
     example = train_example(spec, data, augment)
     return train_dataset(records, example, seed=seed, batch_size=batch_size, host=host)
 
@@ -82,7 +82,7 @@ def test_images(
       batch_size: Images a batch, over all hosts.
       host: Which rows this process makes.
     """
-    records = Readable(source, spec.channels, spec.test_split)
+    records = Readable(source, DecodeImage(spec.channels), spec.test_split)
 
     def example(index: int) -> Batch:
         record = records.get(index)

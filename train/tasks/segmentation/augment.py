@@ -7,7 +7,7 @@ import dataclasses
 
 import numpy as np
 
-from natjax.train.tasks.segmentation.settings import SegmentationAugment
+from natjax.train.tasks.segmentation.config import AugmentConfig
 from natjax.train.tasks.segmentation.transforms import (
     IGNORE,
     Distortion,
@@ -40,9 +40,7 @@ class Example:
     size: Size
 
 
-def augment(
-    image: Image, labels: Labels, how: SegmentationAugment, rng: np.random.Generator
-) -> Example:
+def augment(image: Image, labels: Labels, how: AugmentConfig, rng: np.random.Generator) -> Example:
     """Resize, crop, flip and distort; every draw comes from `rng`.
 
     Args:
@@ -62,7 +60,7 @@ def augment(
     return Example(pad(image, side, 0), pad(labels, side, IGNORE), labels.shape)
 
 
-def draw_scale(how: SegmentationAugment, rng: np.random.Generator) -> Size:
+def draw_scale(how: AugmentConfig, rng: np.random.Generator) -> Size:
     """Draw the frame that the image is fitted into."""
     least, most = how.scale
     ratio = rng.random() * (most - least) + least
@@ -70,7 +68,7 @@ def draw_scale(how: SegmentationAugment, rng: np.random.Generator) -> Size:
 
 
 def random_crop(
-    image: Image, labels: Labels, how: SegmentationAugment, rng: np.random.Generator
+    image: Image, labels: Labels, how: AugmentConfig, rng: np.random.Generator
 ) -> tuple[Image, Labels]:
     """Cut out a square, or as much of it as there is, where classes are mixed.
 

@@ -8,7 +8,7 @@ import pytest
 
 from natjax.train.tasks.segmentation import transforms
 from natjax.train.tasks.segmentation.augment import augment, draw_distortion, random_crop
-from natjax.train.tasks.segmentation.settings import SegmentationAugment
+from natjax.train.tasks.segmentation.config import AugmentConfig
 from natjax.train.tasks.segmentation.transforms import Distortion, distort
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
@@ -105,7 +105,7 @@ def test_drawn_distortions(case):
 @pytest.mark.parametrize("case", _cases("segpipe"))
 def test_whole_augmentation(case):
     rng = Recorded(json.loads(str(_golden(f"{case}/draws"))))
-    how = SegmentationAugment(frame=(256, 64), crop=64)
+    how = AugmentConfig(frame=(256, 64), crop=64)
     image, labels = _rgb("segpipe/bgr"), _golden("segpipe/label")
     example = augment(image, labels, how, rng)
     assert not rng.draws
@@ -147,7 +147,7 @@ def test_a_crop_without_choice_is_taken_after_ten_more_tries():
 
     rng, labels = Counting(np.random.PCG64()), np.zeros((9, 9), np.uint8)
     image = np.zeros((9, 9, 3), np.uint8)
-    how = SegmentationAugment(crop=4)
+    how = AugmentConfig(crop=4)
     cropped, _ = random_crop(image, labels, how, rng)
     assert cropped.shape == (4, 4, 3)
     assert rng.calls == 2 * 11

@@ -1,7 +1,7 @@
 """Handwritten digits pasted onto photographs: real pictures with exact label maps, no download.
 
 scikit-learn carries both: two photographs (427 x 640) and 1797 digits of 8 x 8 pixels. A scene is
-a part of a photograph with two to five digits on it, each enlarged and in a colour of its own. A
+a part of a photograph with one to three digits on it, each enlarged and in a colour of its own. A
 pixel is of a digit's class where the enlarged ink is at least half as dark as the darkest, else it
 is of class ``photo``. Digits may cover each other; the later one wins.
 
@@ -17,14 +17,14 @@ import cv2
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from natjax.train.tasks.segmentation.config import LabelMapsConfig
 from natjax.train.tasks.segmentation.datasets.registry import LabelMaps
-from natjax.train.tasks.segmentation.settings import LabelMapsConfig
 
 SIDE = 96
 _COUNTS = {"train": 4000, "val": 400}
 _STREAMS = {"train": 0, "val": 1}
-_DIGITS = (2, 5)
-_DIGIT_SIDE = (24, 44)
+_DIGITS = (1, 3)
+_DIGIT_SIDE = (40, 64)
 _PART_SIDE = (96, 192)
 _CONTRAST = 70.0
 

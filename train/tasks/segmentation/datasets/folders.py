@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from natjax.train.errors import UserError
+from natjax.train.tasks.segmentation.config import LabelMapsConfig
 from natjax.train.tasks.segmentation.datasets.registry import LabelMaps
-from natjax.train.tasks.segmentation.settings import LabelMapsConfig
 
 _SPLITS = {"train": ("training", "train"), "val": ("validation", "val")}
 _IMAGES, _LABELS = ("images",), ("annotations", "labels")

@@ -9,13 +9,14 @@ from typing import Any
 from natjax.train.errors import UserError, did_you_mean
 
 if typing.TYPE_CHECKING:
-    from natjax.train.tasks.segmentation.settings import LabelMapsConfig
+    from natjax.train.tasks.segmentation.config import LabelMapsConfig
 
 # Of ImageNet, of pixels in [0, 1]; mmsegmentation writes them in units of 1/255.
 IMAGENET_MEAN = (123.675 / 255, 116.28 / 255, 103.53 / 255)
 IMAGENET_STD = (58.395 / 255, 57.12 / 255, 57.375 / 255)
 
 
+@typing.runtime_checkable
 class PairSource(typing.Protocol):
     """Images with label maps, with random access.
 

@@ -1,0 +1,102 @@
+"""All that is decided before a kernel is launched: whether, with which settings, which tables."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+from jaxtyping import Array
+
+from natjax.kernels import device, registry
+from natjax.kernels.neighborhood import Neighborhood
+from natjax.kernels.plan.pattern import table_entries
+from natjax.kernels.spec import CallSpec, Kernel, KernelBackend, KernelCall, Op, kernels_of
+from natjax.kernels.tuning import settings
+
+# Kernels number rows of arrays, and entries of weights, by 32-bit integers.
+INDEXABLE = 2**31
+# The most entries of a table of blocks for all heads, 256 MiB of float32.
+_LARGEST_TABLE = 2**26
+# Up to which a mask is laid out in a table too, rather than computed.
+_SMALL_TABLE = 2**20
+
+
+def specialise(
+    backend: KernelBackend,
+    op: Op,
+    platform: str | None,
+    query: Array,
+    key: Array,
+    value: Array,
+    neighborhood: Neighborhood,
+    rpb: Array | None,
+    scale: float,
+) -> KernelCall:
+    """The call that kernels are specialised for, if the backend takes it."""
+    spec = CallSpec(
+        neighborhood=neighborhood,
+        head_dim=key.shape[-1],
+        value_dim=value.shape[-1],
+        dtype=query.dtype.name,
+        has_bias=rpb is not None,
+    )
+    backend.supports(op, spec)
+    _require_indexable(backend, op, spec, query.shape[-2])
+    kind = device.kind(registry.available()[backend.NAME].platform)
+    chosen = tuple(
+        (kernel, settings.resolve(backend, kernel, spec, kind)[0])
+        for kernel in kernels_of(op, spec.has_bias)
+    )
+    call = KernelCall(
+        launch=backend.launch,
+        platform=platform,
+        spec=spec,
+        scale=scale,
+        groups=query.shape[-2] // key.shape[-2],
+        interpret=device.is_interpreted(),
+        tf32=_allows_tf32(),
+        settings=chosen,
+        with_table=frozenset(),
+    )
+    return dataclasses.replace(call, with_table=_with_table(backend, call, query.shape[-2]))
+
+
+def _require_indexable(backend: KernelBackend, op: Op, spec: CallSpec, heads: int) -> None:
+    """Of one image; larger batches go in parts."""
+    neighborhood = spec.neighborhood
+    slots = 1 if op == "attention" else neighborhood.num_neighbors
+    entries = neighborhood.num_tokens * heads * slots
+    if entries >= INDEXABLE:
+        raise NotImplementedError(
+            f'implementation "{backend.NAME}" takes fewer than 2**31 queries an image, times '
+            f"heads, and times window slots in the unfused ops; got {entries}; use "
+            'implementation="xla"'
+        )
+
+
+def _allows_tf32() -> bool:
+    """Whether float32 products may be rounded to TF32: JAX's own setting, off by default."""
+    return jax.config.jax_default_matmul_precision in ("high", "tensorfloat32", "bfloat16_3x")
+
+
+def _with_table(backend: KernelBackend, call: KernelCall, heads: int) -> frozenset[Kernel]:
+    """The kernels that take a table: all that add a bias, and those whose mask makes a small one.
+
+    "av" adds nothing to logits; "qk" does not store those that are hidden, so without a bias there
+    is nothing to add.
+    """
+    has_bias = call.spec.has_bias
+    adding = ("forward", "dquery", "dkeyvalue", "dbias", *(("qk",) if has_bias else ()))
+    sizes = {
+        kernel: table_entries(call.blocks(kernel))
+        for kernel, _ in call.settings
+        if kernel in adding
+    }
+    if has_bias and heads * max(sizes.values()) > _LARGEST_TABLE:
+        raise NotImplementedError(
+            f'implementation "{backend.NAME}" takes a relative position bias where a table of what '
+            f"blocks look like, for all heads, has at most {_LARGEST_TABLE} entries; got "
+            f"kernel_size={call.spec.neighborhood.kernel_size} and {heads} heads; use "
+            'implementation="xla"'
+        )
+    return frozenset(k for k, size in sizes.items() if has_bias or size <= _SMALL_TABLE)

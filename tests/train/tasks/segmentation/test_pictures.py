@@ -1,0 +1,43 @@
+"""Colours of classes and what is written of them."""
+
+import numpy as np
+from PIL import Image
+
+from natjax.train.tasks.segmentation import pictures
+
+
+def test_colors_of_classes_differ():
+    colors = pictures.class_colors(150)
+    assert len({tuple(color) for color in colors.tolist()}) == 150
+    steps = np.abs(np.diff(colors.astype(int), axis=0)).max(1)
+    assert steps.min() > 60  # neighbours, channel by channel
+
+
+def test_overlay_tints_classes_and_leaves_what_has_none():
+    image = np.full((1, 2, 3), 100, np.uint8)
+    colors = np.array([[0, 200, 50]], np.uint8)
+    tinted = pictures.overlay(image, np.array([[0, 255]]), colors)
+    np.testing.assert_array_equal(tinted[0, 0], [40, 160, 70])
+    np.testing.assert_array_equal(tinted[0, 1], [100, 100, 100])
+
+
+def test_legend_has_the_classes_that_are_there_largest_first():
+    colors = pictures.class_colors(4)
+    found = pictures.legend_of([np.array([[2, 2, 0, 255]])], ("a", "b", "c", "d"), colors)
+    assert [name for name, _ in found] == ["c", "a"]
+    np.testing.assert_array_equal(found[0][1], colors[2])
+
+
+def test_pictures_are_written(tmp_path):
+    image = np.zeros((20, 30, 3), np.uint8)
+    labels = np.tile(np.arange(30) % 3, (20, 1)).astype(np.uint8)
+    names = ("sky", "sea", "sand")
+    pictures.plot_overlay(image, labels, names, tmp_path / "one.png")
+    pictures.plot_results(
+        [image] * 3, [labels] * 3, [labels] * 3, names, tmp_path / "all.png", title="t"
+    )
+    for name in ("one.png", "all.png"):
+        with Image.open(tmp_path / name) as written:
+            assert min(written.size) > 100
+            pixels = np.asarray(written.convert("RGB")).reshape(-1, 3)
+        assert len(np.unique(pixels, axis=0)) > 3
