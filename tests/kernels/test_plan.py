@@ -36,7 +36,7 @@ def cuts(draw):
             is_causal=draw(st.booleans()),
         )
         axes.append(axis)
-    side = st.sampled_from([1, 2, 4, 8] if ndim == 1 else [2, 4, 8])
+    side = st.sampled_from([1, 2, 3, 4, 6, 8] if ndim == 1 else [2, 3, 4, 8])
     tile, chunk = (tuple(draw(side) for _ in axes) for _ in range(2))
     return tuple(axes), tile, chunk
 

@@ -11,17 +11,44 @@ def add_predict(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "predict",
         help="classes of image files",
-        description="Predict the class of image files. Unreadable ones are named (exit code 1).",
+        description="Predict the class of image files, by the weights of a run, or by published or"
+        " other weights of a model. Unreadable ones are named (exit code 1).",
+        epilog="natjax predict RUN IMAGE ..., or natjax predict IMAGE ... --model nat_tiny"
+        " --weights imagenet1k, where the weights are a file, URL, hf://org/name or published.",
     )
-    parser.add_argument("run", metavar="RUN", type=Path, help="run folder")
-    parser.add_argument("images", metavar="IMAGE", type=Path, nargs="+", help="image files")
+    parser.add_argument(
+        "paths", metavar="RUN|IMAGE", type=Path, nargs="+", help="run folder (first), image files"
+    )
+    parser.add_argument("--model", metavar="NAME", help="model; there is no RUN then")
+    parser.add_argument("--weights", help="of the model: file, URL, hf://, name (imagenet1k)")
     parser.add_argument("--step", type=int, help="checkpoint to take (default: the newest)")
-    parser.add_argument("--weights", choices=("ema", "raw"), default="ema", help="(default: ema)")
+    parser.add_argument("--raw", action="store_true", help="of a run: the last, not the averaged")
     parser.add_argument("--top", type=int, default=5, help="classes shown for each image (5)")
     parser.set_defaults(command=_predict)
 
 
 def _predict(args: argparse.Namespace) -> int:
+    if args.top < 1:
+        raise UserError(f"--top must be at least 1, got {args.top}")
+    if args.model is None:
+        return _predict_by_run(args)
+    if args.step is not None or args.raw:
+        raise UserError("--step and --raw are for a run, and there is none with --model")
+    from natjax.cli.predict import predict_photos
+
+    weights = args.weights or "imagenet1k"
+    try:
+        return predict_photos(args.paths, model=args.model, weights=weights, top=args.top)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def _predict_by_run(args: argparse.Namespace) -> int:
+    run_folder, *images = args.paths
+    if not images:
+        raise UserError(f"predict takes a run and images, or images and --model; got {run_folder}")
+    if args.weights is not None:
+        raise UserError(f"--weights is for --model; a run has its own; got {args.weights}")
     from natjax.train import console
     from natjax.train.cli.runs import load_run
     from natjax.train.tasks.classification.predict import (
@@ -31,11 +58,13 @@ def _predict(args: argparse.Namespace) -> int:
     )
     from natjax.train.tasks.classification.task import Classification
 
-    run = load_run(args.run, step=args.step, weights=args.weights)
+    run = load_run(run_folder, step=args.step, kind="raw" if args.raw else "ema")
     if not isinstance(run.task, Classification):
-        raise UserError(f"predict is for classifiers, got a {type(run.task).__name__}: {args.run}")
+        raise UserError(
+            f"predict is for classifiers, got a {type(run.task).__name__}: {run_folder}"
+        )
     predictor = predictor_of(run.task, (run.params, run.statistics))
-    results, failures = predict_files(predictor, args.images, args.top)
+    results, failures = predict_files(predictor, images, args.top)
     if results:
         console.say(prediction_table(results))
     for failure in failures:

@@ -4,7 +4,9 @@ import io
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from natjax.images import FORMATS, without_far_ends
 
 Pixels = UInt8[np.ndarray, "H W C"]
 
@@ -24,13 +26,24 @@ def recode_jpeg(data: bytes) -> bytes:
     return out.getvalue()
 
 
-# Not Encapsulated PostScript, which Pillow hands to an interpreter of programs.
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "PPM", "TIFF", "JPEG2000")
+def open_encoded(data: bytes) -> Image.Image:
+    """Read the head of an encoded image.
+
+    Args:
+      data: Of one of `natjax.images.FORMATS`.
+
+    Raises:
+      OSError: it is of none of them.
+    """
+    try:
+        return Image.open(io.BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError:
+        raise OSError(f"cannot identify image: it is none of {', '.join(FORMATS)}") from None
 
 
 def decode(data: bytes, channels: int) -> Image.Image:
     """Decode an encoded image, all of it, into gray (1 channel) or RGB (3)."""
-    return with_channels(Image.open(io.BytesIO(data), formats=_FORMATS), channels)
+    return with_channels(open_encoded(data), channels)
 
 
 def with_channels(image: Image.Image, channels: int) -> Image.Image:
@@ -69,22 +82,12 @@ def center_view(
     from natjax.preprocessing import Preprocessing  # here, as it brings in JAX
 
     how = Preprocessing(size=size, crop_pct=crop_pct)
-    image = _without_far_ends(image)
+    image = without_far_ends(image)
     resized = how.resized(*image.size)
     if resized != image.size:
         image = image.resize(resized, Image.Resampling[interpolation.upper()])
     box = how.crop_box(*image.size)
     return image if box == (0, 0, *image.size) else image.crop(box)
-
-
-def _without_far_ends(image: Image.Image) -> Image.Image:
-    # Resizing a strip of 1 x 100000 pixels by its short side would take all memory.
-    short = min(image.size)
-    width, height = min(image.width, 32 * short), min(image.height, 32 * short)
-    left, top = (image.width - width) // 2, (image.height - height) // 2
-    if (width, height) == image.size:
-        return image
-    return image.crop((left, top, left + width, top + height))
 
 
 def add_border(image: Image.Image, share: float) -> Image.Image:

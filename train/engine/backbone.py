@@ -2,9 +2,11 @@
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 
@@ -13,6 +15,7 @@ from natjax.backbones.nat import NATConfig
 from natjax.create import model_config
 from natjax.train.config.settings import ModelConfig, read_dilations
 from natjax.train.engine.network import Network, Params, Statistics
+from natjax.train.engine.task import ParameterGroup
 from natjax.train.errors import UserError, did_you_mean
 
 
@@ -75,6 +78,88 @@ def network_shape(config: ModelConfig) -> dict[str, Any]:
                 f" got {config.dilations!r}"
             )
     return found
+
+
+def backbone_group(
+    group: ParameterGroup, name: str, config: ModelConfig, prefix: str = ""
+) -> ParameterGroup:
+    """Return how a parameter is trained where the settings of the backbone say something about it.
+
+    Args:
+      group: How it is trained otherwise.
+      name: Of the parameter.
+      config: The backbone's settings.
+      prefix: What names of the backbone begin with, such as ``"backbone."``.
+    """
+    layer = layer_of(name, config, prefix)
+    if layer is None:
+        return group
+    after = 1 + sum(_blocks(config))
+    rate = group.learning_rate * config.layer_decay ** (after - layer)
+    return dataclasses.replace(group, learning_rate=rate, frozen=group.frozen or config.frozen)
+
+
+def layer_of(name: str, config: ModelConfig, prefix: str = "") -> int | None:
+    """Return the layer of a backbone's parameter; None where it comes after the backbone.
+
+    The tokenizer is layer 0 and the blocks follow; a downsampler belongs to the block before it.
+
+    Args:
+      name: Of the parameter.
+      config: The backbone's settings.
+      prefix: As for `backbone_group`.
+
+    >>> config = ModelConfig(name="nat_mini")  # 3, 4, 6 and 5 blocks
+    >>> names = ["patch_embed.norm.scale", "levels.1.blocks.0.gamma1", "levels.3.blocks.4.attn.rpb"]
+    >>> [layer_of(name, config) for name in [*names, "levels.0.downsample.norm.bias", "head.bias"]]
+    [0, 4, 18, 3, None]
+    """
+    found = _IN_BACKBONE.fullmatch(name.removeprefix(prefix))
+    if found is None or not name.startswith(prefix):
+        return None
+    level, block, single = found.group("level", "block", "single")
+    if single is not None:
+        return 1 + int(single)
+    if level is None:
+        return 0
+    blocks = _blocks(config)
+    before = sum(blocks[: int(level)])
+    return before + (blocks[int(level)] if block is None else 1 + int(block))
+
+
+# Levels of blocks are called "levels" or "layers"; an isotropic model's "layers" are its blocks.
+_IN_BACKBONE = re.compile(
+    r"patch_embed\..*|(?:levels|layers)\.(?P<level>\d+)\.(?:blocks\.(?P<block>\d+)|downsample)\..*"
+    r"|layers\.(?P<single>\d+)\..*"
+)
+
+
+def _blocks(config: ModelConfig) -> tuple[int, ...]:
+    model = model_config(config.name)
+    return model.depths if isinstance(model, NATConfig) else (model.depth,)
+
+
+def with_rounded_gradients(network: Network, config: ModelConfig, prefix: str = "") -> Network:
+    """Return the network with its kernels rounded to bfloat16 before they are used.
+
+    It computes the same, as a bfloat16 backbone rounds them anyway, but gradients of kernels are
+    then made in bfloat16: `natjax.nn.products`.
+
+    Args:
+      network: A network with a bfloat16 backbone.
+      config: The backbone's settings.
+      prefix: As for `backbone_group`.
+    """
+
+    def rounded(name: str, value: jax.Array) -> jax.Array:
+        is_kernel = name.endswith("kernel") and layer_of(name, config, prefix) is not None
+        return value.astype(jnp.bfloat16) if is_kernel else value
+
+    def apply(params: Params, *args: Any, **options: Any) -> Any:
+        low = {name: rounded(name, value) for name, value in params.items()}
+        return network.apply(low, *args, **options)
+
+    return dataclasses.replace(network, apply=apply)
 
 
 def scaled_by_fan_in(network: Network) -> Network:

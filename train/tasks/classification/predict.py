@@ -1,7 +1,6 @@
 """Classes of image files, by the weights of a run: the command ``natjax predict``."""
 
 import dataclasses
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,9 +8,9 @@ from typing import Any
 import jax
 import numpy as np
 from jaxtyping import Float
-from PIL import Image, ImageOps
 from rich.table import Table
 
+from natjax.images import open_image
 from natjax.train.data.images import Pixels, add_border, to_pixels, with_channels
 from natjax.train.errors import UserError
 from natjax.train.tasks.classification.augment.crop import evaluation_view
@@ -19,8 +18,6 @@ from natjax.train.tasks.classification.config import ImagesConfig
 from natjax.train.tasks.classification.datasets.registry import LabelledImages
 from natjax.train.tasks.classification.task import Classification
 
-# Pillow hands Encapsulated PostScript to an interpreter of programs; a picture should not be one.
-_REFUSED_FORMATS = {"EPS"}
 _AT_ONCE = 64
 
 
@@ -67,19 +64,11 @@ def read_image(path: Path, spec: LabelledImages, data: ImagesConfig) -> Pixels:
     Raises:
       UserError: the file is no image, is damaged, or would unfold to an unreasonable size.
     """
-    Image.init()
-    formats = [name for name in Image.OPEN if name not in _REFUSED_FORMATS]
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=formats) as image:
-                upright = ImageOps.exif_transpose(image)
-                decoded = add_border(with_channels(upright, spec.channels), spec.border)
-                return to_pixels(evaluation_view(decoded, data))
-    except Exception as error:  # decoders of hostile files raise nearly anything
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise UserError(f"cannot read image {path}: {reason}") from error
+        decoded = add_border(with_channels(open_image(path), spec.channels), spec.border)
+        return to_pixels(evaluation_view(decoded, data))
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 def predict_files(

@@ -239,6 +239,7 @@ class Segmentation(Task[SegmentationConfig]):
             records,
             config.augment,
             config.data.scales,
+            config.data,
             batch_size=config.batch_size,
             devices=make_mesh(config.mesh).size,
             host=host,

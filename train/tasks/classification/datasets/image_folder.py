@@ -1,6 +1,7 @@
 """A data set of one's own: ``train/`` and ``val/``, with a folder of images for each class."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,15 +69,31 @@ class ImageFolder:
         folder = _split_folder(self.folder, split)
         places = class_folders(folder)
         _check_classes(folder, [place.name for place in places], self.classes)
-        names, labels = [], []
-        for label, place in enumerate(places):
-            check_flat(place)
-            files = image_files(place)
-            if not files:
-                raise UserError(f"{place} must hold images, got none; remove the class or fill it")
-            names += [f"{place.name}/{file.name}" for file in files]
-            labels += [label] * len(files)
-        return ImageFiles(folder, np.array(names, np.str_), np.array(labels, np.int64))
+        images = list_images(folder, places)
+        for place in set(range(len(places))) - set(images.labels.tolist()):
+            raise UserError(
+                f"{places[place]} must hold images, got none; remove the class or fill it"
+            )
+        return images
+
+
+def list_images(folder: Path, places: Sequence[Path]) -> ImageFiles:
+    """Return the images of classes, in order.
+
+    Args:
+      folder: Where the folders of the classes are.
+      places: These folders, in the order of the labels.
+
+    Raises:
+      UserError: a folder of a class holds something else than files.
+    """
+    names, labels = [], []
+    for label, place in enumerate(places):
+        check_flat(place)
+        files = image_files(place)
+        names += [f"{place.name}/{file.name}" for file in files]
+        labels += [label] * len(files)
+    return ImageFiles(folder, np.array(names, np.str_), np.array(labels, np.int64))
 
 
 def _split_folder(folder: Path, split: str) -> Path:
