@@ -11,7 +11,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from natjax.weights.download import cache_folder, download, download_from_hub
+from natjax.weights.download.cache import cache_folder, download
+from natjax.weights.download.hub import download_from_hub
 from natjax.weights.errors import WeightsError
 
 _URL = re.compile(r"\w[\w+.-]*://")
@@ -41,6 +42,11 @@ class Published:
     accuracy: str
     whole: str | None = None
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def is_classifier(self) -> bool:
+        """Whether the file is of a classifier, and not of a detector or segmentor."""
+        return self.task.startswith("ImageNet")
 
     def names(self, model: str) -> tuple[str, ...]:
         """What the weights are called for a model, the shortest first; empty if not for it."""
@@ -72,13 +78,24 @@ PUBLISHED = _read_table()
 def published_weights(model: str) -> list[str]:
     """Names of a model's published weights.
 
+    Args:
+      model: name of a classifier, detector or segmentor (`natjax.list_models`).
+
+    Raises:
+      ValueError: no model of that name; the message suggests near ones.
+
     >>> from natjax.weights import published_weights
     >>> published_weights("nat_tiny")
     ['imagenet1k', 'coco_maskrcnn', 'coco_cascade', 'ade20k_upernet']
     >>> published_weights("upernet_nat_tiny")
     ['ade20k']
     """
-    return [entry.names(model)[0] for entry in PUBLISHED if entry.names(model)]
+    found = [entry.names(model)[0] for entry in PUBLISHED if entry.names(model)]
+    if not found:
+        from natjax.registry import find_config  # here, as models may import their weights
+
+        find_config(model)
+    return found
 
 
 def find_published(models: list[str], weights: str) -> Published:
@@ -160,8 +177,8 @@ def published_table() -> str:
 
 
 def _row(entry: Published) -> str:
-    how = f'`create_model("{entry.model}", weights="{entry.weights}")`'
-    is_classifier = entry.task.startswith("ImageNet")
-    checked = "keys, shapes, numerics" if is_classifier else "keys, numerics of the backbone"
+    part = "weights" if entry.is_classifier else "backbone"
+    how = f'`create_model("{entry.model}", {part}="{entry.weights}")`'
+    checked = "keys, shapes, numerics" if entry.is_classifier else "keys, numerics of the backbone"
     cells = (entry.task, entry.resolution, entry.accuracy, how, checked)
     return f"| {' | '.join(cells)} |\n"

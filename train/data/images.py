@@ -1,13 +1,13 @@
 """Image operations of the input pipeline: Pillow in, uint8 arrays out."""
 
 import io
-import warnings
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from natjax.images import FORMATS, open_image, without_far_ends
 from natjax.train.errors import UserError
 
 Pixels = UInt8[np.ndarray, "H W C"]
@@ -28,16 +28,11 @@ def recode_jpeg(data: bytes) -> bytes:
     return out.getvalue()
 
 
-# All that is read, wherever images come from. Not Encapsulated PostScript, which Pillow hands to an
-# interpreter of programs.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "PPM", "TIFF", "JPEG2000")
-
-
-def open_image(data: bytes) -> Image.Image:
+def open_encoded(data: bytes) -> Image.Image:
     """Read the head of an encoded image.
 
     Args:
-      data: Of one of `FORMATS`.
+      data: Of one of `natjax.images.FORMATS`.
 
     Raises:
       OSError: it is of none of them.
@@ -50,7 +45,7 @@ def open_image(data: bytes) -> Image.Image:
 
 def decode(data: bytes, channels: int) -> Image.Image:
     """Decode an encoded image, all of it, into gray (1 channel) or RGB (3)."""
-    return with_channels(open_image(data), channels)
+    return with_channels(open_encoded(data), channels)
 
 
 def read_upright(path: Path, channels: int) -> Image.Image:
@@ -64,14 +59,9 @@ def read_upright(path: Path, channels: int) -> Image.Image:
       UserError: the file is no image, is damaged, or would unfold to an unreasonable size.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with open_image(path.read_bytes()) as image:
-                return with_channels(ImageOps.exif_transpose(image), channels)
-    except Exception as error:  # decoders of hostile files raise nearly anything
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise UserError(f"cannot read image {path}: {reason}") from error
+        return with_channels(open_image(path), channels)
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 def with_channels(image: Image.Image, channels: int) -> Image.Image:
@@ -110,22 +100,12 @@ def center_view(
     from natjax.preprocessing import Preprocessing  # here, as it brings in JAX
 
     how = Preprocessing(size=size, crop_pct=crop_pct)
-    image = _without_far_ends(image)
+    image = without_far_ends(image)
     resized = how.resized(*image.size)
     if resized != image.size:
         image = image.resize(resized, Image.Resampling[interpolation.upper()])
     box = how.crop_box(*image.size)
     return image if box == (0, 0, *image.size) else image.crop(box)
-
-
-def _without_far_ends(image: Image.Image) -> Image.Image:
-    # Resizing a strip of 1 x 100000 pixels by its short side would take all memory.
-    short = min(image.size)
-    width, height = min(image.width, 32 * short), min(image.height, 32 * short)
-    left, top = (image.width - width) // 2, (image.height - height) // 2
-    if (width, height) == image.size:
-        return image
-    return image.crop((left, top, left + width, top + height))
 
 
 def add_border(image: Image.Image, share: float) -> Image.Image:

@@ -19,7 +19,12 @@ from natjax.dense.segmentation.loss import IGNORE, segmentation_loss
 from natjax.summary import count_flops
 from natjax.train.cluster.processes import Host
 from natjax.train.config.settings import read_dilations
-from natjax.train.engine.backbone import scaled_by_fan_in
+from natjax.train.engine.backbone import (
+    backbone_group,
+    block_counts,
+    scaled_by_fan_in,
+    with_rounded_gradients,
+)
 from natjax.train.engine.network import Network, Params, Statistics, split_network
 from natjax.train.engine.sharding import keep_rows, make_mesh
 from natjax.train.engine.task import (
@@ -41,6 +46,8 @@ if TYPE_CHECKING:
     from natjax.train.data.readable import Readable
 
 _SHOWN = 12
+# How names of the backbone begin.
+_BACKBONE = "backbone."
 
 
 class Segmentation(Task[SegmentationConfig]):
@@ -124,7 +131,11 @@ class Segmentation(Task[SegmentationConfig]):
     def network(self) -> Network:
         """The network as pure functions."""
         network = split_network(self.build)
-        return scaled_by_fan_in(network) if self.config.model.init == "fan_in" else network
+        model = self.config.model
+        if model.dtype == model.gradients == "bfloat16":
+            blocks = block_counts(self.model_config.backbone)
+            network = with_rounded_gradients(network, blocks, _BACKBONE)
+        return scaled_by_fan_in(network) if model.init == "fan_in" else network
 
     def init(self) -> tuple[Params, Statistics]:
         """Draw parameters and statistics."""
@@ -198,7 +209,9 @@ class Segmentation(Task[SegmentationConfig]):
         """
         del shape
         left_out = "rpb" in name or "norm" in name
-        return ParameterGroup(weight_decay=float(not left_out))
+        group = ParameterGroup(weight_decay=float(not left_out))
+        blocks = block_counts(self.model_config.backbone)
+        return backbone_group(group, name, self.config.model, blocks, _BACKBONE)
 
     @property
     def recomputes(self) -> bool:
