@@ -75,7 +75,7 @@ def sliding_window(
 
 
 def multi_scale(
-    probabilities: Network, scaled: Sequence[Images], *, flip: bool = True
+    probabilities: Network, scaled: Sequence[Float[Array, "B _H _W I"]], *, flip: bool = True
 ) -> Float[Array, "B H2 W2 classes"]:
     """The mean of probabilities over several sizes of the same images, and their mirror images.
 

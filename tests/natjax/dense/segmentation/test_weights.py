@@ -111,5 +111,5 @@ def test_create_with_weights(checkpoint, monkeypatch, tmp_path):
     np.testing.assert_array_equal(nnx.jit(model)(image), expected)
     with pytest.raises(ValueError, match="rngs must be given where weights are not"):
         natjax.create_segmentor("upernet_golden")
-    with pytest.raises(ValueError, match="rngs must be given with drop_head"):
+    with pytest.raises(ValueError, match="rngs must be given to draw what is not loaded"):
         natjax.create_segmentor("upernet_golden", weights=checkpoint, drop_head=True)
