@@ -116,7 +116,7 @@ def _meets(
 ) -> tuple[Int[np.ndarray, "positions"], Int[np.ndarray, "positions"]]:
     """The columns that each row of a dilation group meets: first, and one past the last."""
     if rows == "keys":
-        return window.queries(group)
+        return window.queries_of_keys(group)
     query = np.arange(int(window.group_length(group))) * window.dilation + group
     return window.start(query), window.end(query)
 

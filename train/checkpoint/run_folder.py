@@ -15,7 +15,7 @@ from natjax.train.cluster import processes
 from natjax.train.config.continuing import Rules, compare
 from natjax.train.config.serialization import read_config_file
 from natjax.train.errors import UserError
-from natjax.train.files import write_whole
+from natjax.train.files import require_local, write_whole
 
 _SHARED_SECONDS = 20
 
@@ -71,6 +71,7 @@ class RunFolder:
         Raises:
           UserError: there is no run here, or its configuration cannot be read.
         """
+        require_local("RUN", self.path)
         if not self.config.exists():
             raise UserError(
                 f"{self.path} is no run folder (it has no config.json);"

@@ -27,10 +27,11 @@ from natjax.train.engine.trainer import Trainer, build_trainer
 from natjax.train.engine.training_log import TrainingLog
 from natjax.train.engine.warm_start import read_initial, start_from
 from natjax.train.errors import Stopped, TrainingError
-from natjax.train.reporting.metrics import MetricsWriter, drop_after
+from natjax.train.reporting.metrics import MetricsWriter, Sink, drop_after
 from natjax.train.reporting.profiling import StepTrace
 from natjax.train.reporting.progress import ProgressDisplay
 from natjax.train.reporting.tensorboard import TensorBoard, require_tensorboard
+from natjax.train.reporting.wandb import Wandb, require_wandb
 
 # Steps that may be under way at once: enough to keep the devices busy, few enough to stop soon.
 _UNDER_WAY = 2
@@ -62,6 +63,8 @@ def train(task: Task[Any], path: Path, settings: dict[str, Any] | None = None) -
     settings = to_json(config) if settings is None else settings
     if config.tensorboard:
         require_tensorboard()
+    if config.wandb:
+        require_wandb()
     processes.start(config.distributed)
     with end_together():
         trainer = build_trainer(task)
@@ -82,21 +85,23 @@ def _train(
     state, log = _start(trainer, folder, initial)
     if first:
         drop_after(folder.metrics, int(state.step), evaluated=log.evaluated)
-    with _metrics(trainer, folder, first) as metrics, StopSignals() as signals:
+    with _metrics(trainer, folder, settings, first) as metrics, StopSignals() as signals:
         run = _Run(trainer, folder, settings, metrics, signals, log)
         state, results = run.finish(state)
     return results, write_pictures(trainer, state, folder, best_of(results))
 
 
 @contextlib.contextmanager
-def _metrics(trainer: Trainer, folder: RunFolder, writes: bool) -> Iterator[MetricsWriter]:
-    with contextlib.ExitStack() as stack:
-        board = None
-        if writes and trainer.config.tensorboard:
-            board = TensorBoard(folder.tensorboard, folder.metrics, [trainer.task.unit])
-            stack.callback(board.close)
-        writer = MetricsWriter(folder.metrics, writes, also=board.add if board else None)
-        stack.callback(writer.close)
+def _metrics(
+    trainer: Trainer, folder: RunFolder, settings: dict[str, Any], writes: bool
+) -> Iterator[MetricsWriter]:
+    sinks: list[Sink] = []
+    config, leave_out = trainer.config, [trainer.task.unit]
+    if writes and config.tensorboard:
+        sinks.append(TensorBoard(folder.tensorboard, folder.metrics, leave_out))
+    if writes and config.wandb:
+        sinks.append(Wandb(config.wandb, folder.path, settings, leave_out))
+    with contextlib.closing(MetricsWriter(folder.metrics, writes, sinks)) as writer:
         yield writer
 
 

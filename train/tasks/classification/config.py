@@ -140,7 +140,7 @@ class ClassificationConfig(RunConfig):
           UserError: names the setting, its rule and its value.
         """
         super().__post_init__()
-        check_model(self.model)
+        check_model(self.model, self.init)
         check_data(self.data)
         smoothing, data = self.label_smoothing, self.data
         require("label_smoothing", smoothing, 0 <= smoothing < 1, "in [0, 1)")

@@ -17,7 +17,14 @@ from jaxtyping import Array, Float, UInt8
 from natjax.backbones.flops import count_flops
 from natjax.create import model_config
 from natjax.train.cluster.processes import Host
-from natjax.train.engine.backbone import build_model, network_shape, scaled_by_fan_in
+from natjax.train.engine.backbone import (
+    backbone_group,
+    block_counts,
+    build_model,
+    network_shape,
+    scaled_by_fan_in,
+    with_rounded_gradients,
+)
 from natjax.train.engine.network import Network, Params, Statistics, split_network
 from natjax.train.engine.sharding import keep_rows
 from natjax.train.engine.task import (
@@ -96,8 +103,10 @@ class Classification(Task[ClassificationConfig]):
         """
         if self._network is not None:
             return self._network
-        network = split_network(self.model_builder())
-        return scaled_by_fan_in(network) if self.config.model.init == "fan_in" else network
+        network, model = split_network(self.model_builder()), self.config.model
+        if model.dtype == model.gradients == "bfloat16":
+            network = with_rounded_gradients(network, self._blocks)
+        return scaled_by_fan_in(network) if model.init == "fan_in" else network
 
     def model_builder(self) -> Any:
         """Return what makes the network of natjax with its parameters drawn."""
@@ -170,11 +179,21 @@ class Classification(Task[ClassificationConfig]):
         return measure_logits(logits, batch["label"], batch["mask"])
 
     def parameter_group(self, name: str, shape: tuple[int, ...]) -> ParameterGroup:
-        """Matrices and kernels are decayed; position biases where the configuration says so."""
+        """Matrices and kernels are decayed; position biases where the configuration says so.
+
+        Layers of natjax's own networks may learn slower the earlier they come, or not at all.
+        """
         decays = len(shape) > 1
         if name.endswith("rpb") and not self.config.optimizer.decay_bias_tables:
             decays = False
-        return ParameterGroup(weight_decay=float(decays))
+        group = ParameterGroup(weight_decay=float(decays))
+        if self.has_own_network:
+            return group
+        return backbone_group(group, name, self.config.model, self._blocks)
+
+    @property
+    def _blocks(self) -> tuple[int, ...]:
+        return block_counts(model_config(self.config.model.name))
 
     @property
     def recomputes(self) -> bool:
