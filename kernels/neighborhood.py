@@ -254,11 +254,6 @@ class Neighborhood:
         """Shape of one head's relative position biases."""
         return tuple(2 * axis.kernel_size - 1 for axis in self.axes)
 
-    @property
-    def is_full(self) -> bool:
-        """Whether every query sees every key, as in plain attention."""
-        return all(a.kernel_size == a.length and not a.is_causal for a in self.axes)
-
     def dense_mask(self) -> Bool[np.ndarray, "Tq Tk"]:
         """Who sees whom of the tokens at hand: rows are queries, columns are keys."""
         per_axis = [a.is_neighbor(a.query_tokens[:, None], a.key_tokens[None]) for a in self.axes]
