@@ -37,8 +37,8 @@ def forward(q_ref, k_ref, v_ref, *refs, call: KernelCall, heads: int, kv_heads: 
         logits = program.dot(q, columns.load(k_ref, kv_head, kv_heads), transpose=True) * factor
         logits = penalty.select(logits, rows, columns, chunk)
         new_top = jnp.maximum(top, logits.max(axis=1))
-        shrink = jnp.exp2(top - new_top)
-        probs = jnp.exp2(logits - new_top[:, None])
+        shrink = program.exp2(top - new_top)
+        probs = program.exp2(logits - new_top[:, None])
         v = columns.load(v_ref, kv_head, kv_heads)
         acc = acc * shrink[:, None] + program.dot(probs.astype(v.dtype), v)
         return new_top, total * shrink + probs.sum(axis=1), acc
@@ -81,7 +81,7 @@ def dquery(
         columns = program.columns(chunk)
         k, v = (columns.load(ref, kv_head, kv_heads) for ref in (k_ref, v_ref))
         logits = program.dot(q, k, transpose=True) * (call.scale * LOG2_E)
-        probs = jnp.exp2(penalty.add(logits, rows, columns, chunk) - lse[:, None])
+        probs = program.exp2(penalty.add(logits, rows, columns, chunk) - lse[:, None])
         dlogits = probs * (program.dot(do, v, transpose=True) - delta[:, None])
         return dq + program.dot(dlogits.astype(k.dtype), k)
 
@@ -121,7 +121,7 @@ def dkeyvalue(
             lse = columns.load_scalars(lse_ref, head, heads) * LOG2_E
             delta = columns.load_scalars(delta_ref, head, heads)
             logits = program.dot(k, q, transpose=True) * (call.scale * LOG2_E)
-            probs = jnp.exp2(penalty.add(logits, rows, columns, chunk) - lse[None, :])
+            probs = program.exp2(penalty.add(logits, rows, columns, chunk) - lse[None, :])
             dv += program.dot(probs.astype(do.dtype), do)
             dlogits = probs * (program.dot(v, do, transpose=True) - delta[None, :])
             return dk + program.dot(dlogits.astype(q.dtype), q), dv
@@ -174,7 +174,7 @@ def dbias(
         lse = rows.load_scalars(lse_ref, head, heads) * LOG2_E
         delta = rows.load_scalars(delta_ref, head, heads)
         logits = program.dot(q, k, transpose=True) * (call.scale * LOG2_E) + block
-        probs = jnp.exp2(logits - lse[:, None])
+        probs = program.exp2(logits - lse[:, None])
         return total + probs * (program.dot(do, v, transpose=True) - delta[:, None])
 
     start = zeros(blocks.num_rows, blocks.num_columns)

@@ -50,6 +50,22 @@ class Program:
             precision = jax.lax.Precision.HIGH if self.call.tf32 else jax.lax.Precision.HIGHEST
         return plgpu.dot(a, b, trans_b=transpose, precision=precision)
 
+    def exp2(self, x: Array) -> Array:
+        """Two to the power of float32 values; below 2**-126 it is 0.
+
+        `jax.numpy.exp2` handles denormal numbers, which takes a fifth of a loop's instructions.
+        """
+        if self.call.interpret:
+            return jnp.exp2(x)
+        (result,) = plgpu.elementwise_inline_asm(
+            "ex2.approx.ftz.f32 $0, $1;",
+            args=[x],
+            constraints="=f,f",
+            pack=1,
+            result_shape_dtypes=[jax.ShapeDtypeStruct(x.shape, x.dtype)],
+        )
+        return result
+
     def seen(self, rows: Tokens, columns: Tokens) -> Array:
         """Which rows and columns see one another."""
         return self.tile.is_neighbor(rows.positions, columns.positions)
