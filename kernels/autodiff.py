@@ -55,7 +55,8 @@ _BIAS_TABLE = (Dim.HEADS, *(Dim.WHOLE,) * 4)
 _MASK_TABLE = (Dim.WHOLE,) * 5
 
 _BACKWARD = (_QUERY, _KEY, _KEY, _QUERY, _PER_QUERY, _PER_QUERY)
-# What each kernel takes, before a table, and returns.
+# What each kernel takes, before a table, and returns. Products of queries and keys, and what "av"
+# and "av_transposed" sum, which are the gradients of those, are times the call's scale.
 _SIGNATURES: dict[Kernel, Signature] = {
     # query, key, value -> output, log-sum-exp
     "forward": Signature((_QUERY, _KEY, _KEY), (_QUERY, _PER_QUERY)),

@@ -14,12 +14,13 @@ from PIL import Image, ImageOps
 if TYPE_CHECKING:
     from natjax.preprocessing import Preprocessing  # which brings in JAX; workers do without
 
-# Pillow hands Encapsulated PostScript to an interpreter of programs; a photo should not be one.
-_REFUSED_FORMATS = {"EPS"}
+# All that is read, wherever images come from. Not Encapsulated PostScript, which Pillow hands to an
+# interpreter of programs.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "PPM", "TIFF", "JPEG2000")
 
 
 def open_image(source: str | os.PathLike[str] | io.BufferedIOBase) -> Image.Image:
-    """Decode an image of any format and mode; upright by its EXIF orientation.
+    """Decode an image of any of `FORMATS` and any mode; upright by its EXIF orientation.
 
     Of an animation it is the first frame.
 
@@ -29,13 +30,11 @@ def open_image(source: str | os.PathLike[str] | io.BufferedIOBase) -> Image.Imag
     Raises:
       ValueError: it is no image, is damaged, or would unfold to an unreasonable size.
     """
-    Image.init()
-    formats = [name for name in Image.OPEN if name not in _REFUSED_FORMATS]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(source, formats=formats) as image:
+            with Image.open(source, formats=FORMATS) as image:
                 upright = ImageOps.exif_transpose(image)
                 upright.load()
                 return upright

@@ -36,7 +36,7 @@ def cuts(draw):
             is_causal=draw(st.booleans()),
         )
         axes.append(axis)
-    side = st.sampled_from([1, 2, 4, 8] if ndim == 1 else [2, 4, 8])
+    side = st.sampled_from([1, 2, 3, 4, 6, 8] if ndim == 1 else [2, 3, 4, 8])
     tile, chunk = (tuple(draw(side) for _ in axes) for _ in range(2))
     return tuple(axes), tile, chunk
 
@@ -167,6 +167,18 @@ def test_longer_axes_have_more_tiles_of_the_same_kinds(rows, dilation, is_causal
         assert sorted(set(pattern.kind)) == list(range(pattern.num_kinds))
         kinds.append(pattern.num_kinds)
     assert kinds[0] == kinds[1] <= 4
+
+
+@ROLES
+@given(cut=cuts())
+def test_chunks_that_are_wholly_seen_or_hidden(rows, cut):
+    _, blocks = build(cut, rows)
+    seen, pattern = evaluate(blocks)["seen"], pattern_of(blocks)
+    np.testing.assert_array_equal(pattern.is_whole[pattern.kind], seen.all(axis=(-2, -1)))
+    np.testing.assert_array_equal(pattern.is_hidden[pattern.kind], ~seen.any(axis=(-2, -1)))
+    for tile, (first, stop) in enumerate(pattern.chunk_range[pattern.kind]):
+        (chunks,) = seen[tile].any(axis=(-2, -1)).nonzero()
+        assert (first, stop) == ((chunks[0], chunks[-1] + 1) if chunks.size else (0, 0))
 
 
 def test_kinds_of_axes_multiply():

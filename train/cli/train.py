@@ -4,6 +4,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from natjax.train import console
+from natjax.train.cluster import processes
+from natjax.train.config.fitting import fitted, written_settings
 from natjax.train.config.serialization import TASK, override, read_config_file
 from natjax.train.config.settings import RunConfig
 from natjax.train.errors import Stopped, UserError
@@ -59,15 +62,23 @@ def parse_train(
       UserError: there is no such preset, a setting is wrong, or weights to start from are missing.
       SystemExit: after ``--help`` (0) or a wrong flag (2), which has been explained.
     """
+    task, config, _ = _parse(preset, args, config_file)
+    return task, config
+
+
+def _parse(
+    preset: str, args: Sequence[str], config_file: Path | None
+) -> tuple[TaskDefinition, RunConfig, str]:
+    """As `parse_train`; and what of the preset has adapted, in words."""
     import tyro
 
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     early.add_argument("--config", type=Path, default=config_file)
     found, flags = early.parse_known_args(args)
     task, chosen = find_preset(preset)
-    config = chosen.make()
-    if found.config is not None:
-        config = override(config, _settings_in(found.config, task))
+    settings = {} if found.config is None else _settings_in(found.config, task)
+    config, adapted = fitted(chosen.make(), written_settings(flags, settings))
+    config = override(config, settings)
     config = tyro.cli(
         task.config,
         default=config,
@@ -80,7 +91,7 @@ def parse_train(
             f"{preset} fine-tunes weights of ImageNet-22K: pass --init FILE or"
             f" --init {chosen.start_from}"
         )
-    return task, config
+    return task, config, adapted
 
 
 def _settings_in(path: Path, task: TaskDefinition) -> dict[str, object]:
@@ -92,11 +103,14 @@ def _settings_in(path: Path, task: TaskDefinition) -> dict[str, object]:
 
 
 def _train(args: argparse.Namespace) -> int:
-    task, config = parse_train(args.preset, args.settings, args.config)
+    task, config, adapted = _parse(args.preset, args.settings, args.config)
     run = config.run or Path("runs") / default_run(args.preset)
     from natjax.train.engine.loop import train
 
     try:
+        processes.start(config.distributed)  # so that one of them prints
+        if adapted:
+            console.say(adapted)
         built = task.build(config)
         train(built, run, settings_of(task, built.config))
     except Stopped as stop:

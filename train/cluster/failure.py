@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from natjax.train.cluster import processes
+from natjax.train.cluster.jax_private import coordination_client
 from natjax.train.errors import Stopped, explain
 
 _NOTES, _SEEN = "natjax/failed", "natjax/all have seen it"
@@ -60,7 +61,7 @@ def _watched() -> Iterator[threading.Thread]:
         yield _watch
         return
     over = threading.Event()
-    _watch = threading.Thread(target=_look, args=(_service(), over), daemon=True)
+    _watch = threading.Thread(target=_look, args=(coordination_client(), over), daemon=True)
     _watch.start()
     try:
         yield _watch
@@ -69,13 +70,6 @@ def _watched() -> Iterator[threading.Thread]:
         over.set()
         _watch.join()
         _watch = None
-
-
-def _service() -> Any:
-    """Return JAX's client of the coordination service, for which there is no public name."""
-    from jax._src import distributed
-
-    return distributed.global_state.client
 
 
 def leave_note(error: BaseException) -> None:
@@ -92,7 +86,7 @@ def leave_note(error: BaseException) -> None:
     note = {"text": processes.label() + explained[0], "code": explained[1]}
     # Where the service is gone, JAX aborts the others; a process leaves one note.
     with contextlib.suppress(Exception):
-        _service().key_value_set(f"{_NOTES}/{processes.index()}", json.dumps(note))
+        coordination_client().key_value_set(f"{_NOTES}/{processes.index()}", json.dumps(note))
 
 
 def _look(service: Any, over: threading.Event) -> None:

@@ -1,6 +1,7 @@
 """What SLURM and Open MPI tell the processes that they start, by environment variables.
 
-One table a launcher; nothing here asks JAX or the network. With JAX's own detection a missing
+One table a launcher; nothing here asks JAX or the network. (Cloud TPUs and Kubernetes tell by other
+means, which JAX knows: `natjax.train.cluster.processes`.) With JAX's own detection a missing
 process would abort the others, Open MPI 5 would need mpi4py, and a process that shares its host
 would always take the GPU of its local number, though it may see no other GPU than its own.
 """
@@ -65,6 +66,17 @@ def own_gpus(place: Launched, environment: Mapping[str, str]) -> list[int] | Non
     if place.local_processes == 1 or dealt_out or "JAX_LOCAL_DEVICE_IDS" in environment:
         return None
     return [place.local_process]
+
+
+def is_kubernetes_job(environment: Mapping[str, str]) -> bool:
+    """Return whether Kubernetes has started this process as one pod of an indexed job.
+
+    Other pods are not told which of how many they are, and train alone.
+
+    Args:
+      environment: Environment variables.
+    """
+    return {"KUBERNETES_SERVICE_HOST", "JOB_COMPLETION_INDEX"} <= set(environment)
 
 
 # Of a step, not of its allocation: SLURM_NTASKS and SLURM_PROCID are in the shells of salloc and

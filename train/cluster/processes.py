@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from natjax.train import console
-from natjax.train.cluster.launchers import Launched, launched, own_gpus
+from natjax.train.cluster.launchers import Launched, is_kubernetes_job, launched, own_gpus
 from natjax.train.cluster.rendezvous import wait_for_all
 from natjax.train.config.settings import DistributedConfig
 from natjax.train.errors import UserError, explain
@@ -66,7 +66,8 @@ def start(config: DistributedConfig) -> None:
 
     What the configuration leaves open comes from JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
     JAX_PROCESS_ID, and then from SLURM or Open MPI, if one of them has started this process. Where
-    nothing is given, Cloud TPUs tell by themselves, and elsewhere this process is alone.
+    nothing is given, JAX finds the others of a Cloud TPU or of an indexed job of Kubernetes, and
+    elsewhere this process is alone. One process is alone wherever it is.
 
     Raises:
       UserError: the settings are incomplete or wrong, or the others did not come in time.
@@ -78,8 +79,12 @@ def start(config: DistributedConfig) -> None:
     place = settings(config, os.environ, launch)
     if place is not None:
         _join(place, launch, float(config.timeout))
+    elif launch is not None or _given(config, os.environ, "processes") is not None:
+        return
+    elif is_kubernetes_job(os.environ):
+        _join_kubernetes(config.timeout)
     elif _has_tpu():
-        _join_pod(config.timeout)
+        _join_detected(config.timeout)
 
 
 def settings(
@@ -102,6 +107,8 @@ def settings(
         name: getattr(launch, name, None) if value is None else value
         for name, value in values.items()
     }
+    if values["processes"] is not None and _integer("processes", values["processes"]) == 1:
+        return None
     missing = [name for name, value in values.items() if value is None]
     if len(missing) == len(values):
         return None
@@ -175,7 +182,24 @@ def _join(place: tuple[str, int, int], launch: Launched | None, timeout: float) 
     _remember(process, processes)
 
 
-def _join_pod(timeout: int) -> None:
+def _join_kubernetes(timeout: int) -> None:
+    import importlib.util
+
+    if importlib.util.find_spec("kubernetes") is None:
+        raise UserError(
+            "this is a pod of an indexed Kubernetes job, whose pods find each other by the package"
+            " kubernetes, which is missing: pip install 'jax[k8s]'. Or give"
+            " --distributed.coordinator HOST:PORT --distributed.processes N"
+            " --distributed.process I, or --distributed.processes 1 where each pod trains alone"
+        )
+    try:
+        _join_detected(timeout)
+    except (RuntimeError, OSError) as error:
+        raise UserError(f"cannot join the other pods of the Kubernetes job: {error}") from error
+
+
+def _join_detected(timeout: int) -> None:
+    """Join whom JAX finds."""
     import jax
 
     try:

@@ -8,7 +8,12 @@ import dataclasses
 from pathlib import Path
 from typing import ClassVar, Literal
 
+from natjax.train.config.continuing import FIXED, FREE, PLACE, ROUNDING, Rule, Rules
 from natjax.train.config.rules import require, require_multiple
+from natjax.train.files import require_local
+
+_PARTS = "equal up to rounding, and to what is drawn for each part: stochastic depth, dropout"
+_LENGTH = "from here on the learning rate is that of a run of the new length"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,6 +30,12 @@ class ModelConfig:
       remat: Recompute each block in the backward pass: less memory, about a third more time.
       init: Initial kernels: as published (standard deviation 0.02, right for hundreds of channels),
         or scaled to unit gain by the root of the inputs, which lets narrow networks learn sooner.
+      layer_decay: Layer-wise decay of the learning rate, in (0, 1], for fine-tuning: what comes
+        after the backbone has the whole rate, the last block this times it, and each block before
+        this times the rate of the next.
+      frozen: Leave the backbone as `init` gives it, and train only what comes after it.
+      gradients: Type in which the kernels of a bfloat16 backbone get their gradients, which devices
+        exchange and add up. bfloat16 halves what they exchange, and rounds for every device.
     """
 
     name: str = "nat_micro"
@@ -34,6 +45,9 @@ class ModelConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: bool = False
     init: Literal["published", "fan_in"] = "published"
+    layer_decay: float = 1.0
+    frozen: bool = False
+    gradients: Literal["float32", "bfloat16"] = "float32"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,6 +87,8 @@ class OptimizerConfig:
       decay_from_start: Count cosine and poly from step 0: they go on from where they would be
         without a warm-up, a little below the peak. Else they start when the warm-up ends.
       cooldown_epochs: Last epochs of the run, at the final rate.
+      shorten: Shorten warm-up and cooldown, to a tenth of the run each, where they leave less than
+        half of it. On the command line, where nothing is said of either, this is so.
       power: Of poly.
       step_epochs: Epochs after which the rate falls.
       step_factor: By what it falls.
@@ -93,6 +109,7 @@ class OptimizerConfig:
     warmup_epochs: float | None = None
     decay_from_start: bool = False
     cooldown_epochs: float = 0.0
+    shorten: bool = False
     power: float = 1.0
     step_epochs: tuple[float, ...] = ()
     step_factor: float = 0.1
@@ -122,9 +139,10 @@ class MeshConfig:
 class DistributedConfig:
     """Processes that train together, mostly one a host, each started with the same command.
 
-    SLURM, Open MPI and Cloud TPUs tell by themselves; elsewhere give all three, or the environment
-    variables JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. The coordinator may be
-    given alone to SLURM and Open MPI, where theirs is taken or out of reach.
+    SLURM, Open MPI, Cloud TPUs and indexed Kubernetes jobs tell by themselves; elsewhere give all
+    three, or the environment variables JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
+    JAX_PROCESS_ID. The coordinator may be given alone to SLURM and Open MPI, where theirs is taken
+    or out of reach. `processes=1` trains alone wherever it is.
 
     Attributes:
       coordinator: HOST:PORT of process 0, as the others reach it.
@@ -177,7 +195,11 @@ class RunConfig:
       distributed: The processes.
       checkpoint: The checkpoints.
       profile: A trace on request.
+      compilation_cache: Keep compiled programs for the next run, in ~/.cache/natjax/compiled, or
+        where JAX_COMPILATION_CACHE_DIR says. Several processes keep none unless that is set.
       tensorboard: Write the metrics for TensorBoard too, into tensorboard/ of the run folder.
+      wandb: Project of Weights & Biases that the metrics go to as well. The rest is up to W&B's own
+        variables, such as WANDB_ENTITY and WANDB_MODE=offline.
       batch_size: Examples a step, over all devices and hosts.
       accumulate: Parts of a batch that are computed one after the other, to save memory; the
         gradient is that of the whole.
@@ -193,40 +215,50 @@ class RunConfig:
       init: Weights to start from: a file that `natjax convert` reads, a URL, or the name of
         published weights of the model, such as imagenet1k. What is of another size, such as the
         classifier of other classes, is drawn anew; position biases are resized.
-      run: Run folder; by default runs/PRESET.
+      run: Run folder, of this machine or of mounted storage; by default runs/PRESET.
     """
 
-    # Settings that change where and how fast a run goes, not what it computes (up to rounding).
-    # They may differ when a run is continued; a subclass adds its own.
-    MAY_CHANGE: ClassVar[frozenset[str]] = frozenset(
-        {
-            "run",
-            "mesh.data",
-            "mesh.fsdp",
-            "distributed.coordinator",
-            "distributed.processes",
-            "distributed.process",
-            "distributed.timeout",
-            "data.dir",
-            "data.prepared_dir",
-            "data.threads",
-            "data.workers",
-            "checkpoint.keep_latest",
-            "checkpoint.keep_best",
-            "profile.steps",
-            "profile.start",
-            "tensorboard",
-            "on_nan",
-            "max_skipped",
-        }
-    )
+    # What becomes of each setting when a run is continued with another value; a task adds its own,
+    # but for sections "model" and "data", whose shared settings are here.
+    CONTINUING: ClassVar[Rules] = {
+        "model": FIXED,
+        "model.remat": ROUNDING,
+        "data": FIXED,
+        "data.dir": FREE,
+        "data.prepared_dir": FREE,
+        "data.threads": FREE,
+        "data.workers": FREE,
+        "optimizer": FIXED,
+        "mesh": ROUNDING,
+        "distributed": PLACE,
+        "checkpoint": FREE,
+        "profile": FREE,
+        "tensorboard": FREE,
+        "wandb": FREE,
+        "compilation_cache": FREE,
+        "batch_size": FIXED,
+        "accumulate": Rule(accepted=True, effect=_PARTS),
+        "epochs": Rule(accepted=True, effect=_LENGTH),
+        "steps": Rule(accepted=True, effect=_LENGTH),
+        "log_every": FREE,
+        "eval_every": FREE,
+        "ema_decay": FIXED,
+        "ema_warmup": FIXED,
+        "on_nan": FREE,
+        "max_skipped": FREE,
+        "seed": FIXED,
+        "init": FIXED,
+        "run": PLACE,
+    }
 
     optimizer: OptimizerConfig = OptimizerConfig()
     mesh: MeshConfig = MeshConfig()
     distributed: DistributedConfig = DistributedConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     profile: ProfileConfig = ProfileConfig()
+    compilation_cache: bool = True
     tensorboard: bool = False
+    wandb: str | None = None
     batch_size: int = 64
     accumulate: int = 1
     epochs: float = 10.0
@@ -255,6 +287,7 @@ class RunConfig:
             ("profile.start", self.profile.start),
         ):
             require(name, value, value >= 0, "at least 0")
+        require_local("run", self.run)
         require("seed", self.seed, 0 <= self.seed < 2**32, "in [0, 2**32)")
         decay = self.ema_decay or 0.0
         require("ema_decay", decay, 0 <= decay < 1, "in [0, 1)")
@@ -292,8 +325,12 @@ def _integers_from_one(config: RunConfig) -> tuple[tuple[str, int], ...]:
     )
 
 
-def check_model(model: ModelConfig) -> None:
+def check_model(model: ModelConfig, init: str | None = None) -> None:
     """Check the rules of a model's settings.
+
+    Args:
+      model: The settings.
+      init: Weights that the run starts from.
 
     Raises:
       UserError: names the setting, its rule and its value.
@@ -301,6 +338,10 @@ def check_model(model: ModelConfig) -> None:
     require("model.drop_path", model.drop_path, 0 <= model.drop_path < 1, "in [0, 1)")
     size = 1 if model.kernel_size is None else model.kernel_size
     require("model.kernel_size", size, size >= 1, "at least 1")
+    decay = model.layer_decay
+    require("model.layer_decay", decay, 0 < decay <= 1, "in (0, 1]")
+    learns = not model.frozen or init is not None
+    require("model.frozen", model.frozen, learns, "False where --init gives no weights")
     if model.dilations is not None:
         read_dilations(model.dilations)
 
@@ -331,3 +372,5 @@ def check_data(data: DataConfig) -> None:
     """
     require("data.threads", data.threads, data.threads >= 1, "at least 1")
     require("data.workers", data.workers, data.workers >= 0, "at least 0")
+    require_local("data.dir", data.dir)
+    require_local("data.prepared_dir", data.prepared_dir)

@@ -2,17 +2,21 @@
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 
 import natjax
+from natjax.backbones.isotropic import IsotropicConfig
 from natjax.backbones.nat import NATConfig
 from natjax.create import model_config
 from natjax.train.config.settings import ModelConfig, read_dilations
 from natjax.train.engine.network import Network, Params, Statistics
+from natjax.train.engine.task import ParameterGroup
 from natjax.train.errors import UserError, did_you_mean
 
 
@@ -75,6 +79,91 @@ def network_shape(config: ModelConfig) -> dict[str, Any]:
                 f" got {config.dilations!r}"
             )
     return found
+
+
+def block_counts(shape: NATConfig | IsotropicConfig) -> tuple[int, ...]:
+    """Return how many blocks the levels of a backbone have; an isotropic one is one level."""
+    return shape.depths if isinstance(shape, NATConfig) else (shape.depth,)
+
+
+def backbone_group(
+    group: ParameterGroup,
+    name: str,
+    config: ModelConfig,
+    blocks: tuple[int, ...],
+    prefix: str = "",
+) -> ParameterGroup:
+    """Return how a parameter is trained where the settings of the backbone say something about it.
+
+    Args:
+      group: How it is trained otherwise.
+      name: Of the parameter.
+      config: The backbone's settings.
+      blocks: As `block_counts` has them.
+      prefix: What names of the backbone begin with, such as ``"backbone."``.
+    """
+    layer = layer_of(name, blocks, prefix)
+    if layer is None:
+        return group
+    rate = group.learning_rate * config.layer_decay ** (1 + sum(blocks) - layer)
+    return dataclasses.replace(group, learning_rate=rate, frozen=group.frozen or config.frozen)
+
+
+def layer_of(name: str, blocks: tuple[int, ...], prefix: str = "") -> int | None:
+    """Return the layer of a backbone's parameter; None where it comes after the backbone.
+
+    The tokenizer is layer 0 and the blocks follow; a downsampler belongs to the block before it.
+
+    Args:
+      name: Of the parameter.
+      blocks: As `block_counts` has them.
+      prefix: As for `backbone_group`.
+
+    >>> names = ["patch_embed.norm.scale", "levels.1.blocks.0.gamma1", "levels.3.blocks.4.attn.rpb"]
+    >>> names += ["levels.0.downsample.norm.bias", "head.bias"]
+    >>> [layer_of(name, (3, 4, 6, 5)) for name in names]
+    [0, 4, 18, 3, None]
+    """
+    found = _IN_BACKBONE.fullmatch(name.removeprefix(prefix))
+    if found is None or not name.startswith(prefix):
+        return None
+    level, block, single = found.group("level", "block", "single")
+    if single is not None:
+        return 1 + int(single)
+    if level is None:
+        return 0
+    before = sum(blocks[: int(level)])
+    return before + (blocks[int(level)] if block is None else 1 + int(block))
+
+
+# Levels of blocks are called "levels" or "layers"; an isotropic model's "layers" are its blocks.
+_IN_BACKBONE = re.compile(
+    r"patch_embed\..*|(?:levels|layers)\.(?P<level>\d+)\.(?:blocks\.(?P<block>\d+)|downsample)\..*"
+    r"|layers\.(?P<single>\d+)\..*"
+)
+
+
+def with_rounded_gradients(network: Network, blocks: tuple[int, ...], prefix: str = "") -> Network:
+    """Return the network with its kernels rounded to bfloat16 before they are used.
+
+    It computes the same, as a bfloat16 backbone rounds them anyway, but gradients of kernels are
+    then made in bfloat16: `natjax.nn.products`.
+
+    Args:
+      network: A network with a bfloat16 backbone.
+      blocks: As `block_counts` has them.
+      prefix: As for `backbone_group`.
+    """
+
+    def rounded(name: str, value: jax.Array) -> jax.Array:
+        is_kernel = name.endswith("kernel") and layer_of(name, blocks, prefix) is not None
+        return value.astype(jnp.bfloat16) if is_kernel else value
+
+    def apply(params: Params, *args: Any, **options: Any) -> Any:
+        low = {name: rounded(name, value) for name, value in params.items()}
+        return network.apply(low, *args, **options)
+
+    return dataclasses.replace(network, apply=apply)
 
 
 def scaled_by_fan_in(network: Network) -> Network:

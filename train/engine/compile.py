@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax.sharding import Mesh, NamedSharding, use_abstract_mesh
+from jax.sharding import AxisType, Mesh, NamedSharding, auto_axes, use_abstract_mesh
 
 from natjax.train.engine.finite import Step
 from natjax.train.engine.sharding import batch_sharding, replicated, state_sharding
@@ -60,8 +60,8 @@ def compile_evaluation(task: Task[Any], mesh: Mesh, weights: Any = None) -> Comp
     )
     return CompiledEvaluation(
         batch=batch,
-        measure=jitted(_on(mesh, task.measure)),
-        predict=jitted(_on(mesh, task.predict)),
+        measure=jitted(_on(mesh, task.measure, whole)),
+        predict=jitted(_on(mesh, task.predict, whole)),
     )
 
 
@@ -80,7 +80,7 @@ def compile_training(setup: StepSetup, mesh: Mesh, step: Step = train_step) -> C
         target=jax.tree.map(_with_sharding, abstract, shardings),
         init=jax.jit(setup.init, out_shardings=shardings, compiler_options=_once(mesh)),
         train=jax.jit(
-            _on(mesh, functools.partial(step, setup)),
+            _on(mesh, functools.partial(step, setup), (shardings, whole)),
             in_shardings=(shardings, evaluation.batch),
             out_shardings=(shardings, whole),
             donate_argnums=0,
@@ -90,8 +90,19 @@ def compile_training(setup: StepSetup, mesh: Mesh, step: Step = train_step) -> C
     )
 
 
-def _on(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
-    """Let what is traced know the mesh: attention asks for it."""
+def _on(mesh: Mesh, function: Callable[..., Any], results: Any) -> Callable[..., Any]:
+    """Let what is traced know the mesh: attention asks for it.
+
+    Inside, the compiler alone decides where arrays are, also where the axes of the mesh are
+    explicit, as those of `jax.make_mesh` are by default; `results` then says where the results go.
+    """
+    explicit = tuple(
+        name
+        for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
+        if kind == AxisType.Explicit
+    )
+    if explicit:
+        function = auto_axes(function, axes=explicit, out_sharding=results)
 
     def traced(*args: Any) -> Any:
         with use_abstract_mesh(mesh.abstract_mesh):

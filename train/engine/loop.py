@@ -15,7 +15,7 @@ from natjax.train.cluster import processes
 from natjax.train.cluster.failure import end_together
 from natjax.train.cluster.preemption import StopRequestedError, StopSignals
 from natjax.train.config.serialization import to_json
-from natjax.train.engine.evaluate import best_of, evaluate
+from natjax.train.engine.evaluate import best_of, closed, evaluate
 from natjax.train.engine.finite import FiniteGuard, all_finite
 from natjax.train.engine.report import tell_end, write_pictures
 from natjax.train.engine.sharding import put_batch
@@ -27,10 +27,11 @@ from natjax.train.engine.trainer import Trainer, build_trainer
 from natjax.train.engine.training_log import TrainingLog
 from natjax.train.engine.warm_start import read_initial, start_from
 from natjax.train.errors import Stopped, TrainingError
-from natjax.train.reporting.metrics import MetricsWriter, drop_after
+from natjax.train.reporting.metrics import MetricsWriter, Sink, drop_after
 from natjax.train.reporting.profiling import StepTrace
 from natjax.train.reporting.progress import ProgressDisplay
 from natjax.train.reporting.tensorboard import TensorBoard, require_tensorboard
+from natjax.train.reporting.wandb import Wandb, require_wandb
 
 # Steps that may be under way at once: enough to keep the devices busy, few enough to stop soon.
 _UNDER_WAY = 2
@@ -62,13 +63,15 @@ def train(task: Task[Any], path: Path, settings: dict[str, Any] | None = None) -
     settings = to_json(config) if settings is None else settings
     if config.tensorboard:
         require_tensorboard()
+    if config.wandb:
+        require_wandb()
     processes.start(config.distributed)
     with end_together():
         trainer = build_trainer(task)
         # Before anything is written, and only where it is needed.
         fresh = not list_steps(RunFolder(path).checkpoints)
         initial = read_initial(trainer) if fresh else None
-        with open_run_folder(path, settings, config.MAY_CHANGE) as folder:
+        with open_run_folder(path, settings, config.CONTINUING) as folder:
             results, pictures = _train(trainer, folder, settings, initial)
             processes.wait("end of the run")
     tell_end(trainer, folder, results, pictures, time.monotonic() - began)
@@ -82,21 +85,23 @@ def _train(
     state, log = _start(trainer, folder, initial)
     if first:
         drop_after(folder.metrics, int(state.step), evaluated=log.evaluated)
-    with _metrics(trainer, folder, first) as metrics, StopSignals() as signals:
+    with _metrics(trainer, folder, settings, first) as metrics, StopSignals() as signals:
         run = _Run(trainer, folder, settings, metrics, signals, log)
         state, results = run.finish(state)
     return results, write_pictures(trainer, state, folder, best_of(results))
 
 
 @contextlib.contextmanager
-def _metrics(trainer: Trainer, folder: RunFolder, writes: bool) -> Iterator[MetricsWriter]:
-    with contextlib.ExitStack() as stack:
-        board = None
-        if writes and trainer.config.tensorboard:
-            board = TensorBoard(folder.tensorboard, folder.metrics, [trainer.task.unit])
-            stack.callback(board.close)
-        writer = MetricsWriter(folder.metrics, writes, also=board.add if board else None)
-        stack.callback(writer.close)
+def _metrics(
+    trainer: Trainer, folder: RunFolder, settings: dict[str, Any], writes: bool
+) -> Iterator[MetricsWriter]:
+    sinks: list[Sink] = []
+    config, leave_out = trainer.config, [trainer.task.unit]
+    if writes and config.tensorboard:
+        sinks.append(TensorBoard(folder.tensorboard, folder.metrics, leave_out))
+    if writes and config.wandb:
+        sinks.append(Wandb(config.wandb, folder.path, settings, leave_out))
+    with contextlib.closing(MetricsWriter(folder.metrics, writes, sinks)) as writer:
         yield writer
 
 
@@ -149,16 +154,16 @@ class _Run:
         self, state: TrainState, done: int, checkpoints: CheckpointWriter
     ) -> TrainState:
         trainer, profile = self._trainer, self._config.profile
-        batches = trainer.task.train_batches(done, trainer.host)
         with (
-            contextlib.ExitStack() as stack,
+            closed(trainer.task.train_batches(done, trainer.host)) as batches,
             ProgressDisplay(self._total, done) as display,
             StepTrace(profile, self._folder.profile, processes.index() == 0) as trace,
             end_together(),  # before workers and checkpoints are waited for
         ):
-            stack.callback(getattr(batches, "close", lambda: None))
             for step in range(done + 1, self._total + 1):
-                batch = put_batch(next(batches), trainer.compiled.batch)
+                with self._log.throughput.waiting():
+                    rows = next(batches)
+                batch = put_batch(rows, trainer.compiled.batch)
                 trace.before_step()
                 state, scalars = trainer.compiled.train(state, batch)
                 trace.after_step(step, scalars)

@@ -41,7 +41,8 @@ def schedule(
         warms_up = count < warmup
         rising = start + (peak - start) * count / max(warmup, 1)
         if config.warmup_ratio is not None:
-            rising = main * (1 - (1 - count / max(warmup, 1)) * (1 - config.warmup_ratio))
+            ratio = config.warmup_ratio
+            rising = main * (ratio + (1 - ratio) * count / max(warmup, 1))
         return jnp.where(warms_up, rising, main)
 
     return rate

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from natjax.train.engine.network import Params, Statistics
-
+# Parameters and statistics: arrays, or what stands for them.
+Weights = tuple[dict[str, Any], dict[str, Any]]
 # The sets of weights that a run has: those of the last step, and their average.
 KINDS = ("raw", "ema")
 
@@ -35,16 +35,16 @@ class TrainState:
     opt: optax.OptState
     ema: dict[str, Any]
 
-    def weights(self) -> dict[str, tuple[Params, Statistics]]:
+    def weights(self) -> dict[str, Weights]:
         """Return parameters and statistics by ``"raw"`` and, where there is one, ``"ema"``."""
         found = {"raw": (self.params, self.statistics)}
         return found | ({"ema": self._split(self.ema)} if self.ema else {})
 
-    def averaged(self) -> tuple[Params, Statistics]:
+    def averaged(self) -> Weights:
         """Return the averaged parameters and statistics; the last where no average is kept."""
         return self._split(self.ema) if self.ema else (self.params, self.statistics)
 
-    def _split(self, values: dict[str, Any]) -> tuple[Params, Statistics]:
+    def _split(self, values: dict[str, Any]) -> Weights:
         return (
             {name: values[name] for name in self.params},
             {name: values[name] for name in self.statistics},
@@ -68,7 +68,7 @@ def state_of(items: Mapping[str, Any]) -> TrainState:
     )
 
 
-def weights_items(kind: str, params: Params, statistics: Statistics) -> dict[str, Any]:
+def weights_items(kind: str, params: dict[str, Any], statistics: dict[str, Any]) -> dict[str, Any]:
     """Return the items of a checkpoint that hold a set of weights, as what to restore into.
 
     Args:
@@ -81,14 +81,12 @@ def weights_items(kind: str, params: Params, statistics: Statistics) -> dict[str
     return {"params": params} | ({"statistics": statistics} if statistics else {})
 
 
-def weights_of(items: Mapping[str, Any]) -> Params:
+def weights_of(items: Mapping[str, Any]) -> dict[str, Any]:
     """Return parameters and statistics, in one dict, of the items that `weights_items` named."""
     return {name: value for item in items.values() for name, value in item.items()}
 
 
-def init_state(
-    weights: tuple[Params, Statistics], opt: optax.OptState, *, ema: bool = True
-) -> TrainState:
+def init_state(weights: Weights, opt: optax.OptState, *, ema: bool = True) -> TrainState:
     """Return the state before the first step.
 
     Args:

@@ -10,6 +10,7 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Int
 
+from natjax.train.config.fitting import fitted_optimizer
 from natjax.train.config.settings import RunConfig
 from natjax.train.engine.network import Params, Statistics
 from natjax.train.engine.optimizer import Schedule, make_optimizer, schedule
@@ -65,11 +66,12 @@ def set_up_step(
     Raises:
       UserError: the schedule does not fit the run.
     """
-    rate = schedule(task.config.optimizer, total_steps, steps_per_epoch)
+    config, _ = fitted_optimizer(task.config.optimizer, total_steps, steps_per_epoch)
+    rate = schedule(config, total_steps, steps_per_epoch)
     params, _ = jax.eval_shape(task.init)
     groups = {name: task.parameter_group(name, leaf.shape) for name, leaf in params.items()}
     trained = {name: group for name, group in groups.items() if not group.frozen}
-    return StepSetup(task, groups, make_optimizer(task.config.optimizer, rate, trained), rate)
+    return StepSetup(task, groups, make_optimizer(config, rate, trained), rate)
 
 
 def train_step(setup: StepSetup, state: TrainState, batch: Batch) -> tuple[TrainState, Scalars]:

@@ -8,7 +8,9 @@ from jax.sharding import Mesh
 
 from natjax.train import console
 from natjax.train.cluster import processes
+from natjax.train.config.fitting import fitted_optimizer
 from natjax.train.config.settings import RunConfig
+from natjax.train.engine.compilation_cache import use_compilation_cache
 from natjax.train.engine.compile import Compiled, compile_training
 from natjax.train.engine.finite import choose_step
 from natjax.train.engine.sharding import check_batch_size, make_mesh, request_devices
@@ -66,12 +68,17 @@ def build_trainer(task: Task[Any]) -> Trainer:
     """
     config = task.config
     console.quiet_libraries()
+    use_compilation_cache(config.compilation_cache)
     request_devices(config.mesh)
     mesh = make_mesh(config.mesh)
     check_batch_size(config.batch_size, mesh, config.accumulate)
     train_size = task.train_size()
     total = count_steps(config, train_size)
-    setup = set_up_step(task, total, train_size / config.batch_size)
+    per_epoch = train_size / config.batch_size
+    setup = set_up_step(task, total, per_epoch)
+    _, shortened = fitted_optimizer(config.optimizer, total, per_epoch)
+    if shortened:
+        console.say(shortened)
     return Trainer(
         task=task,
         mesh=mesh,

@@ -3,18 +3,21 @@
 Kinds of lines: ``{"kind": "train", "step", "epoch", "loss", ...}``, means over the steps since the
 line before, and ``{"kind": "eval", "step", "epoch", "weights": "raw" | "ema", ...}`` with the
 scores of the task. Steps are counted from 1: step n is the state after n updates, and ``epoch`` the
-passes over the training examples in them. Only ``..._per_second`` and ``mfu`` depend on the clock.
+passes over the training examples in them. Only ``..._per_second``, ``data_wait``, ``mfu`` and
+``peak_memory_bytes`` depend on clock and machine; they are of the steps since the line before, but
+for the last, which is of this process so far. The first line of a process has none of the others.
 """
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from natjax.train.files import write_whole
 
 Line = dict[str, Any]
+_LABELS = ("kind", "step", "weights")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,16 +83,41 @@ def drop_after(path: Path, step: int, evaluated: bool = True) -> None:
     write_whole(path, "".join(kept))
 
 
+def scalars(line: Line, leave_out: Collection[str] = ()) -> dict[str, Any]:
+    """Return the numbers of a line under names such as ``train/loss`` and ``eval_ema/top1``.
+
+    Args:
+      line: A line.
+      leave_out: Names of what is no curve.
+    """
+    group = "_".join(str(line[name]) for name in ("kind", "weights") if name in line)
+    return {
+        f"{group}/{name}": value
+        for name, value in line.items()
+        if name not in (*_LABELS, *leave_out) and value is not None
+    }
+
+
+@runtime_checkable
+class Sink(Protocol):
+    """What mirrors the lines elsewhere."""
+
+    def add(self, line: Line) -> None:
+        """Take one line."""
+
+    def close(self) -> None:
+        """End; called once."""
+
+
 class MetricsWriter:
     """Appends lines, each of them flushed before the next checkpoint can refer to it.
 
-    Args of the constructor: the file, whether this process writes, and what else is to be done with
-    every line.
+    Args of the constructor: the file, whether this process writes, and who else gets every line.
     """
 
-    def __init__(self, path: Path, writes: bool = True, also: Callable[[Line], None] | None = None):
+    def __init__(self, path: Path, writes: bool = True, sinks: Sequence[Sink] = ()):
         self._file = path.open("a") if writes else None
-        self._also = also
+        self._sinks = tuple(sinks)
 
     def write(self, **line: Any) -> None:
         """Append one line.
@@ -100,11 +128,13 @@ class MetricsWriter:
         if self._file is not None:
             self._file.write(json.dumps(line) + "\n")
             self._file.flush()
-            if self._also is not None:
-                self._also(line)
+            for sink in self._sinks:
+                sink.add(line)
 
     def close(self) -> None:
-        """Close the file; more calls do nothing."""
+        """Close the file and the sinks; more calls do nothing."""
         if self._file is not None:
             self._file.close()
             self._file = None
+            for sink in self._sinks:
+                sink.close()

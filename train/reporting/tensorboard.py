@@ -6,9 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from natjax.train.errors import UserError
-from natjax.train.reporting.metrics import Line, read_metrics
-
-_LABELS = ("kind", "step", "weights")
+from natjax.train.reporting.metrics import Line, read_metrics, scalars
 
 
 def require_tensorboard() -> None:
@@ -35,7 +33,7 @@ class TensorBoard:
     def __init__(self, folder: Path, metrics: Path, leave_out: Sequence[str] = ()):
         from tensorboardX import SummaryWriter
 
-        self._leave_out = {*_LABELS, *leave_out}
+        self._leave_out = leave_out
         if folder.exists():
             shutil.rmtree(folder)
         self._writer = SummaryWriter(str(folder), write_to_disk=True)
@@ -49,10 +47,8 @@ class TensorBoard:
         self._writer.flush()
 
     def _add(self, line: Line) -> None:
-        group = "_".join(str(line[name]) for name in ("kind", "weights") if name in line)
-        for name, value in line.items():
-            if name not in self._leave_out and value is not None:
-                self._writer.add_scalar(f"{group}/{name}", value, line["step"])
+        for name, value in scalars(line, self._leave_out).items():
+            self._writer.add_scalar(name, value, line["step"])
 
     def close(self) -> None:
         """Close the files."""

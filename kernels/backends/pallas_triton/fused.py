@@ -11,7 +11,6 @@ from natjax.kernels.backends.pallas_triton.config import padded_head_dim
 from natjax.kernels.backends.pallas_triton.program import (
     Penalty,
     Program,
-    add_penalty,
     current_program,
     loop,
     zeros,
@@ -34,7 +33,7 @@ def forward(q_ref, k_ref, v_ref, *refs, call: KernelCall, heads: int, kv_heads: 
         top, total, acc = carry
         columns = program.columns(chunk)
         logits = program.dot(q, columns.load(k_ref, kv_head, kv_heads), transpose=True) * factor
-        logits = penalty.add(logits, rows, columns, chunk)
+        logits = penalty.select(logits, rows, columns, chunk)
         new_top = jnp.maximum(top, logits.max(axis=1))
         shrink = jnp.exp2(top - new_top)
         probs = jnp.exp2(logits - new_top[:, None])
@@ -170,8 +169,7 @@ def dbias(
         k, v = (columns.load(ref, kv_head, kv_heads) for ref in (k_ref, v_ref))
         lse = rows.load_scalars(lse_ref, head, heads) * LOG2_E
         delta = rows.load_scalars(delta_ref, head, heads)
-        logits = program.dot(q, k, transpose=True) * (call.scale * LOG2_E)
-        logits = add_penalty(logits, block)
+        logits = program.dot(q, k, transpose=True) * (call.scale * LOG2_E) + block
         probs = jnp.exp2(logits - lse[:, None])
         return total + probs * (program.dot(do, v, transpose=True) - delta[:, None])
 

@@ -110,19 +110,22 @@ class Penalty:
             self._kind = kinds[program.tile.number]
             self._head = head if self._table.shape[0] > 1 else 0
 
+    def select(self, logits: Array, rows: Tokens, columns: Tokens, chunk: Any) -> Array:
+        """As `add`, but what is hidden may be nan, which plus a penalty would be nan.
+
+        So nan in a key does not reach queries that do not see it. Gradients have no use for it,
+        since there a product sums over hidden entries too.
+        """
+        if self._table is None:
+            return self.add(logits, rows, columns, chunk)
+        block = self._table[self._head, self._kind, chunk]
+        return jnp.where(block > HIDDEN / 2, logits + block, HIDDEN)
+
     def add(self, logits: Array, rows: Tokens, columns: Tokens, chunk: Any) -> Array:
         """The logits of a block with bias and mask."""
         if self._table is not None:
-            return add_penalty(logits, self._table[self._head, self._kind, chunk])
+            return logits + self._table[self._head, self._kind, chunk]
         return jnp.where(self.current_program.seen(rows, columns), logits, HIDDEN)
-
-
-def add_penalty(logits: Array, block: Array) -> Array:
-    """The logits of a block with an entry of the table added, where they are not hidden.
-
-    Selected, since nan plus a penalty would be nan, and reach queries that do not see the key.
-    """
-    return jnp.where(block > HIDDEN / 2, logits + block, HIDDEN)
 
 
 def loop(count: int, body: Callable[[Any, Any], Any], start: Any) -> Any:

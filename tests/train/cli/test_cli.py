@@ -22,13 +22,14 @@ from natjax.cli import main
             "unknown model 'nat_mirco'; did you mean 'nat_micro'",
         ),
         ("train digits --data.name digit", "unknown data set 'digit'; did you mean 'digits'"),
-        ("train digits --steps 5", r"warmup_steps must be in \[0, 5\)"),
+        ("train digits --steps 5 --optimizer.warmup-steps 5", r"warmup_steps must be in \[0, 5\)"),
         ("train digits --mesh.data 32 --mesh.fsdp 2", "at most the 8 devices here"),
         ("train fashion_mnist", "dataset-fashion-mnist"),
         (
             "eval nowhere",
             r"nowhere is no run folder \(it has no config.json\); `natjax train PRESET",
         ),
+        ("eval gs://bucket/run", "RUN must be a folder .*got gs://bucket/run"),
         ("predict nowhere x.png", "nowhere is no run folder"),
         ("predict nowhere", "required: IMAGE"),
         ("models zat_tny", "no model matches 'zat_tny'; did you mean 'nat_tiny'"),
@@ -51,11 +52,16 @@ def test_wrong_use_is_one_line_and_exit_code_2(words, message, capsys, tmp_path,
         ("--epochs many", "could not convert"),
         ("--batch-size 0", "batch_size must be positive, got 0"),
         ("--mesh.data 3", "multiple of mesh.data"),
+        ("--run gs://bucket/run", "(NFS, Lustre, Filestore), got gs://bucket/run; the bucket's"),
+        ("--data.prepared-dir s3://bucket", "data.prepared_dir must be a folder of this machine"),
     ],
 )
-def test_wrong_settings_are_explained(words, message, capsys):
+def test_wrong_settings_are_explained(words, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "1000")
     assert main(["train", "digits", *words.split()]) == 2
     assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_missing_extra_says_what_to_install(capsys, monkeypatch):

@@ -1,6 +1,11 @@
 """The variables are as the launchers themselves have set them, versions beside, but for names."""
 
 import dataclasses
+import importlib.machinery
+import os
+import subprocess
+import sys
+import types
 
 import jax
 import pytest
@@ -8,6 +13,7 @@ import pytest
 from natjax.train.cluster import processes
 from natjax.train.cluster.launchers import launched, own_gpus
 from natjax.train.config.settings import DistributedConfig
+from natjax.train.errors import UserError
 
 # SLURM 22.05: `srun --nodes=2 --ntasks-per-node=2`, the last task.
 STEP = {
@@ -186,3 +192,79 @@ def test_what_jax_is_started_with(monkeypatch, environment, given, expected):
     assert (address, count, process) == place == expected[:3]
     assert (options["local_device_ids"], job) == expected[3:]
     assert (options["cluster_detection_method"], timeout) == ("deactivate", 300.0)
+
+
+POD = {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "KUBERNETES_SERVICE_PORT": "443"}
+OF_AN_INDEXED_JOB = POD | {"JOB_COMPLETION_INDEX": "1"}
+
+
+@pytest.fixture
+def start(monkeypatch):
+    """Start a process in an environment; the calls of `jax.distributed.initialize`."""
+    calls = []
+    monkeypatch.setattr(processes, "_remember", lambda *_: None)
+    monkeypatch.setattr(processes, "_has_tpu", lambda: False)
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **o: calls.append((args, o)))
+
+    def run(environment, **given):
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        processes.start(DistributedConfig(**given))
+        return calls
+
+    return run
+
+
+@pytest.fixture
+def kubernetes(monkeypatch):
+    """The package of that name, of which only that it is there counts."""
+    module = types.ModuleType("kubernetes")
+    module.__spec__ = importlib.machinery.ModuleSpec("kubernetes", None)
+    monkeypatch.setitem(sys.modules, "kubernetes", module)
+
+
+@pytest.mark.usefixtures("kubernetes")
+def test_pods_of_an_indexed_job_are_joined_by_jax(start):
+    (((), options),) = start(OF_AN_INDEXED_JOB, timeout=7)
+    assert options["initialization_timeout"] == 7
+    assert "cluster_detection_method" not in options
+
+
+@pytest.mark.usefixtures("kubernetes")
+@pytest.mark.parametrize(
+    ("environment", "given"),
+    [(POD, {}), (OF_AN_INDEXED_JOB, {"processes": 1}), (OF_AN_INDEXED_JOB | ONE_TASK, {})],
+)
+def test_pods_that_train_alone(start, environment, given):
+    assert start(environment, **given) == []
+
+
+@pytest.mark.oldest
+def test_jax_finds_kubernetes_by_the_same_variable():
+    """Without the package JAX only warns, and the pod would believe to be alone."""
+    code = "import sys; sys.modules['kubernetes'] = None; import jax; jax.distributed.initialize()"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"KUBERNETES_SERVICE_HOST": POD["KUBERNETES_SERVICE_HOST"]},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "Kubernetes environment detected, but the `kubernetes` package" in done.stderr
+    assert "ValueError: coordinator_address should be defined" in done.stderr
+
+
+def test_a_pod_without_the_package_says_what_to_install(start, monkeypatch):
+    monkeypatch.delitem(sys.modules, "kubernetes", raising=False)
+    with pytest.raises(UserError, match=r"pip install 'jax\[k8s\]'.*--distributed.processes 1"):
+        start(OF_AN_INDEXED_JOB)
+
+
+@pytest.mark.usefixtures("kubernetes")
+def test_what_kubernetes_lacks_is_told(start, monkeypatch):
+    def refuse(**_):
+        raise RuntimeError("Pods within a job need a headless service")
+
+    monkeypatch.setattr(jax.distributed, "initialize", refuse)
+    with pytest.raises(UserError, match=r"other pods of the Kubernetes job: Pods within a job"):
+        start(OF_AN_INDEXED_JOB)

@@ -77,7 +77,9 @@ BATCH = {"x": RNG.normal(size=(8, 4)).astype(np.float32), "target": TARGET}
 
 
 def setup(kind=Pixels, **settings):
-    optimizer = OptimizerConfig(warmup_steps=0, schedule="constant", learning_rate=0.1)
+    # The gradient of the bias before the normalisation is 0 up to rounding, which Adam must not
+    # take for a direction.
+    optimizer = OptimizerConfig(warmup_steps=0, schedule="constant", learning_rate=0.1, eps=1e-2)
     config = RunConfig(optimizer=optimizer, batch_size=8, **{"ema_decay": 0.5} | settings)
     return set_up_step(kind(config), 10)
 
@@ -107,7 +109,7 @@ def test_parts_count_by_their_weights():
     assert float(parts.scalars["loss"]) == pytest.approx(float(whole.scalars["loss"]), rel=1e-6)
     halves = [{name: x[i::2] for name, x in BATCH.items()} for i in range(2)]
     means = [float(gradient(setup(NoNorm), half).scalars["loss"]) for half in halves]
-    assert np.mean(means) != pytest.approx(float(whole.scalars["loss"]), rel=1e-2)
+    assert np.mean(means) != pytest.approx(float(whole.scalars["loss"]), rel=1e-3)
 
 
 def test_scalars_are_sums_by_weights_or_means_over_parts():

@@ -23,14 +23,13 @@ def scalars(folder) -> list[tuple[str, int, float]]:
 
 
 def write(folder, steps) -> None:
-    board = TensorBoard(folder / "tb", folder / "m.jsonl")
-    writer = MetricsWriter(folder / "m.jsonl", also=board.add)
+    board = TensorBoard(folder / "tb", folder / "m.jsonl", leave_out=["images"])
+    writer = MetricsWriter(folder / "m.jsonl", sinks=[board])
     for step in steps:
         loss = None if step == 20 else step / 4
         writer.write(kind="train", step=step, loss=loss, learning_rate=0.5)
         writer.write(kind="eval", step=step, weights="ema", images=360, top1=0.25)
     writer.close()
-    board.close()
 
 
 def test_resuming_leaves_neither_doubled_nor_dangling_steps(tmp_path):

@@ -2,8 +2,9 @@
 
 import dataclasses
 import math
-from typing import Literal
+from typing import ClassVar, Literal
 
+from natjax.train.config.continuing import FIXED, Rules
 from natjax.train.config.rules import require
 from natjax.train.config.settings import (
     DataConfig,
@@ -121,6 +122,12 @@ class ClassificationConfig(RunConfig):
       label_smoothing: Share of the target that is spread over all classes, in [0, 1).
     """
 
+    CONTINUING: ClassVar[Rules] = {
+        **RunConfig.CONTINUING,
+        "augment": FIXED,
+        "label_smoothing": FIXED,
+    }
+
     data: ImagesConfig
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     augment: AugmentConfig = AugmentConfig()
@@ -133,7 +140,7 @@ class ClassificationConfig(RunConfig):
           UserError: names the setting, its rule and its value.
         """
         super().__post_init__()
-        check_model(self.model)
+        check_model(self.model, self.init)
         check_data(self.data)
         smoothing, data = self.label_smoothing, self.data
         require("label_smoothing", smoothing, 0 <= smoothing < 1, "in [0, 1)")

@@ -117,6 +117,36 @@ def emoji() -> ClassificationConfig:
     )
 
 
+def finetune() -> ClassificationConfig:
+    """Photos of your own, a folder for each class, on a NAT-Tiny that knows ImageNet-1K.
+
+    Command: ``natjax train finetune --data.dir photos``, with photos/train/CLASS/... and
+    photos/val/CLASS/...; the weights are downloaded once. Another model: ``--model.name nat_mini``;
+    weights from elsewhere: ``--init FILE``. With few photos, ``--model.frozen`` trains the
+    classifier alone; ``--model.dtype float32`` is quicker on CPUs.
+    Cost: as many photos as there are, 20 times over (not measured).
+    Accuracy: depends on the photos (not measured).
+    """
+    return ClassificationConfig(
+        model=ModelConfig(name="nat_tiny", drop_path=0.1, dtype="bfloat16", layer_decay=0.85),
+        data=ImagesConfig(name="image_folder", image_size=224, crop_pct=0.875, workers=2),
+        augment=AugmentConfig(
+            crop="resized",
+            scale=(0.35, 1.0),
+            hflip=0.5,
+            rand_augment="rand-m7-mstd0.5-inc1",
+            erase=EraseConfig(prob=0.1),
+        ),
+        optimizer=OptimizerConfig(
+            learning_rate=5e-4, warmup_epochs=1.0, final_learning_rate=1e-6, clip_norm=1.0
+        ),
+        batch_size=64,
+        epochs=20.0,
+        ema_decay=0.998,
+        init="imagenet1k",
+    )
+
+
 def _full_optimizer(cooldown_epochs: float) -> OptimizerConfig:
     """The schedule of the ImageNet recipes, at a rate for small networks."""
     return OptimizerConfig(
@@ -159,6 +189,7 @@ PRESETS: dict[str, Preset] = {
     "fashion_mnist": preset_of(fashion_mnist),
     "fashion_mnist_full": preset_of(fashion_mnist_full),
     "emoji": preset_of(emoji),
+    "finetune": preset_of(finetune),
 } | {preset_name(recipe): _published(recipe) for recipe in RECIPES}
 
 

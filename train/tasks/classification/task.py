@@ -17,7 +17,14 @@ from jaxtyping import Array, Float, UInt8
 from natjax.backbones.flops import count_flops
 from natjax.create import model_config
 from natjax.train.cluster.processes import Host
-from natjax.train.engine.backbone import build_model, network_shape, scaled_by_fan_in
+from natjax.train.engine.backbone import (
+    backbone_group,
+    block_counts,
+    build_model,
+    network_shape,
+    scaled_by_fan_in,
+    with_rounded_gradients,
+)
 from natjax.train.engine.network import Network, Params, Statistics, split_network
 from natjax.train.engine.sharding import keep_rows
 from natjax.train.engine.task import (
@@ -96,8 +103,10 @@ class Classification(Task[ClassificationConfig]):
         """
         if self._network is not None:
             return self._network
-        network = split_network(self.model_builder())
-        return scaled_by_fan_in(network) if self.config.model.init == "fan_in" else network
+        network, model = split_network(self.model_builder()), self.config.model
+        if model.dtype == model.gradients == "bfloat16":
+            network = with_rounded_gradients(network, self._blocks)
+        return scaled_by_fan_in(network) if model.init == "fan_in" else network
 
     def model_builder(self) -> Any:
         """Return what makes the network of natjax with its parameters drawn."""
@@ -170,11 +179,21 @@ class Classification(Task[ClassificationConfig]):
         return measure_logits(logits, batch["label"], batch["mask"])
 
     def parameter_group(self, name: str, shape: tuple[int, ...]) -> ParameterGroup:
-        """Matrices and kernels are decayed; position biases where the configuration says so."""
+        """Matrices and kernels are decayed; position biases where the configuration says so.
+
+        Layers of natjax's own networks may learn slower the earlier they come, or not at all.
+        """
         decays = len(shape) > 1
         if name.endswith("rpb") and not self.config.optimizer.decay_bias_tables:
             decays = False
-        return ParameterGroup(weight_decay=float(decays))
+        group = ParameterGroup(weight_decay=float(decays))
+        if self.has_own_network:
+            return group
+        return backbone_group(group, name, self.config.model, self._blocks)
+
+    @property
+    def _blocks(self) -> tuple[int, ...]:
+        return block_counts(model_config(self.config.model.name))
 
     @property
     def recomputes(self) -> bool:
@@ -221,6 +240,10 @@ class Classification(Task[ClassificationConfig]):
     def _train_source(self) -> "Source":
         return self.source(self.spec.train_split)
 
+    @functools.cached_property
+    def _test_source(self) -> "Source":
+        return self.source(self.spec.test_split)
+
     def train_size(self) -> int:
         """Return the number of training images."""
         return len(self._train_source)
@@ -246,8 +269,7 @@ class Classification(Task[ClassificationConfig]):
         """Return batches of all held-out images."""
         from natjax.train.tasks.classification.examples import test_images
 
-        source = self.source(self.spec.test_split)
-        config = self.config
+        config, source = self.config, self._test_source
         return test_images(source, self.spec, config.data, batch_size=config.batch_size, host=host)
 
     # The results.
@@ -255,6 +277,10 @@ class Classification(Task[ClassificationConfig]):
     def evaluator(self) -> ClassificationEvaluator:
         """Return what adds up an evaluation."""
         return ClassificationEvaluator()
+
+    def unread(self, scores: Scores) -> int:
+        """Return how many held-out images an evaluation left out."""
+        return len(self._test_source) - int(scores.values["images"])
 
     def describe(self) -> list[tuple[str, str]]:
         """Return the lines of model and data."""

@@ -8,6 +8,11 @@ from natjax.train.tasks.classification.confusion import count_pairs, write_count
 from natjax.train.tasks.classification.pictures import plot_confusion, plot_predictions
 
 
+def has_ink(path) -> bool:
+    with Image.open(path) as picture:
+        return np.asarray(picture.convert("L")).std() > 5
+
+
 def counted(matrix: np.ndarray, batch: int = 7):
     """The confusion of a matrix of counts, in batches, the last one filled up."""
     labels, guesses = np.indices(matrix.shape).reshape(2, -1).repeat(matrix.ravel(), axis=1)
