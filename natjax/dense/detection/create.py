@@ -13,6 +13,7 @@ from natjax.dense.detection.config import MaskRCNNConfig
 from natjax.dense.detection.mask_rcnn import MaskRCNN
 from natjax.kernels.api import Implementation
 from natjax.nn.arguments import given
+from natjax.nn.initial import initialise
 from natjax.registry import find_config
 from natjax.weights.load import Weights, build_loaded
 
@@ -121,4 +122,4 @@ def create_detector(
         )
     if rngs is None:
         raise ValueError("rngs must be given where weights are not")
-    return build(rngs)
+    return initialise(build, rngs)

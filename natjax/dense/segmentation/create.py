@@ -12,6 +12,7 @@ from flax import nnx
 from natjax.dense.segmentation.upernet import UPerNet, UPerNetConfig
 from natjax.kernels.api import Implementation
 from natjax.nn.arguments import given
+from natjax.nn.initial import initialise
 from natjax.registry import find_config
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ def create_segmentor(
         )
 
     if weights is None:
-        return build(rngs)
+        return initialise(build, rngs)
     from natjax.weights.load import build_loaded
 
     return build_loaded(
