@@ -9,6 +9,7 @@ cores, one at a time. Each figure is the median of the rounds, with the least in
 """
 
 import argparse
+import importlib
 import json
 import pathlib
 import statistics
@@ -17,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -89,13 +91,12 @@ def natjax_run(name: str) -> Callable[[], np.ndarray]:
 
 def torchvision_run(name: str) -> Callable[[], np.ndarray]:
     """One run of a problem with torchvision; returns a result to compare."""
-    import torch
-    from torchvision.ops import nms, roi_align
-
+    torch: Any = importlib.import_module("torch")  # not there for type checkers
+    ops: Any = importlib.import_module("torchvision.ops")
     options = PROBLEMS[name]
     boxes, scores = map(torch.from_numpy, make_boxes(options["count"]))
     if name.startswith("nms"):
-        return lambda: nms(boxes, scores, IOU)[:KEPT].numpy()
+        return lambda: ops.nms(boxes, scores, IOU)[:KEPT].numpy()
     pyramid = [torch.from_numpy(x.transpose(0, 3, 1, 2).copy()) for x in make_pyramid()]
     side = ((boxes[:, 2:] - boxes[:, :2]).prod(dim=1)).sqrt()
     levels = torch.floor(torch.log2(side / 56 + 1e-6)).clamp(0, 3)
@@ -105,7 +106,7 @@ def torchvision_run(name: str) -> Callable[[], np.ndarray]:
         grids = maps[0].new_zeros(len(boxes), CHANNELS, bins, bins)
         for level, (x, stride) in enumerate(zip(maps, STRIDES, strict=True)):
             chosen = torch.nonzero(levels == level)[:, 0]
-            own = roi_align(x, [boxes[chosen]], bins, 1 / stride, 0, aligned=True)
+            own = ops.roi_align(x, [boxes[chosen]], bins, 1 / stride, 0, aligned=True)
             grids = grids.index_copy(0, chosen, own)
         return grids
 

@@ -92,16 +92,6 @@ class Pattern:
         """Which chunks no row of a tile sees anything of, and that can so be skipped."""
         return ~self._of_chunks([axis.seen.any(axis=(2, 3)) for axis in self.axes])
 
-    @property
-    def chunk_range(self) -> Int[np.ndarray, "kinds 2"]:
-        """The first chunk that is not hidden, and one past the last, for tiles of each kind.
-
-        Both are 0 where all are hidden: the tile lies past the end of a shorter dilation group.
-        """
-        seen = ~self.is_hidden
-        last = seen.shape[1] - seen[:, ::-1].argmax(axis=1)
-        return np.stack([seen.argmax(axis=1), np.where(seen.any(axis=1), last, 0)], axis=1)
-
     def _of_chunks(self, by_axis: list[np.ndarray]) -> Bool[np.ndarray, "kinds chunks"]:
         """What holds for a block is what holds along every axis."""
         result = np.ones((1, 1), bool)

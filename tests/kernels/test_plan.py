@@ -14,6 +14,7 @@ from natjax.kernels.neighborhood import AxisWindow, Neighborhood
 from natjax.kernels.plan import blocks as blocks_module
 from natjax.kernels.plan.blocks import Blocks
 from natjax.kernels.plan.pattern import pattern_of
+from natjax.kernels.plan.reach import num_blocks, reach_of
 
 HIDDEN = -1e30
 ROLES = pytest.mark.parametrize("rows", ["queries", "keys"])
@@ -176,9 +177,18 @@ def test_chunks_that_are_wholly_seen_or_hidden(rows, cut):
     seen, pattern = evaluate(blocks)["seen"], pattern_of(blocks)
     np.testing.assert_array_equal(pattern.is_whole[pattern.kind], seen.all(axis=(-2, -1)))
     np.testing.assert_array_equal(pattern.is_hidden[pattern.kind], ~seen.any(axis=(-2, -1)))
-    for tile, (first, stop) in enumerate(pattern.chunk_range[pattern.kind]):
-        (chunks,) = seen[tile].any(axis=(-2, -1)).nonzero()
-        assert (first, stop) == ((chunks[0], chunks[-1] + 1) if chunks.size else (0, 0))
+
+
+@ROLES
+@given(cut=cuts())
+def test_a_tile_reaches_the_chunks_that_are_not_hidden_and_no_other(rows, cut):
+    _, blocks = build(cut, rows)
+    met = evaluate(blocks)["seen"].any(axis=(-2, -1))
+    for tile, boxes in enumerate(reach_of(blocks)):
+        reached = np.zeros([axis.num_chunks for axis in blocks.axes], bool)
+        reached[tuple(slice(first, first + count) for first, count in boxes)] = True
+        np.testing.assert_array_equal(reached.ravel(), met[tile])
+    assert num_blocks(blocks) == met.sum()
 
 
 def test_kinds_of_axes_multiply():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -48,6 +49,22 @@ class Program:
         if a.dtype == jnp.float32:
             precision = jax.lax.Precision.HIGH if self.call.tf32 else jax.lax.Precision.HIGHEST
         return plgpu.dot(a, b, trans_b=transpose, precision=precision)
+
+    def exp2(self, x: Array) -> Array:
+        """Two to the power of float32 values; below 2**-126 it is 0.
+
+        `jax.numpy.exp2` handles denormal numbers, which takes a fifth of a loop's instructions.
+        """
+        if self.call.interpret:
+            return jnp.exp2(x)
+        (result,) = plgpu.elementwise_inline_asm(
+            "ex2.approx.ftz.f32 $0, $1;",
+            args=[x],
+            constraints="=f,f",
+            pack=1,
+            result_shape_dtypes=[jax.ShapeDtypeStruct(x.shape, x.dtype)],
+        )
+        return result
 
     def seen(self, rows: Tokens, columns: Tokens) -> Array:
         """Which rows and columns see one another."""
@@ -126,6 +143,57 @@ class Penalty:
         if self._table is not None:
             return logits + self._table[self._head, self._kind, chunk]
         return jnp.where(self.current_program.seen(rows, columns), logits, HIDDEN)
+
+
+class Slab:
+    """The chunks that a program walks over: of its tile's slab, those that its rows meet."""
+
+    def __init__(self, program: Program, reach: Any) -> None:
+        self._axes = program.tile.blocks.axes
+        number = program.tile.number
+        self._reach = [
+            (reach[number, axis, 0], reach[number, axis, 1]) for axis in range(len(self._axes))
+        ]
+
+    def fold(self, body: Callable[[Any, Any], Any], start: Any) -> Any:
+        """``body(last chunk, ... body(first chunk, start))``."""
+        count = functools.reduce(lambda a, b: a * b, (count for _, count in self._reach))
+
+        def step(index: Any, carry: Any) -> Any:
+            return body(self._chunk(index), carry)
+
+        return jax.lax.fori_loop(jnp.int32(0), count, step, start)
+
+    def _chunk(self, index: Any) -> Any:
+        """Number among all chunks of a slab of one of those that are met."""
+        along = []
+        for first, count in reversed(self._reach):
+            along.append(first + index % count)
+            index = index // count
+        chunk = jnp.int32(0)
+        for axis, position in zip(self._axes, reversed(along), strict=True):
+            chunk = chunk * axis.num_chunks + position
+        return chunk
+
+
+class OneChunk:
+    """A slab of a single chunk: nothing to walk over."""
+
+    def fold(self, body: Callable[[Any, Any], Any], start: Any) -> Any:
+        """``body(0, start)``."""
+        return body(jnp.int32(0), start)
+
+
+def plan_of(program: Program, refs: tuple[Any, ...]) -> tuple[tuple[Any, ...], Slab | OneChunk]:
+    """What a kernel takes besides its arrays: the table, if it has one, and the slab to walk over.
+
+    Args:
+      program: the program that runs.
+      refs: the table and the kind of each tile, or neither; then which chunks each tile meets.
+    """
+    *table, reach = refs
+    one = program.tile.blocks.num_chunks == 1
+    return tuple(table), OneChunk() if one else Slab(program, reach)
 
 
 def loop(count: int, body: Callable[[Any, Any], Any], start: Any) -> Any:
