@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from natjax.dense.detection.config import MaskRCNNConfig
 from natjax.dense.detection.mask_rcnn import MaskRCNN
@@ -37,8 +37,8 @@ def create_detector(
     in_channels: int | None = None,
     max_detections: int | None = None,
     score_threshold: float | None = None,
-    dtype: Any = None,
-    param_dtype: Any = jnp.float32,
+    dtype: DTypeLike | None = None,
+    param_dtype: DTypeLike = jnp.float32,
     remat: bool = False,
     implementation: Implementation | None = None,
     weights: Weights | None = None,

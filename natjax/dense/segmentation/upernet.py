@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from natjax.backbones.isotropic import Isotropic, IsotropicConfig
@@ -104,8 +105,8 @@ class UPerNet(Module):
         self,
         config: UPerNetConfig,
         *,
-        dtype: Any = None,
-        param_dtype: Any = jnp.float32,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
         remat: bool = False,
         implementation: Implementation | None = None,
         rngs: nnx.Rngs,
