@@ -2,6 +2,7 @@
 
     python benchmarks/load.py                    # nat_base, as in docs/weights.md
     python benchmarks/load.py --model dinat_large
+    python benchmarks/load.py --hostile          # files made to be dear, as in docs/design.md
 
 Each figure is of a process of its own (Linux). Reading is `read_file` alone; loading is
 `create_model(name, weights=path)`, reading included. Memory is the peak above what the process had
@@ -9,12 +10,16 @@ with everything imported and JAX's devices started, in units of the file.
 """
 
 import argparse
+import io
 import json
 import pathlib
+import pickle
 import subprocess
 import sys
 import tempfile
 import time
+import tracemalloc
+import zipfile
 
 
 def main() -> None:
@@ -22,12 +27,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--model", default="nat_base")
     parser.add_argument("--format", choices=("pth", "safetensors"), default="pth")
+    parser.add_argument("--hostile", action="store_true")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--worker", choices=("write", "read", "load"), help=argparse.SUPPRESS)
     parser.add_argument("--path", type=pathlib.Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
         print(json.dumps(WORKERS[args.worker](args.model, args.path)))
+        return
+    if args.hostile:
+        hostile()
         return
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / f"{args.model}.{args.format}"
@@ -46,6 +55,56 @@ def main() -> None:
         print(f"{worker}: {figures['seconds']:.2f} s, peak {memory:.2f} times the file")
     beyond = best["load"]["seconds"] - best["read"]["seconds"]
     print(f"beyond reading: {beyond:.2f} s")
+
+
+# Instructions repeated without end, each of which costs as much as it can.
+DEAR = {
+    "None": b"N",
+    "empty dicts": b"}",
+    "memo": b"N" + pickle.MEMOIZE,
+    "OrderedDicts": b"h\0)R",
+    "tuples": b")\x85",
+    "short strings": pickle.SHORT_BINUNICODE + b"\1a",
+    "names": b"ca\nb\n",
+}
+
+
+def hostile() -> None:
+    """Processor time and peak memory of reading files of 1 and 10 MB of instructions."""
+    from natjax.weights import WeightsError
+    from natjax.weights.files import read_file
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder) / "x.pth"
+        for name, program in DEAR.items():
+            for size in (10**6, 10**7):
+                path.write_bytes(archive(program * (size // len(program))))
+                figures = []
+                for traced in (False, True):  # tracing takes time
+                    if traced:
+                        tracemalloc.start()
+                    began = time.process_time()
+                    try:
+                        read_file(path)
+                        outcome = "read"
+                    except WeightsError:
+                        outcome = "refused"
+                    figures.append(time.process_time() - began)
+                peak = tracemalloc.get_traced_memory()[1]
+                tracemalloc.stop()
+                print(
+                    f"{name}, {path.stat().st_size / 1e6:.0f} MB: {outcome},"
+                    f" {figures[0]:.2f} s, peak {peak / 2**20:.0f} MiB"
+                )
+
+
+def archive(program: bytes) -> bytes:
+    """A file of torch.save with a program between the marks of a tuple."""
+    head = pickle.PROTO + b"\2(ccollections\nOrderedDict\nq\0"
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as zipped:
+        zipped.writestr("archive/data.pkl", head + program + b"t.")
+    return file.getvalue()
 
 
 def measure(worker: str, model: str, path: pathlib.Path) -> dict[str, float]:

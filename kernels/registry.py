@@ -28,20 +28,22 @@ class Implementation:
     """An implementation that there may be.
 
     Attributes:
-      name: what users call it, and the module in `natjax.kernels.backends`.
+      name: what users call it, and its module in ``package``.
       platform: the only platform that it is for, if any: elsewhere None passes over it unasked,
         since importing it takes longer than a call.
       aliases: further names that users may have written.
+      package: where its module is.
     """
 
     name: str
     platform: str | None = None
     aliases: tuple[str, ...] = ()
+    package: str = "natjax.kernels.backends"
 
     @property
     def module(self) -> str:
         """Import name."""
-        return f"natjax.kernels.backends.{self.name}"
+        return f"{self.package}.{self.name}".removeprefix(".")
 
 
 # Best first. None picks the first that does not decline; "reference" accepts everything.

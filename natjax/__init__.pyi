@@ -3,6 +3,7 @@ from .backbones.isotropic import Isotropic as Isotropic
 from .backbones.isotropic import IsotropicConfig as IsotropicConfig
 from .backbones.nat import NAT as NAT
 from .backbones.nat import NATConfig as NATConfig
+from .class_names import labels as labels
 from .create import create_model as create_model
 from .create import model_config as model_config
 from .dense.detection.config import MaskRCNNConfig as MaskRCNNConfig
@@ -28,9 +29,12 @@ from .kernels.explain import explain as explain
 from .nn.attention import NeighborhoodAttention1D as NeighborhoodAttention1D
 from .nn.attention import NeighborhoodAttention2D as NeighborhoodAttention2D
 from .nn.attention import NeighborhoodAttention3D as NeighborhoodAttention3D
+from .preprocessing import preprocess as preprocess
 from .registry import list_models as list_models
 from .summary import ModelSummary as ModelSummary
 from .summary import model_summary as model_summary
+from .visualize.attention import attention_maps as attention_maps
+from .visualize.attention import attention_weights as attention_weights
 from .weights.load import load_weights as load_weights
 from .weights.save import save_weights as save_weights
 

@@ -4,20 +4,39 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
-from typing import Any
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import ArrayLike, DTypeLike
 
 from natjax.backbones.isotropic import Isotropic, IsotropicConfig
 from natjax.backbones.nat import NAT, NATConfig
 from natjax.kernels.api import Implementation
-from natjax.registry import find_config
+from natjax.nn.arguments import given
+from natjax.nn.initial import initialise
+from natjax.registry import find_config, maker_of
+
+if TYPE_CHECKING:
+    from natjax.weights.state_dict import StateDict
+
+Config = NATConfig | IsotropicConfig
+Weights = str | os.PathLike[str] | Mapping[str, ArrayLike]
+
+# What a file of natjax says of its model, where the caller leaves it open.
+_FROM_FILE = (
+    *("num_classes", "dilations", "kernel_size", "drop_path", "dropout", "attn_dropout"),
+    *("in_channels", "input_size", "output_norms", "features_only", "out_indices"),
+)
 
 
 def model_config(name: str) -> NATConfig | IsotropicConfig:
     """The config of a classifier as published.
+
+    Args:
+      name: one of ``natjax.list_models(kind="classifier")``.
 
     Raises:
       ValueError: no classifier of that name; the message suggests near ones.
@@ -32,15 +51,19 @@ def create_model(
     dilations: Sequence[Sequence[int]] | Sequence[int] | None = None,
     kernel_size: int | None = None,
     drop_path: float | None = None,
-    dropout: float = 0.0,
-    attn_dropout: float = 0.0,
-    in_channels: int = 3,
+    dropout: float | None = None,
+    attn_dropout: float | None = None,
+    in_channels: int | None = None,
     output_norms: bool | None = None,
-    dtype: Any = None,
-    param_dtype: Any = jnp.float32,
+    features_only: bool | None = None,
+    out_indices: Sequence[int] | None = None,
+    dtype: DTypeLike | None = None,
+    param_dtype: DTypeLike = jnp.float32,
     remat: bool = False,
     implementation: Implementation | None = None,
-    weights: str | os.PathLike[str] | None = None,
+    weights: Weights | None = None,
+    backbone: Weights | None = None,
+    ema: bool = False,
     drop_head: bool = False,
     resize_rpb: bool = False,
     rngs: nnx.Rngs | None = None,
@@ -50,37 +73,49 @@ def create_model(
     ``model(images)`` gives logits and ``model.features(images)`` the pyramid for dense prediction,
     for normalised images ``[B, H, W, C]`` of any size. Both take ``rngs`` in training.
 
+    An option that is None is as in the file of the weights where natjax wrote it, or else as
+    published.
+
     Args:
       name: one of ``natjax.list_models(kind="classifier")``.
       num_classes: outputs of the classifier, 0 for none (a call then returns pooled features
-        ``[B, C]``); None is as published, or 0 with ``output_norms``.
-      dilations: dilation of every block, one sequence per level (isotropic: one sequence); None is
-        as published. Parameters do not depend on it.
-      kernel_size: attention window; None is as published.
-      drop_path: stochastic depth rate of the last block; None is as published.
-      dropout: dropout rate after the attention's projection and in the MLPs.
-      attn_dropout: dropout rate of the attention weights.
-      in_channels: channels of the images.
+        ``[B, C]``); None is 0 with ``output_norms`` or ``features_only``. Where the weights have
+        another number, the classifier is drawn anew, which a warning says.
+      dilations: dilation of every block, one sequence per level (isotropic: one sequence).
+        Parameters do not depend on it.
+      kernel_size: attention window.
+      drop_path: stochastic depth rate of the last block.
+      dropout: dropout rate after the attention's projection and in the MLPs; None is 0.
+      attn_dropout: dropout rate of the attention weights; None is 0.
+      in_channels: channels of the images; None is 3.
       output_norms: whether ``features()`` normalises each map by ``norm0``, ``norm1``, ..., as the
         published dense-prediction backbones do; None is False.
+      features_only: whether a call returns ``features()`` instead of logits; the model then has
+        neither classifier nor final norm, and leaves those of the weights out.
+      out_indices: levels whose maps ``features()`` returns, negative ones from the last; None is
+        all of them.
       dtype: dtype of matrix products, convolutions and attention, such as ``jnp.bfloat16``; None
-        is ``param_dtype``. Residual stream, norms, LayerScale, pooling and classifier are in
-        float32 whatever it is (float64 where it is float64), and so are features and logits.
+        is ``param_dtype``. Features and logits are float32 at least.
       param_dtype: dtype of the parameters.
       remat: whether the backward pass recomputes each block instead of storing its inside.
       implementation: of the attention op, as in `natjax.na2d`.
       weights: where to load all parameters from: the name of published weights such as
-        ``"imagenet1k"`` (`natjax.weights.published_weights`), ``"hf://org/name"``, URL or path, as
-        for `natjax.load_weights`. With published weights of a detector or segmentor, None for
-        ``dilations``, ``kernel_size`` and ``output_norms`` is as in that.
-      drop_head: draw the classifier instead of loading it, for another ``num_classes``; with the
-        norms that only one of model and file has.
+        ``"imagenet1k"`` (`natjax.weights.published_weights`), ``"hf://org/name"``, URL or path, or
+        arrays by name, as for `natjax.load_weights`.
+      backbone: the same for weights of which only the backbone is wanted, as of a detector, a
+        segmentor or a classifier: ``"coco_maskrcnn"``. None for ``num_classes`` is then 0, and
+        None for ``output_norms`` is as in the weights; published ones bring the dilations and the
+        window that they were trained with.
+      ema: take the averaged weights of a training checkpoint.
+      drop_head: draw the classifier instead of loading it; with the norms that only one of model
+        and file has.
       resize_rpb: resize loaded position biases to the model's window.
       rngs: stream ``params`` (or the default one) draws the parameters; needed unless all of them
         are loaded.
 
     Raises:
-      ValueError: an unknown name, or an argument that breaks its rule.
+      ValueError: an unknown name, an argument that breaks its rule, or options that conflict with
+        those in the weights.
       WeightsError: the weights cannot be found or read, or do not fit.
 
     >>> import jax.numpy as jnp, natjax
@@ -88,32 +123,34 @@ def create_model(
     >>> model = natjax.create_model("nat_micro", num_classes=7, rngs=nnx.Rngs(0))
     >>> model(jnp.zeros((1, 32, 32, 3))).shape
     (1, 7)
+    >>> maps = natjax.create_model("nat_micro", features_only=True, rngs=nnx.Rngs(0))
+    >>> [x.shape for x in maps(jnp.zeros((1, 32, 32, 3)))]
+    [(1, 8, 8, 32), (1, 4, 4, 64)]
     """
-    if weights is None and rngs is None:
-        raise ValueError("rngs must be given where weights are not")
     config = model_config(name)
-    optional = {
+    if weights is not None and backbone is not None:
+        raise ValueError("weights and backbone must not both be given")
+    source = weights if backbone is None else backbone
+    if source is None and rngs is None:
+        raise ValueError("rngs must be given where weights are not")
+    options = {
         "num_classes": num_classes,
-        "dilations": dilations,
+        "dilations": _tuples(dilations),
         "kernel_size": kernel_size,
         "drop_path": drop_path,
+        "dropout": dropout,
+        "attn_dropout": attn_dropout,
+        "in_channels": in_channels,
         "output_norms": output_norms,
+        "features_only": features_only,
+        "out_indices": _tuples(out_indices),
     }
-    given = {key: value for key, value in optional.items() if value is not None}
-    changes = ({} if weights is None else _published_options(name, weights)) | given
-    if changes.get("output_norms"):
-        changes = {"num_classes": 0} | changes
-    config = dataclasses.replace(
-        config,
-        dropout=dropout,
-        attn_dropout=attn_dropout,
-        in_channels=in_channels,
-        **changes,
-    )
-    family = NAT if isinstance(config, NATConfig) else Isotropic
+    asked = given(options)
+    if output_norms or features_only:
+        asked = {"num_classes": 0} | asked
 
-    def build(rngs: nnx.Rngs) -> NAT | Isotropic:
-        return family(
+    def build(config: Config, rngs: nnx.Rngs) -> NAT | Isotropic:
+        return _family(config)(
             config,
             dtype=dtype,
             param_dtype=param_dtype,
@@ -122,16 +159,120 @@ def create_model(
             rngs=rngs,
         )
 
-    if weights is None:
-        return build(rngs)
-    from natjax.weights.load import build_loaded
+    if source is None:
+        config = dataclasses.replace(config, **asked)
+        return initialise(lambda rngs: build(config, rngs), rngs)
+    from natjax.weights.load import build_from, open_weights
 
-    return build_loaded(
-        build, weights, name=name, drop_head=drop_head, resize_rpb=resize_rpb, rngs=rngs
+    published = _published_options(name, source, is_whole=backbone is None)
+    state = open_weights(source, models=[name], ema=ema)
+    stated = _stated_options(name, config, state, asked, resize_rpb)
+    if backbone is not None:
+        stated |= {"num_classes": 0, "output_norms": _has_output_norms(state)}
+    config = dataclasses.replace(config, **stated | published | asked)
+    return build_from(
+        lambda rngs: build(config, rngs),
+        state,
+        drop_head=drop_head or backbone is not None or _drops_head(config, state, asked),
+        resize_rpb=resize_rpb,
+        rngs=rngs,
     )
 
 
-def _published_options(name: str, weights: str | os.PathLike[str]) -> dict[str, Any]:
+def _tuples(value: Any) -> Any:
+    """Lists, at any depth, as the tuples that configs hold."""
+    return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
+
+
+def _family(config: Config) -> type[NAT | Isotropic]:
+    return NAT if isinstance(config, NATConfig) else Isotropic
+
+
+def _published_options(name: str, weights: Weights, *, is_whole: bool) -> dict[str, Any]:
+    """Options that published weights were trained with.
+
+    Raises:
+      ValueError: all of a detector or segmentor is asked for.
+    """
     from natjax.weights.published import find_published, is_published_name
 
-    return find_published([name], str(weights)).options if is_published_name(weights) else {}
+    if not is_published_name(weights):
+        return {}
+    entry = find_published([name], str(weights))
+    if is_whole and not entry.is_classifier:
+        maker = maker_of(entry.whole) if entry.whole else None
+        whole = f", or make it whole: natjax.{maker}({entry.whole!r}, ...)" if maker else ""
+        raise ValueError(
+            f"weights {weights!r} are of a whole model ({entry.task}), of which create_model makes "
+            f"the backbone: pass backbone={weights!r}{whole}"
+        )
+    return entry.options
+
+
+def _stated_options(
+    name: str, config: Config, state: StateDict, asked: dict[str, Any], resize_rpb: bool
+) -> dict[str, Any]:
+    """Options of the model that natjax wrote the weights of; empty for weights of others.
+
+    Raises:
+      ValueError: they conflict with the model's name or with what is asked for.
+    """
+    from natjax.weights.structure import read_config, read_model
+
+    stated, model = read_config(state.metadata), read_model(state.metadata)
+    if stated is None or not _has_same_blocks(stated, config):
+        return {}  # such arrays do not fit, and loading them says what does not
+    is_same = (stated.dilations, stated.kernel_size) == (config.dilations, config.kernel_size)
+    if model not in (None, name) and not is_same:
+        raise ValueError(
+            f"{state.where} holds weights of {model}, which has other dilations or windows; got "
+            f"name={name!r}; pass name={model!r}, or change the model afterwards by "
+            "with_dilations(...) and with_kernel_size(...)"
+        )
+    _check_conflict(state, stated, "dilations", asked, "with_dilations(...)")
+    if not resize_rpb:
+        _check_conflict(state, stated, "kernel_size", asked, "with_kernel_size(...)")
+    options = {field: getattr(stated, field) for field in _FROM_FILE}
+    return {field: value for field, value in options.items() if value is not None}
+
+
+def _has_same_blocks(a: Config, b: Config) -> bool:
+    return a.channels == b.channels and len(a.windows) == len(b.windows)
+
+
+def _check_conflict(
+    state: StateDict, stated: Config, field: str, asked: dict[str, Any], change: str
+) -> None:
+    if field not in asked:
+        return
+    wanted = getattr(dataclasses.replace(stated, **{field: asked[field]}), field)
+    if wanted != getattr(stated, field):
+        raise ValueError(
+            f"{field} must be left open or be as in {state.where}, "
+            f"{getattr(stated, field)}; got {wanted}; load the model as it is, and change it by "
+            f"model.{change}"
+        )
+
+
+def _has_output_norms(state: StateDict) -> bool:
+    from natjax.weights.structure import source_shapes
+
+    return "norm0.bias" in source_shapes(state)
+
+
+def _drops_head(config: Config, state: StateDict, asked: dict[str, Any]) -> bool:
+    """Whether the classifier of the weights is another one than the caller's options ask for."""
+    from natjax.weights.structure import num_classes
+
+    if config.features_only:
+        return True
+    found, wanted = num_classes(state), config.num_classes
+    if "num_classes" not in asked or found == wanted:
+        return False
+    if wanted:
+        warnings.warn(
+            f"the classifier of {wanted} classes is drawn anew, as the weights of {state.where} "
+            f"have {found or 'none'}; drop_head=True says that this is meant",
+            stacklevel=3,
+        )
+    return True

@@ -61,6 +61,18 @@ def kind_of(name: str) -> Kind:
     raise ValueError(_unknown(name, list_models(), "models"))
 
 
+def maker_of(name: str) -> str:
+    """Name of the function of natjax that makes a model.
+
+    Args:
+      name: of the model.
+
+    Raises:
+      ValueError: no model of that name; the message suggests near ones.
+    """
+    return _MAKERS[kind_of(name)]
+
+
 def find_config(name: str, kind: Kind | None = None) -> Any:
     """The config of a model as published.
 
@@ -75,7 +87,7 @@ def find_config(name: str, kind: Kind | None = None) -> Any:
     if kind is not None and name not in _CONFIGS[kind]:
         names = list_models(kind=kind)
         if name in list_models():
-            maker = _MAKERS[kind_of(name)]
+            maker = maker_of(name)
             raise ValueError(f"name must be a {kind}; {name!r} is made by natjax.{maker}")
         raise ValueError(_unknown(name, names, f"{kind}s"))
     return _CONFIGS[kind or kind_of(name)][name]

@@ -2,9 +2,8 @@
 
 A program of a kernel owns a *tile* of rows, which are queries, or keys in the backward pass for
 keys and values, and walks over the *slab* of columns (the others) that its rows can meet, one
-*chunk* at a time. Tiles and chunks are boxes of positions of one dilation group, with sides that
-are powers of two. So a block of logits is tile by chunk, and the number of blocks is what a kernel
-costs.
+*chunk* at a time. Tiles and chunks are boxes of positions of one dilation group. So a block of
+logits is tile by chunk, and the number of blocks is what a kernel costs.
 
 Slabs start at ``clip(tile start + offset, 0, positions - halo)`` (`natjax.kernels.plan.slabs`).
 Everything here works on traced values, inside a kernel, and on NumPy arrays, in a plan; which
@@ -39,8 +38,8 @@ class AxisBlocks:
     Attributes:
       window: the neighborhood along the axis.
       rows: what the rows of a block are; its columns are the others.
-      tile: row positions in a tile, a power of two.
-      chunk: column positions in a chunk, a power of two.
+      tile: row positions in a tile.
+      chunk: column positions in a chunk.
       offset: from the start of a tile to that of its slab, away from the borders.
       halo: column positions in a slab.
     """
@@ -103,7 +102,7 @@ def axis_blocks(window: AxisWindow, rows: Rows, tile: int, chunk: int) -> AxisBl
     first, last = np.full(len(starts), positions), np.zeros(len(starts), int)
     # Dilation groups come in two lengths at most, the first being the longest.
     for group in {0, window.dilation - 1}:
-        low, high = _meets(window, rows, group)
+        low, high = columns_met(window, rows, group)
         cuts = starts[starts < len(low)]
         count = len(cuts)
         first[:count] = np.minimum(first[:count], np.minimum.reduceat(low, cuts))
@@ -112,12 +111,15 @@ def axis_blocks(window: AxisWindow, rows: Rows, tile: int, chunk: int) -> AxisBl
     return AxisBlocks(window=window, rows=rows, tile=tile, chunk=chunk, offset=offset, halo=halo)
 
 
-def _meets(
+def columns_met(
     window: AxisWindow, rows: Rows, group: int
 ) -> tuple[Int[np.ndarray, "positions"], Int[np.ndarray, "positions"]]:
-    """The columns that each row of a dilation group meets: first, and one past the last."""
+    """The columns that each row of a dilation group meets: first, and one past the last.
+
+    A key that no query sees meets none: its first is not before its last.
+    """
     if rows == "keys":
-        return window.queries(group)
+        return window.queries_of_keys(group)
     query = np.arange(int(window.group_length(group))) * window.dilation + group
     return window.start(query), window.end(query)
 
@@ -204,7 +206,7 @@ class Tile:
 
     def rows(self) -> tuple[Ints, ...]:
         """Position of each row along each axis."""
-        within = _unravel_power_of_two(
+        within = _unravel_lanes(
             jnp.arange(self.blocks.num_rows, dtype=jnp.int32),
             [axis.tile for axis in self.blocks.axes],
         )
@@ -214,7 +216,7 @@ class Tile:
         """Position of each column of a chunk along each axis."""
         axes = self.blocks.axes
         chunks = _unravel(chunk, [axis.num_chunks for axis in axes])
-        within = _unravel_power_of_two(
+        within = _unravel_lanes(
             jnp.arange(self.blocks.num_columns, dtype=jnp.int32), [axis.chunk for axis in axes]
         )
         return tuple(
@@ -263,8 +265,10 @@ def _unravel(index: Ints, sizes: Sequence[int]) -> tuple[Ints, ...]:
     return tuple(reversed(parts))
 
 
-def _unravel_power_of_two(index: Ints, sizes: Sequence[int]) -> tuple[Ints, ...]:
-    """As `_unravel`, by shifts: no test of the sign on every lane."""
+def _unravel_lanes(index: Ints, sizes: Sequence[int]) -> tuple[Ints, ...]:
+    """As `_unravel`; for powers of two by shifts, without a test of the sign on every lane."""
+    if any(size & (size - 1) for size in sizes):
+        return _unravel(index, sizes)
     parts = []
     for size in reversed(sizes):
         parts.append(index & (size - 1))

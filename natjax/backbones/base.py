@@ -7,14 +7,19 @@ float64 models): `natjax.nn.block` says why.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from natjax.nn.arguments import check_rate, check_size
+from natjax.kernels.api import Implementation
+from natjax.nn.arguments import check_implementation, check_rate, check_size
+from natjax.nn.block import Block, run_block
 from natjax.nn.layers import LayerNorm, full_precision, linear
+from natjax.nn.mode import Module
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,6 +35,10 @@ class ModelConfig:
       in_channels: channels of the images.
       input_size: height and width of the images the model was designed for.
       output_norms: whether ``features()`` normalises each map, as dense-prediction backbones do.
+      features_only: whether a call returns ``features()``; there is no final norm then, and
+        ``num_classes`` must be 0.
+      out_indices: levels whose maps ``features()`` returns, in rising order; negative ones count
+        from the last. None is every level.
     """
 
     mlp_ratio: float = 4.0
@@ -40,6 +49,8 @@ class ModelConfig:
     in_channels: int = 3
     input_size: int = 224
     output_norms: bool = False
+    features_only: bool = False
+    out_indices: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         for name in ("drop_path", "dropout", "attn_dropout"):
@@ -49,50 +60,206 @@ class ModelConfig:
             check_size(name, getattr(self, name))
         if not self.mlp_ratio > 0:
             raise ValueError(f"mlp_ratio must be positive; got {self.mlp_ratio!r}")
+        if self.features_only and self.num_classes:
+            raise ValueError(
+                f"num_classes must be 0 with features_only=True; got {self.num_classes}"
+            )
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """Channels of each level."""
+        raise NotImplementedError
+
+    @property
+    def reductions(self) -> tuple[int, ...]:
+        """Pixels along each axis that a token of each level stands for."""
+        raise NotImplementedError
+
+    @property
+    def windows(self) -> tuple[tuple[int, int], ...]:
+        """Kernel size and dilation of every block, from the first."""
+        raise NotImplementedError
+
+    @property
+    def outputs(self) -> tuple[int, ...]:
+        """Levels whose maps ``features()`` returns."""
+        return tuple(range(len(self.channels))) if self.out_indices is None else self.out_indices
 
     def _set(self, **fields: Any) -> None:
         """Set checked fields; for ``__post_init__`` only."""
         for name, value in fields.items():
             object.__setattr__(self, name, value)
 
+    def _set_outputs(self) -> None:
+        """Check ``out_indices``, once the number of levels is known."""
+        if self.out_indices is not None:
+            self._set(out_indices=_check_outputs(self.out_indices, len(self.channels)))
 
-class VisionModel(nnx.Module):
-    """Base of the models; a subclass computes the maps.
+
+def _check_outputs(indices: Any, count: int) -> tuple[int, ...]:
+    rule = f"out_indices must be rising integers from {-count} to {count - 1}; got {indices!r}"
+    is_sequence = isinstance(indices, Sequence) and not isinstance(indices, str)
+    if not is_sequence or not all(type(i) is int and -count <= i < count for i in indices):
+        raise ValueError(rule)
+    levels = tuple(i % count for i in indices)
+    if not levels or list(levels) != sorted(set(levels)):
+        raise ValueError(rule)
+    return levels
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FeatureInfo:
+    """What a map of ``features()`` is.
+
+    Attributes:
+      level: which level gives it, counting from 0.
+      channels: of the map.
+      reduction: pixels along each axis that a token stands for; sizes are rounded up.
+    """
+
+    level: int
+    channels: int
+    reduction: int
+
+
+class VisionModel(Module):
+    """Base of the models; a subclass makes the tokenizer ``patch_embed`` and the levels.
 
     Args:
       config: the shape of the model.
-      channels: channels of each map of the pyramid.
-      dtype: dtype of matrix products, convolutions and attention.
+      dtype: dtype of matrix products, convolutions and attention; None is ``param_dtype``.
       param_dtype: dtype of the parameters.
+      remat: whether the backward pass recomputes each block instead of storing its inside.
+      implementation: of the attention op, as in `natjax.na2d`.
       rngs: draws the initial parameters.
     """
+
+    patch_embed: nnx.Module
 
     def __init__(
         self,
         config: ModelConfig,
-        channels: tuple[int, ...],
         *,
-        dtype: Any,
-        param_dtype: Any,
+        dtype: DTypeLike | None,
+        param_dtype: DTypeLike,
+        remat: bool,
+        implementation: Implementation | None,
         rngs: nnx.Rngs,
     ):
-        options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        exact = full_precision(options)
         self.config = config
-        self.dtype = jnp.dtype(dtype)
-        has_norm = config.num_classes or not config.output_norms
-        self.norm = LayerNorm(channels[-1], **exact) if has_norm else None
+        self.dtype = jnp.dtype(dtype or param_dtype)
+        self.remat = remat
+        check_implementation(implementation)
+        options = {"dtype": self.dtype, "param_dtype": param_dtype, "rngs": rngs}
+        self._add_levels(implementation=implementation, **options)
+        options["dtype"] = full_precision(self.dtype)
+        last, classes = config.channels[-1], config.num_classes
+        has_norm = not config.features_only and (classes > 0 or not config.output_norms)
+        self.norm = LayerNorm(last, **options) if has_norm else None
         if config.output_norms:
-            for i, size in enumerate(channels):
-                setattr(self, f"norm{i}", LayerNorm(size, **exact))
-        classes = config.num_classes
-        self.head = linear(channels[-1], classes, **exact) if classes else None
+            for i in config.outputs:
+                setattr(self, f"norm{i}", LayerNorm(config.channels[i], **options))
+        self.head = linear(last, classes, **options) if classes else None
+
+    def _add_levels(
+        self,
+        *,
+        implementation: Implementation | None,
+        dtype: DTypeLike,
+        param_dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ) -> None:
+        """Add the tokenizer and the levels, in the order that parameters are drawn in."""
+        raise NotImplementedError
+
+    def _levels(self) -> list[tuple[list[Block], nnx.Module | None]]:
+        """Blocks and downsampler of each level."""
+        raise NotImplementedError
+
+    def _check_map(self, images: tuple[int, ...], x: tuple[int, ...]) -> None:
+        """Check the shape of the tokenized images; not every model takes every size."""
+
+    @property
+    def num_features(self) -> int:
+        """Channels of the last map, which are what the classifier sees."""
+        return self.config.channels[-1]
+
+    @property
+    def feature_info(self) -> tuple[FeatureInfo, ...]:
+        """What each map of ``features()`` is.
+
+        >>> import natjax
+        >>> from flax import nnx
+        >>> model = natjax.create_model("nat_micro", rngs=nnx.Rngs(0))
+        >>> [(x.channels, x.reduction) for x in model.feature_info]
+        [(32, 4), (64, 8)]
+        """
+        config = self.config
+        return tuple(
+            FeatureInfo(level=i, channels=config.channels[i], reduction=config.reductions[i])
+            for i in config.outputs
+        )
+
+    def blocks(self) -> list[Block]:
+        """All blocks, from the first; their path in the model differs between families."""
+        return [block for blocks, _ in self._levels() for block in blocks]
+
+    def with_dilations[M: VisionModel](
+        self: M, dilations: Sequence[Sequence[int]] | Sequence[int]
+    ) -> M:
+        """The same model with other dilations, on the same parameters.
+
+        Args:
+          dilations: of every block, one sequence per level (isotropic: one sequence).
+
+        Returns:
+          A model of its own, whose parameters are at first the same arrays.
+
+        Raises:
+          ValueError: dilations that do not fit the model.
+
+        >>> import natjax
+        >>> from flax import nnx
+        >>> model = natjax.create_model("nat_micro", rngs=nnx.Rngs(0))
+        >>> model.with_dilations(((1, 2), (1, 2, 1, 2))).blocks()[1].attn.dilation
+        (2, 2)
+        """
+        return self._with(dilations=dilations)
+
+    def with_kernel_size[M: VisionModel](self: M, kernel_size: int) -> M:
+        """The same model with another attention window, and position biases resized to it.
+
+        Args:
+          kernel_size: side of the window.
+
+        Returns:
+          A model of its own; parameters but the position biases are at first the same arrays.
+
+        Raises:
+          ValueError: no size of a window.
+        """
+        return self._with(kernel_size=kernel_size)
+
+    def _with[M: VisionModel](self: M, **fields: Any) -> M:
+        model = nnx.clone(self)
+        model.config = dataclasses.replace(self.config, **fields)
+        for block, window in zip(model.blocks(), model.config.windows, strict=True):
+            block.attn.set_window(*window)
+        return model
 
     def maps(
         self, images: Float[Array, "B H W I"], rngs: nnx.Rngs | None = None
     ) -> list[Float[Array, "B _Hi _Wi _Ci"]]:
-        """The output of each level before its downsampler, without output norms."""
-        raise NotImplementedError
+        """The output of each level before its downsampler, without output norms.
+
+        Args:
+          images: normalised images of any size.
+          rngs: as for a call.
+
+        Raises:
+          ValueError: as for a call.
+        """
+        return self._run(images, rngs, len(self.config.channels))
 
     def features(
         self, images: Float[Array, "B H W I"], rngs: nnx.Rngs | None = None
@@ -104,46 +271,78 @@ class VisionModel(nnx.Module):
           rngs: as for a call.
 
         Returns:
-          The output of each level before its downsampler, at strides 4, 8, 16, ..., in float32
+          The output of each level (of those of ``out_indices``) before its downsampler, in float32
           (float64 for a float64 model); under the norms ``norm0``, ``norm1``, ... if the model was
-          made with ``output_norms=True``. An isotropic model has one level.
+          made with ``output_norms=True``. `feature_info` has their channels and strides.
+
+        Raises:
+          ValueError: as for a call.
         """
-        maps = self.maps(images, rngs)
+        outputs = self.config.outputs
+        maps = self._run(images, rngs, outputs[-1] + 1)
         if not self.config.output_norms:
-            return maps
-        return [getattr(self, f"norm{i}")(x) for i, x in enumerate(maps)]
+            return [maps[i] for i in outputs]
+        return [getattr(self, f"norm{i}")(maps[i]) for i in outputs]
+
+    def _run(self, images: Array, rngs: nnx.Rngs | None, count: int) -> list[Array]:
+        """The maps of the first levels."""
+        config = self.config
+        rates = {x: getattr(config, x) for x in ("drop_path", "dropout", "attn_dropout")}
+        rngs = self._rngs_in_use(rngs, **rates)
+        x = self.patch_embed(self._checked(images))
+        self._check_map(images.shape, x.shape)
+        maps = []
+        for blocks, downsample in self._levels()[:count]:
+            for block in blocks:
+                x = run_block(block, x, rngs, remat=self.remat)
+            maps.append(x)
+            if downsample is not None and len(maps) < count:
+                x = downsample(x)
+        return maps
 
     def pooled(
         self, images: Float[Array, "B H W I"], rngs: nnx.Rngs | None = None
     ) -> Float[Array, "B C"]:
         """What the classifier sees: the last map, normalised and averaged over positions.
 
+        Args:
+          images: normalised images of any size.
+          rngs: as for a call.
+
         Raises:
-          ValueError: the model has no final norm (``output_norms=True`` and ``num_classes=0``).
+          ValueError: the model has no final norm (``features_only=True``, or ``output_norms=True``
+            and ``num_classes=0``); otherwise as for a call.
         """
         if self.norm is None:
             raise ValueError(
-                "pooled features need the final norm, which a model with output_norms=True and "
-                "num_classes=0 does not have; use features(), or another num_classes"
+                "pooled features need the final norm, which a model with features_only=True, or "
+                "output_norms=True and num_classes=0, does not have; use features(), or other "
+                "options"
             )
         return jnp.mean(self.norm(self.maps(images, rngs)[-1]), axis=(1, 2))
 
     def __call__(
         self, images: Float[Array, "B H W I"], rngs: nnx.Rngs | None = None
-    ) -> Float[Array, "B classes"]:
+    ) -> Float[Array, "B classes"] | list[Float[Array, "B _Hi _Wi _Ci"]]:
         """Logits, or pooled features of a model with ``num_classes=0``.
+
+        A model with ``features_only=True`` returns what ``features()`` does.
 
         Args:
           images: normalised images of any size.
           rngs: streams ``droppath`` and ``dropout`` of a training step, as far as their rates are
-            not 0; None means evaluation.
+            not 0; None means evaluation. `natjax.nn.mode.Module` has what ``train()`` and
+            ``eval()`` do.
 
         Returns:
           Logits in float32 (float64 for a float64 model).
 
         Raises:
-          ValueError: images of another rank, dtype or number of channels.
+          ValueError: images of another rank, dtype or number of channels, or of a size that the
+            model cannot take; no ``rngs`` after ``train()``.
         """
+        if self.config.features_only:
+            return self.features(images, rngs)
         x = self.pooled(images, rngs)
         return x if self.head is None else self.head(x)
 

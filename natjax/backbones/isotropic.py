@@ -7,16 +7,15 @@ Reference:
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jax.typing import DTypeLike
 
 from natjax.backbones.base import ModelConfig, VisionModel
 from natjax.kernels.api import Implementation
 from natjax.nn import arguments
-from natjax.nn.block import Block, drop_path_rates, run_block
+from natjax.nn.block import Block, drop_path_rates
 from natjax.nn.layers import PatchTokenizer
 
 
@@ -53,6 +52,22 @@ class IsotropicConfig(ModelConfig):
         if self.kernel_size is None and max(dilations) > 1:
             raise ValueError(f"dilations must all be 1 for global attention; got {dilations}")
         self._set(dilations=dilations)
+        self._set_outputs()
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """Channels of the one level."""
+        return (self.dim,)
+
+    @property
+    def reductions(self) -> tuple[int, ...]:
+        """Pixels along each axis that a token stands for."""
+        return (self.patch_size,)
+
+    @property
+    def windows(self) -> tuple[tuple[int, int], ...]:
+        """Kernel size and dilation of every block; of global attention, the map's size."""
+        return tuple((self.kernel_size or self.map_size, d) for d in self.dilations)
 
     @property
     def map_size(self) -> int:
@@ -88,13 +103,31 @@ class Isotropic(VisionModel):
         self,
         config: IsotropicConfig,
         *,
-        dtype: Any = None,
-        param_dtype: Any = jnp.float32,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
         remat: bool = False,
         implementation: Implementation | None = None,
         rngs: nnx.Rngs,
     ):
-        options = {"dtype": dtype or param_dtype, "param_dtype": param_dtype, "rngs": rngs}
+        super().__init__(
+            config,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            remat=remat,
+            implementation=implementation,
+            rngs=rngs,
+        )
+
+    def _add_levels(
+        self,
+        *,
+        implementation: Implementation | None,
+        dtype: DTypeLike,
+        param_dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ) -> None:
+        config = self.config
+        options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         channels, patch = config.dim, config.patch_size
         self.patch_embed = PatchTokenizer(config.in_channels, channels, patch, **options)
         rates = drop_path_rates(config.drop_path, config.depth)
@@ -102,7 +135,7 @@ class Isotropic(VisionModel):
             Block(
                 channels,
                 config.num_heads,
-                config.kernel_size or config.map_size,
+                kernel_size,
                 dilation,
                 mlp_ratio=config.mlp_ratio,
                 drop_path_rate=rate,
@@ -111,24 +144,11 @@ class Isotropic(VisionModel):
                 implementation=implementation,
                 **options,
             )
-            for rate, dilation in zip(rates, config.dilations, strict=True)
+            for rate, (kernel_size, dilation) in zip(rates, config.windows, strict=True)
         )
-        self.remat = remat
-        super().__init__(config, (channels,), **options)
 
-    def maps(
-        self, images: Float[Array, "B H W I"], rngs: nnx.Rngs | None = None
-    ) -> list[Float[Array, "B _Hi _Wi _Ci"]]:
-        """The output of the last block, without output norm, as a list of one map.
-
-        Raises:
-          ValueError: global attention, and images that do not give the designed map size.
-        """
-        x = self.patch_embed(self._checked(images))
-        self._check_map(images.shape, x.shape)
-        for block in self.layers:
-            x = run_block(block, x, rngs, remat=self.remat)
-        return [x]
+    def _levels(self) -> list[tuple[list[Block], nnx.Module | None]]:
+        return [(list(self.layers), None)]
 
     def _check_map(self, images: tuple[int, ...], x: tuple[int, ...]) -> None:
         size, patch = self.config.map_size, self.config.patch_size

@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jax.typing import DTypeLike
 
 from natjax.backbones.base import ModelConfig, VisionModel
 from natjax.kernels.api import Implementation
 from natjax.nn import arguments
-from natjax.nn.block import Block, drop_path_rates, run_block
+from natjax.nn.block import Block, drop_path_rates
 from natjax.nn.layers import ConvDownsampler, ConvTokenizer, PatchMerging, PatchTokenizer
 
 
@@ -57,11 +56,22 @@ class NATConfig(ModelConfig):
         self._set(depths=depths, num_heads=heads, dilations=dilations)
         for channels, heads in zip(self.channels, self.num_heads, strict=True):
             arguments.check_heads(channels, heads)
+        self._set_outputs()
 
     @property
     def channels(self) -> tuple[int, ...]:
         """Channels of each level."""
         return tuple(self.dim * 2**i for i in range(len(self.depths)))
+
+    @property
+    def reductions(self) -> tuple[int, ...]:
+        """Pixels along each axis that a token of each level stands for: 4, 8, 16, ..."""
+        return tuple(4 * 2**i for i in range(len(self.depths)))
+
+    @property
+    def windows(self) -> tuple[tuple[int, int], ...]:
+        """Kernel size and dilation of every block, from the first."""
+        return tuple((self.kernel_size, d) for level in self.dilations for d in level)
 
 
 def _check_dilations(
@@ -80,7 +90,12 @@ def _check_dilations(
 
 
 class Level(nnx.Module):
-    """Blocks at one resolution, and the downsampler to the next (None in the last level)."""
+    """Blocks at one resolution, and the downsampler to the next.
+
+    Args:
+      blocks: the blocks, in their order.
+      downsample: makes the first map of the next level; None in the last one.
+    """
 
     def __init__(self, blocks: list[Block], downsample: nnx.Module | None):
         self.blocks = nnx.List(blocks)
@@ -92,7 +107,7 @@ class NAT(VisionModel):
 
     Tokenizer, levels of blocks with a downsampler in between, norm, mean over positions, linear
     head. The levels are the attribute ``levels`` (NAT, DiNAT) or ``layers`` (DiNAT_s), as in the
-    published state dicts.
+    published state dicts; ``blocks()`` has the blocks of any model.
 
     Args:
       config: the shape of the model.
@@ -118,42 +133,56 @@ class NAT(VisionModel):
         self,
         config: NATConfig,
         *,
-        dtype: Any = None,
-        param_dtype: Any = jnp.float32,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
         remat: bool = False,
         implementation: Implementation | None = None,
         rngs: nnx.Rngs,
     ):
-        options = {"dtype": dtype or param_dtype, "param_dtype": param_dtype, "rngs": rngs}
+        super().__init__(
+            config,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            remat=remat,
+            implementation=implementation,
+            rngs=rngs,
+        )
+
+    def _add_levels(
+        self,
+        *,
+        implementation: Implementation | None,
+        dtype: DTypeLike,
+        param_dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ) -> None:
+        config = self.config
+        options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         if config.overlapping:
             self.patch_embed = ConvTokenizer(config.in_channels, config.dim, **options)
         else:
             self.patch_embed = PatchTokenizer(config.in_channels, config.dim, 4, **options)
-        levels = nnx.List(_levels(config, implementation=implementation, **options))
+        levels = nnx.List(_make_levels(config, implementation=implementation, **options))
         if config.overlapping:
             self.levels = levels
         else:
             self.layers = levels
-        self.remat = remat
-        super().__init__(config, config.channels, **options)
 
-    def maps(
-        self, images: Float[Array, "B H W I"], rngs: nnx.Rngs | None = None
-    ) -> list[Float[Array, "B _Hi _Wi _Ci"]]:
-        """The output of each level before its downsampler, without output norms."""
-        x = self.patch_embed(self._checked(images))
-        maps = []
-        for level in self.levels if self.config.overlapping else self.layers:
-            for block in level.blocks:
-                x = run_block(block, x, rngs, remat=self.remat)
-            maps.append(x)
-            if level.downsample is not None:
-                x = level.downsample(x)
-        return maps
+    def _levels(self) -> list[tuple[list[Block], nnx.Module | None]]:
+        levels = self.levels if self.config.overlapping else self.layers
+        return [(list(level.blocks), level.downsample) for level in levels]
 
 
-def _levels(config: NATConfig, *, implementation: Any, **options: Any) -> list[Level]:
+def _make_levels(
+    config: NATConfig,
+    *,
+    implementation: Implementation | None,
+    dtype: DTypeLike,
+    param_dtype: DTypeLike,
+    rngs: nnx.Rngs,
+) -> list[Level]:
     """All levels, from the first."""
+    options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
     rates = iter(drop_path_rates(config.drop_path, sum(config.depths)))
     downsampler = ConvDownsampler if config.overlapping else PatchMerging
     levels = []

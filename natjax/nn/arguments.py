@@ -6,6 +6,8 @@ import operator
 from collections.abc import Sequence
 from typing import Any
 
+from natjax.kernels import registry
+
 
 def check_size(name: str, value: Any, *, at_least: int = 1) -> int:
     """Return an integer that is large enough.
@@ -54,6 +56,15 @@ def check_heads(dim: int, num_heads: int) -> None:
     """
     if dim % num_heads:
         raise ValueError(f"channels must be a multiple of num_heads; got {dim} and {num_heads}")
+
+
+def check_implementation(name: str | None) -> str | None:
+    """Return the name of an implementation of the ops that there is, or None for the best.
+
+    Raises:
+      ValueError: there is none of that name.
+    """
+    return name if name is None else registry.canonical(name)
 
 
 def given(options: dict[str, Any]) -> dict[str, Any]:

@@ -11,18 +11,41 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from natjax.kernels import api, checks
-from natjax.nn.arguments import check_rate
-from natjax.nn.layers import dropout, linear, normal_init, pad_to
+from natjax.nn.arguments import check_implementation, check_rate
+from natjax.nn.initial import normal_init
+from natjax.nn.layers import dropout, linear, pad_to
+from natjax.nn.mode import Module
+from natjax.nn.position_bias import resize_rpb
 
 
-class _NeighborhoodAttention(nnx.Module):
+def _fixed(name: str, doc: str) -> property:
+    """An attribute that only the constructor sets: what is around the module depends on it."""
+
+    def read(self: NeighborhoodAttention) -> tuple[int, ...]:
+        return getattr(self, f"_{name}")
+
+    def refuse(self: NeighborhoodAttention, value: object) -> None:
+        raise AttributeError(
+            f"{name} is fixed at {read(self)}, as the model's config, its saved weights and rpb go "
+            f"by it; got {value!r}; model.with_{name}{'s' if name == 'dilation' else ''}(...) "
+            "returns a model with another one, and a module of its own is made anew"
+        )
+
+    return property(read, refuse, doc=doc)
+
+
+class NeighborhoodAttention(Module):
     """What the modules share; a subclass says how many token axes there are."""
 
     ndim: ClassVar[int]
+    kernel_size = _fixed("kernel_size", "Window size along each axis.")
+    dilation = _fixed("dilation", "Distance between neighboring keys along each axis.")
     _ops: ClassVar[tuple[Any, Any, Any]]
 
     def __init__(
@@ -41,23 +64,23 @@ class _NeighborhoodAttention(nnx.Module):
         attn_drop: float = 0.0,
         num_kv_heads: int | None = None,
         implementation: api.Implementation | None = None,
-        dtype: Any = None,
-        param_dtype: Any = jnp.float32,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         self.num_heads = num_heads
         self.num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
         _check_heads(embed_dim, num_heads, self.num_kv_heads)
         self.embed_dim = embed_dim
-        self.kernel_size = checks.axis_ints("kernel_size", kernel_size, self.ndim)
+        self._kernel_size = checks.axis_ints("kernel_size", kernel_size, self.ndim)
         self.stride = checks.axis_ints("stride", stride, self.ndim)
-        self.dilation = checks.axis_ints("dilation", dilation, self.ndim)
+        self._dilation = checks.axis_ints("dilation", dilation, self.ndim)
         self.is_causal = checks.axis_bools("is_causal", is_causal, self.ndim)
         _check_stride(self.stride, self.kernel_size, attn_drop)
         self.scale = _check_scale(qk_scale)
         self.attn_drop = check_rate("attn_drop", attn_drop)
         self.proj_drop = check_rate("proj_drop", proj_drop)
-        self.implementation = implementation
+        self.implementation = check_implementation(implementation)
 
         head_size = embed_dim // num_heads
         options = {"dtype": dtype or param_dtype, "param_dtype": param_dtype, "rngs": rngs}
@@ -73,16 +96,21 @@ class _NeighborhoodAttention(nnx.Module):
     def __call__(
         self, x: Float[Array, "B *X C"], rngs: nnx.Rngs | None = None
     ) -> Float[Array, "B *X C"]:
-        """Attend; ``rngs`` serves the dropouts, None means evaluation."""
+        """Attend; ``rngs`` serves the dropouts, None means evaluation.
+
+        Raises:
+          ValueError: an input of another rank or number of channels; no ``rngs`` after ``train()``.
+        """
         if x.ndim != self.ndim + 2 or x.shape[-1] != self.embed_dim:
             raise ValueError(
                 f"x must have {self.ndim + 2} dimensions, batch, {self.ndim} token axes and "
                 f"embed_dim={self.embed_dim} channels; got shape {x.shape}"
             )
+        rngs = self._rngs_in_use(rngs, attn_drop=self.attn_drop, proj_drop=self.proj_drop)
         layout = x.shape[1:-1]
         x = pad_to(x, tuple(k * d for k, d in zip(self.kernel_size, self.dilation, strict=True)))
-        out = self._attend(*self._query_key_value(x), rngs)
-        out = out[:, *(slice(n) for n in layout)]
+        out = self._attend(*self._query_key_value(x), layout, rngs)
+        out = _crop(out, layout)
         out = self.proj(out.reshape(*out.shape[:-2], self.embed_dim))
         return dropout(out, self.proj_drop, rngs)
 
@@ -92,24 +120,44 @@ class _NeighborhoodAttention(nnx.Module):
         qkv = qkv.reshape(*x.shape[:-1], sum(heads), self.embed_dim // self.num_heads)
         return jnp.split(qkv, [heads[0], heads[0] + heads[1]], axis=-2)
 
-    def _attend(self, query: Array, key: Array, value: Array, rngs: nnx.Rngs | None) -> Array:
-        attention, logits, weighted_sum = self._ops
-        where: dict[str, Any] = {
+    def _attend(
+        self,
+        query: Array,
+        key: Array,
+        value: Array,
+        layout: tuple[int, ...],
+        rngs: nnx.Rngs | None,
+    ) -> Array:
+        options = {
             "dilation": self.dilation,
             "is_causal": self.is_causal,
             "implementation": self.implementation,
         }
-        bias = None if self.rpb is None else self.rpb[...]
-        if rngs is None or self.attn_drop == 0:
-            how = {"stride": self.stride, "scale": self.scale, "rpb": bias}
-            return attention(query, key, value, self.kernel_size, **how, **where)
-        weights = logits(query, key, self.kernel_size, scale=self.scale, rpb=bias, **where)
+        bias = {"scale": self.scale, "rpb": None if self.rpb is None else self.rpb[...]}
+        attention, logits, weighted_sum = self._ops
+        drops = rngs is not None and self.attn_drop > 0
+        is_captured = self._is_captured()
+        if not drops and not is_captured:
+            options |= {"stride": self.stride}
+            return attention(query, key, value, self.kernel_size, **bias, **options)
+        _check_unfused(self.stride)
+        weights = logits(query, key, self.kernel_size, **bias, **options)
         weights = jax.nn.softmax(weights.astype(checks.accumulation_dtype(weights.dtype)))
+        if is_captured:
+            self.sow(nnx.Intermediate, "attention_weights", _crop(weights, layout))
         weights = dropout(weights, self.attn_drop, rngs).astype(value.dtype)
-        return weighted_sum(weights, value, self.kernel_size, **where)
+        return weighted_sum(weights, value, self.kernel_size, **options)
+
+    def _is_captured(self) -> bool:
+        """Whether `flax.nnx.capture` collects intermediate values of this call.
+
+        Asked for, since only the unfused ops have the weights, and the fused op is faster.
+        """
+        captures = getattr(self, "__captures__", ())
+        return any(type(variable) is nnx.Intermediate for variable in captures)
 
 
-class NeighborhoodAttention1D(_NeighborhoodAttention):
+class NeighborhoodAttention1D(NeighborhoodAttention):
     """Neighborhood attention over ``[B, L, C]``; arguments as in `NeighborhoodAttention2D`.
 
     >>> import jax.numpy as jnp, natjax
@@ -123,7 +171,7 @@ class NeighborhoodAttention1D(_NeighborhoodAttention):
     _ops = (api.na1d, api.na1d_qk, api.na1d_av)
 
 
-class NeighborhoodAttention2D(_NeighborhoodAttention):
+class NeighborhoodAttention2D(NeighborhoodAttention):
     """Neighborhood attention over ``[B, H, W, C]``, with its projections.
 
     ``proj(attention(q, k, v))``, where ``q, k, v`` are one linear layer of the input and attention
@@ -159,6 +207,11 @@ class NeighborhoodAttention2D(_NeighborhoodAttention):
 
     A call takes the input ``[B, H, W, C]`` and optionally ``rngs``, whose stream ``dropout`` serves
     ``attn_drop`` and ``proj_drop``; without it nothing is dropped. It returns ``[B, H, W, C]``.
+    ``train()`` and ``eval()`` fix whether anything may be dropped (`natjax.nn.mode.Module`).
+
+    Within `flax.nnx.capture` of ``nnx.Intermediate`` a call uses the unfused ops, too, and leaves
+    its weights ``[B, H, W, N, K0 * K1]``, before dropout, as ``attention_weights``
+    (`natjax.attention_weights`); it needs ``stride == 1``.
 
     Raises:
       ValueError: an argument breaks its rule; the message has name, rule and value.
@@ -176,8 +229,23 @@ class NeighborhoodAttention2D(_NeighborhoodAttention):
     ndim = 2
     _ops = (api.na2d, api.na2d_qk, api.na2d_av)
 
+    def set_window(self, kernel_size: int, dilation: int) -> None:
+        """Change the window, and resize the position bias to it.
 
-class NeighborhoodAttention3D(_NeighborhoodAttention):
+        For models, which keep a config; `natjax.NAT.with_dilations` and ``with_kernel_size``.
+
+        Args:
+          kernel_size: side of the window.
+          dilation: distance between neighboring keys.
+        """
+        self._kernel_size = checks.axis_ints("kernel_size", kernel_size, self.ndim)
+        self._dilation = checks.axis_ints("dilation", dilation, self.ndim)
+        sizes = tuple(2 * k - 1 for k in self.kernel_size)
+        if self.rpb is not None and self.rpb.shape[1:] != sizes:
+            self.rpb = nnx.Param(jnp.asarray(resize_rpb(np.asarray(self.rpb[...]), sizes)))
+
+
+class NeighborhoodAttention3D(NeighborhoodAttention):
     """Neighborhood attention over ``[B, T, H, W, C]``; arguments as in `NeighborhoodAttention2D`.
 
     >>> import jax.numpy as jnp, natjax
@@ -217,6 +285,19 @@ def _check_stride(stride: tuple[int, ...], kernel_size: tuple[int, ...], attn_dr
             f"attn_drop must be 0 where stride > 1, as the unfused ops have no stride; got "
             f"attn_drop={attn_drop} and stride={stride}"
         )
+
+
+def _check_unfused(stride: tuple[int, ...]) -> None:
+    if max(stride) > 1:
+        raise NotImplementedError(
+            f"attention weights are there for stride 1 alone, as the unfused ops have none; got "
+            f"stride={stride}"
+        )
+
+
+def _crop(x: Float[Array, "B *X N D"], layout: tuple[int, ...]) -> Float[Array, "B *Y N D"]:
+    """Without the tokens that were padded."""
+    return x[:, *(slice(n) for n in layout)]
 
 
 def _check_scale(qk_scale: float | None) -> float | None:

@@ -9,18 +9,19 @@ were trained, keeps the stream in float32 as well.
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from natjax.kernels.api import Implementation
 from natjax.kernels.checks import accumulation_dtype
 from natjax.nn.attention import NeighborhoodAttention2D
 from natjax.nn.layers import LayerNorm, Mlp, drop_path
+from natjax.nn.mode import Module
 
 
-class Block(nnx.Module):
+class Block(Module):
     """Pre-norm transformer layer with neighborhood attention.
 
     ``x += gamma1 * attention(norm1(x))``, then ``x += gamma2 * mlp(norm2(x))``, each branch under
@@ -37,7 +38,9 @@ class Block(nnx.Module):
       attn_dropout: dropout rate of the attention weights.
       layer_scale: initial value of the gammas; None for no gammas.
       implementation: of the attention op.
-      **options: dtype (of matrix products and attention), param_dtype and rngs.
+      dtype: dtype of matrix products and attention.
+      param_dtype: dtype of the parameters.
+      rngs: draws the initial parameters.
     """
 
     def __init__(
@@ -52,9 +55,12 @@ class Block(nnx.Module):
         dropout: float = 0.0,
         attn_dropout: float = 0.0,
         layer_scale: float | None = None,
-        implementation: Any = None,
-        **options: Any,
+        implementation: Implementation | None = None,
+        dtype: DTypeLike,
+        param_dtype: DTypeLike,
+        rngs: nnx.Rngs,
     ):
+        options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.norm1 = LayerNorm(channels, **options)
         self.attn = NeighborhoodAttention2D(
             channels,
@@ -72,11 +78,11 @@ class Block(nnx.Module):
         self.gamma1, self.gamma2 = (
             None
             if layer_scale is None
-            else nnx.Param(jnp.full((channels,), layer_scale, options["param_dtype"]))
+            else nnx.Param(jnp.full((channels,), layer_scale, param_dtype))
             for _ in range(2)
         )
         self.drop_path_rate = drop_path_rate
-        self.drops = dropout > 0 or attn_dropout > 0
+        self.dropout_rate = max(dropout, attn_dropout)
 
     def __call__(
         self, x: Float[Array, "B H W C"], rngs: nnx.Rngs | None = None
@@ -84,7 +90,11 @@ class Block(nnx.Module):
         """Run the layer; ``rngs`` serves the dropouts, None means evaluation.
 
         ``x`` may have any floating dtype; the result is float32 (float64 in float64 models).
+
+        Raises:
+          ValueError: no ``rngs`` after ``train()``.
         """
+        rngs = self._rngs_in_use(rngs, drop_path=self.drop_path_rate, dropout=self.dropout_rate)
         x = self._add(x, self.gamma1, self.attn(self.norm1(x), rngs), rngs)
         return self._add(x, self.gamma2, self.mlp(self.norm2(x), rngs), rngs)
 
@@ -113,8 +123,8 @@ def run_block(block: Block, x: Array, rngs: nnx.Rngs | None, *, remat: bool) -> 
     The block gets one key of each stream that it uses, with and without ``remat``, which therefore
     give equal results.
     """
-    streams = {"droppath": block.drop_path_rate > 0, "dropout": block.drops}
-    used = () if rngs is None else (name for name, is_used in streams.items() if is_used)
+    streams = {"droppath": block.drop_path_rate, "dropout": block.dropout_rate}
+    used = () if rngs is None else (name for name, rate in streams.items() if rate > 0)
     keys = {name: getattr(rngs, name)() for name in used}
     run = nnx.remat(_run_with_keys) if remat else _run_with_keys
     return run(block, x, keys)

@@ -13,36 +13,54 @@ the norm gives them, in float32: `natjax.nn.block` says why.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from natjax.kernels.checks import accumulation_dtype
+from natjax.nn.initial import Initialiser, normal_init
+from natjax.nn.mode import Module
 from natjax.nn.products import Conv, Linear
 
-# The published initialiser cuts at +-2 absolute, 100 deviations, which a normal never reaches.
-# jax.nn.initializers.truncated_normal must not be used for that: in float32 its tail collapses, and
-# about one weight in 2**24 lands exactly on the cut.
-normal_init = nnx.initializers.normal(0.02)
 
-
-def linear(inputs: int, outputs: int, *, use_bias: bool = True, **options: Any) -> Linear:
-    """Linear layer, initialised as published; ``options`` are dtype, param_dtype and rngs."""
-    return Linear(inputs, outputs, use_bias=use_bias, kernel_init=normal_init, **options)
-
-
-def full_precision(options: dict[str, Any]) -> dict[str, Any]:
-    """Options of a layer that computes in float32 (float64 in float64 models).
+def linear(
+    inputs: int,
+    outputs: int,
+    *,
+    use_bias: bool = True,
+    dtype: DTypeLike,
+    param_dtype: DTypeLike,
+    rngs: nnx.Rngs,
+) -> Linear:
+    """Linear layer, initialised as published.
 
     Args:
-      options: dtype, param_dtype and rngs of the layers around it.
+      inputs: size of the input's last axis.
+      outputs: size of the output's last axis.
+      use_bias: whether a bias, initially 0, is added.
+      dtype: dtype of the product.
+      param_dtype: dtype of the parameters.
+      rngs: draws the initial parameters.
     """
-    return options | {"dtype": accumulation_dtype(jnp.dtype(options["dtype"]))}
+    return Linear(
+        inputs,
+        outputs,
+        use_bias=use_bias,
+        kernel_init=normal_init,
+        dtype=dtype,
+        param_dtype=param_dtype,
+        rngs=rngs,
+    )
+
+
+def full_precision(dtype: DTypeLike) -> jnp.dtype:
+    """Dtype of norms and sums among layers of a dtype: float32, or float64 for float64."""
+    return accumulation_dtype(jnp.dtype(dtype))
 
 
 def conv(
@@ -53,15 +71,24 @@ def conv(
     *,
     padding: int = 0,
     use_bias: bool = True,
-    **options: Any,
+    dtype: DTypeLike,
+    param_dtype: DTypeLike,
+    rngs: nnx.Rngs,
 ) -> Conv:
-    """2-D convolution with PyTorch's default initialisation: U(+-1/sqrt(fan_in)), bias too."""
-    bound = (inputs * kernel_size**2) ** -0.5
+    """2-D convolution with PyTorch's default initialisation: U(+-1/sqrt(fan_in)), bias too.
 
-    def uniform(key: Array, shape: tuple[int, ...], dtype: Any, out_sharding: Any = None) -> Array:
-        del out_sharding
-        return jax.random.uniform(key, shape, dtype, -bound, bound)
-
+    Args:
+      inputs: channels of the input.
+      outputs: channels of the output.
+      kernel_size: height and width of the kernel.
+      stride: of the kernel's places, along both axes.
+      padding: zeros around the input.
+      use_bias: whether a bias is added.
+      dtype: dtype of the product.
+      param_dtype: dtype of the parameters.
+      rngs: draws the initial parameters.
+    """
+    uniform = Initialiser("uniform", (inputs * kernel_size**2) ** -0.5)
     return Conv(
         inputs,
         outputs,
@@ -71,7 +98,9 @@ def conv(
         use_bias=use_bias,
         kernel_init=uniform,
         bias_init=uniform,
-        **options,
+        dtype=dtype,
+        param_dtype=param_dtype,
+        rngs=rngs,
     )
 
 
@@ -142,7 +171,7 @@ class LayerNorm(nnx.Module):
       rngs: accepted, as by other layers; nothing is drawn.
     """
 
-    def __init__(self, channels: int, *, dtype: Any, param_dtype: Any, rngs: nnx.Rngs):
+    def __init__(self, channels: int, *, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs):
         del rngs
         self.scale = nnx.Param(jnp.ones((channels,), param_dtype))
         self.bias = nnx.Param(jnp.zeros((channels,), param_dtype))
@@ -159,23 +188,40 @@ class LayerNorm(nnx.Module):
         return (x * scale + bias).astype(self.dtype)
 
 
-class Mlp(nnx.Module):
+class Mlp(Module):
     """Linear, exact (erf) GELU, linear, on the last axis.
 
     Args:
       channels: size of input and output.
       hidden: size in between.
       drop: dropout rate after each linear layer.
-      **options: dtype, param_dtype and rngs.
+      dtype: dtype of the products.
+      param_dtype: dtype of the parameters.
+      rngs: draws the initial parameters.
     """
 
-    def __init__(self, channels: int, hidden: int, *, drop: float = 0.0, **options: Any):
+    def __init__(
+        self,
+        channels: int,
+        hidden: int,
+        *,
+        drop: float = 0.0,
+        dtype: DTypeLike,
+        param_dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ):
+        options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.fc1 = linear(channels, hidden, **options)
         self.fc2 = linear(hidden, channels, **options)
         self.drop = drop
 
     def __call__(self, x: Float[Array, "*S C"], rngs: nnx.Rngs | None = None) -> Array:
-        """Run the MLP; ``rngs`` serves the dropout, None means evaluation."""
+        """Run the MLP; ``rngs`` serves the dropout, None means evaluation.
+
+        Raises:
+          ValueError: no ``rngs`` after ``train()``.
+        """
+        rngs = self._rngs_in_use(rngs, drop=self.drop)
         x = nnx.gelu(self.fc1(x), approximate=False)
         x = self.fc2(dropout(x, self.drop, rngs))
         return dropout(x, self.drop, rngs)
@@ -186,13 +232,29 @@ class ConvTokenizer(nnx.Module):
 
     There is no activation or norm between the convolutions. Odd sizes give ``ceil(n / 2)`` each.
     (The tokenizer of NAT and DiNAT.)
+
+    Args:
+      inputs: channels of the images.
+      channels: channels of the tokens, an even number.
+      dtype: dtype of the convolutions.
+      param_dtype: dtype of the parameters.
+      rngs: draws the initial parameters.
     """
 
-    def __init__(self, inputs: int, channels: int, **options: Any):
+    def __init__(
+        self,
+        inputs: int,
+        channels: int,
+        *,
+        dtype: DTypeLike,
+        param_dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ):
+        options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         first = conv(inputs, channels // 2, 3, 2, padding=1, **options)
         second = conv(channels // 2, channels, 3, 2, padding=1, **options)
         self.proj = nnx.List([first, second])
-        self.norm = LayerNorm(channels, **full_precision(options))
+        self.norm = LayerNorm(channels, **options | {"dtype": full_precision(dtype)})
 
     def __call__(self, images: Float[Array, "B H W I"]) -> Float[Array, "B H4 W4 C"]:
         """Tokens at a quarter of the resolution, rounded up."""
@@ -205,11 +267,29 @@ class PatchTokenizer(nnx.Module):
     """Disjoint patches: one convolution with kernel = stride, then LayerNorm.
 
     Sizes that are no multiple of the patch are zero padded right and bottom.
+
+    Args:
+      inputs: channels of the images.
+      channels: channels of the tokens.
+      patch_size: height and width of a patch in pixels.
+      dtype: dtype of the convolution.
+      param_dtype: dtype of the parameters.
+      rngs: draws the initial parameters.
     """
 
-    def __init__(self, inputs: int, channels: int, patch_size: int, **options: Any):
+    def __init__(
+        self,
+        inputs: int,
+        channels: int,
+        patch_size: int,
+        *,
+        dtype: DTypeLike,
+        param_dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ):
+        options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.proj = conv(inputs, channels, patch_size, patch_size, **options)
-        self.norm = LayerNorm(channels, **full_precision(options))
+        self.norm = LayerNorm(channels, **options | {"dtype": full_precision(dtype)})
         self.patch_size = patch_size
 
     def __call__(self, images: Float[Array, "B H W I"]) -> Float[Array, "B Hp Wp C"]:
@@ -218,11 +298,19 @@ class PatchTokenizer(nnx.Module):
 
 
 class ConvDownsampler(nnx.Module):
-    """Halve the map and double its channels: 3x3 convolution of stride 2, then LayerNorm."""
+    """Halve the map and double its channels: 3x3 convolution of stride 2, then LayerNorm.
 
-    def __init__(self, channels: int, **options: Any):
+    Args:
+      channels: channels of the input; the output has twice as many.
+      dtype: dtype of the convolution.
+      param_dtype: dtype of the parameters.
+      rngs: draws the initial parameters.
+    """
+
+    def __init__(self, channels: int, *, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs):
+        options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.reduction = conv(channels, 2 * channels, 3, 2, padding=1, use_bias=False, **options)
-        self.norm = LayerNorm(2 * channels, **full_precision(options))
+        self.norm = LayerNorm(2 * channels, **options | {"dtype": full_precision(dtype)})
 
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H2 W2 C2"]:
         """The map at half the resolution, rounded up."""
@@ -235,9 +323,16 @@ class PatchMerging(nnx.Module):
     The order in a patch is (row, column) = (0, 0), (1, 0), (0, 1), (1, 1). Odd sizes are zero
     padded right and bottom. The result is a matrix product, in ``dtype``; the next block's residual
     stream goes on from it in float32. (Swin Transformer, section 3.1; DiNAT_s.)
+
+    Args:
+      channels: channels of the input; the output has twice as many.
+      dtype: dtype of the product.
+      param_dtype: dtype of the parameters.
+      rngs: draws the initial parameters.
     """
 
-    def __init__(self, channels: int, **options: Any):
+    def __init__(self, channels: int, *, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs):
+        options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.norm = LayerNorm(4 * channels, **options)
         self.reduction = linear(4 * channels, 2 * channels, use_bias=False, **options)
 

@@ -12,13 +12,14 @@ import numpy as np
 from flax import nnx
 
 from natjax.backbones.base import VisionModel
+from natjax.nn.position_bias import resize_rpb as resize_table
+from natjax.weights.errors import WeightsError
 from natjax.weights.files import SourceFile, read_file
 from natjax.weights.names import Naming, Shape
 from natjax.weights.published import resolve
 from natjax.weights.report import LoadReport, MismatchError, compare
-from natjax.weights.resize import resize_rpb as resize_table
 from natjax.weights.state_dict import StateDict, find_state_dict
-from natjax.weights.structure import config_names
+from natjax.weights.structure import Config, config_names, config_structure, read_config
 from natjax.weights.tables import NAMINGS, namings_of
 
 Weights = str | os.PathLike[str] | Mapping[str, np.ndarray | jax.Array]
@@ -47,7 +48,8 @@ def load_weights(
         weights of this model, such as ``"imagenet1k"`` (`natjax.weights.published`), or arrays by
         name.
       strict: whether every parameter must be in the file and every array of the file in the model,
-        in the right shape. Otherwise the report lists what was skipped.
+        in the right shape, and the dilations those that natjax wrote into the file, if it did.
+        Otherwise the report lists what was skipped.
       ema: take the averaged weights of a training checkpoint.
       drop_head: leave the classifier as it is in the model, with the final norm and the output
         norms where only one of file and model has them. For another number of classes.
@@ -69,7 +71,22 @@ def load_weights(
     natjax.weights.errors.WeightsError: there is no file nat_tiny.pth
     """
     state = open_weights(weights, models=published_names(model), ema=ema, namings=namings_of(model))
+    if strict and isinstance(model, VisionModel):
+        _check_dilations(model.config, state)
     return _load(model, state, strict=strict, drop_head=drop_head, resize_rpb=resize_rpb)
+
+
+def _check_dilations(config: Config, state: StateDict) -> None:
+    """Dilations are in no array: only the metadata that natjax writes can tell of another model."""
+    stated = read_config(state.metadata)
+    if stated is None or config_structure(stated) != config_structure(config):
+        return  # what differs is in the arrays, too
+    if stated.dilations != config.dilations:
+        raise WeightsError(
+            f"{state.where} holds weights of dilations {stated.dilations}, and the model has "
+            f"{config.dilations}; load them into model.with_dilations(...) of theirs, which can be "
+            "changed again afterwards, or pass strict=False"
+        )
 
 
 def published_names(model: nnx.Module) -> list[str]:
@@ -118,18 +135,45 @@ def build_loaded[Model: nnx.Module](
       ValueError: something is to be drawn and there are no rngs.
       WeightsError: as for `load_weights`.
     """
+    namings = namings_of(nnx.eval_shape(lambda: build(nnx.Rngs(0))))
+    state = open_weights(weights, models=[name], ema=ema, namings=namings)
+    return build_from(build, state, drop_head=drop_head, resize_rpb=resize_rpb, rngs=rngs)
+
+
+def build_from[Model: nnx.Module](
+    build: Callable[[nnx.Rngs], Model],
+    state: StateDict,
+    *,
+    drop_head: bool = False,
+    resize_rpb: bool = False,
+    rngs: nnx.Rngs | None = None,
+) -> Model:
+    """Make a model of weights that are open; only what is not loaded is drawn.
+
+    Args:
+      build: makes the model.
+      state: the weights, which are taken out of it.
+      drop_head: as for `load_weights`.
+      resize_rpb: as for `load_weights`.
+      rngs: draws what is not loaded.
+
+    Raises:
+      ValueError: something is to be drawn and there are no rngs.
+      WeightsError: the weights do not fit.
+    """
     model = nnx.eval_shape(lambda: build(nnx.Rngs(0)))
-    if drop_head and rngs is None:
-        raise ValueError("rngs must be given with drop_head, to draw the classifier")
-    state = open_weights(weights, models=[name], ema=ema, namings=namings_of(model))
     _load(model, state, drop_head=drop_head, resize_rpb=resize_rpb)
     params = named_params(model)
-    empty = {n for n, p in params.items() if isinstance(p.get_value(), jax.ShapeDtypeStruct)}
+    empty = [n for n, p in params.items() if isinstance(p.get_value(), jax.ShapeDtypeStruct)]
+    if empty and rngs is None:
+        raise ValueError(
+            f"rngs must be given to draw what is not loaded from {state.where}: {', '.join(empty)}"
+        )
     if empty:
 
         def draw(key: jax.Array) -> dict[str, jax.Array]:
             drawn = named_params(build(nnx.Rngs(key)))
-            return {name: drawn[name].get_value() for name in empty}
+            return {path: drawn[path].get_value() for path in empty}
 
         for path, value in jax.jit(draw)(rngs.params()).items():
             params[path].set_value(value)

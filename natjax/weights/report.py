@@ -258,7 +258,9 @@ def _mismatches(
 
 
 def _shape_advice(source: StateDict, key: str, array: np.ndarray, shape: Shape) -> str:
-    if key.endswith(".rpb") and array.ndim == 3 and array.shape[0] == shape[0] and array.size:
+    # Square ones alone: resizing takes memory by the sides, which a long thin table has for little.
+    is_table = key.endswith(".rpb") and array.ndim == 3 and array.shape[1] == array.shape[2] > 0
+    if is_table and array.shape[0] == shape[0]:
         return _RESIZE
     binding = source.naming.translate(key, source.root)
     if binding is not None and any(map(source.naming.is_head, binding.ours)):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import tempfile
 from collections.abc import Mapping
@@ -17,7 +16,7 @@ from natjax.weights.errors import WeightsError
 from natjax.weights.load import named_params
 from natjax.weights.names import Naming
 from natjax.weights.structure import Config, config_names, write_metadata
-from natjax.weights.tables import HUGGING_FACE, NAMINGS, has_pair_index, namings_of
+from natjax.weights.tables import HUGGING_FACE, NAMINGS, naming_of, namings_of
 from natjax.weights.torchfile.writer import write_torch
 
 _TORCH = (".pth", ".pt", ".bin")
@@ -133,10 +132,7 @@ def rename_arrays(
     Raises:
       WeightsError: the naming has no names for this model.
     """
-    table = dataclasses.replace(NAMINGS[naming], buffers=())
-    if has_pair_index(config):
-        table = NAMINGS[naming]
-    return to_naming(arrays, table, _root(config, naming))
+    return to_naming(arrays, naming_of(config, naming), _root(config, naming))
 
 
 def to_naming(

@@ -118,8 +118,8 @@ def pair_index(rpb: Shape) -> np.ndarray:
     return index.astype(np.int64)
 
 
-# Indices into the bias of ViT-RPB, which follow from its size.
-_PAIR_INDEX = Buffer(".attn.relative_position_index", ".attn.rpb", pair_index)
+# Indices into the bias of ViT-RPB, which follow from its size. Written for that model alone.
+_PAIR_INDEX = ".attn.relative_position_index"
 
 OFFICIAL = Naming(
     name="official",
@@ -132,7 +132,7 @@ OFFICIAL = Naming(
         *norm("norm{i}", "norm{i}"),  # of a detector's or segmentor's backbone
         *linear("head", "head"),
     ),
-    buffers=(_PAIR_INDEX,),
+    buffers=(Buffer(_PAIR_INDEX),),
 )
 
 _HF_LAYER = f"{ROOT}encoder.levels.{{i}}.layers.{{j}}"
@@ -208,6 +208,19 @@ def namings_of(model: nnx.Module) -> Mapping[str, Naming]:
         )
     tables = tuple(offered())
     return {naming.name: naming for naming in (tables[0].of_ours(), *tables)}
+
+
+def naming_of(config: object, name: str) -> Naming:
+    """The table by which the weights of a backbone are written.
+
+    Args:
+      config: of the backbone.
+      name: of the naming.
+    """
+    naming = NAMINGS[name]
+    if name == OFFICIAL.name and has_pair_index(config):
+        return naming.joined(buffers=(Buffer(_PAIR_INDEX, ".attn.rpb", pair_index),))
+    return naming
 
 
 def has_pair_index(config: object) -> bool:

@@ -122,7 +122,7 @@ def test_refusals_say_what_would_work(dtype, head_dim, message, x64):
 def test_older_and_other_gpus_are_refused(kind, capability, accepted, monkeypatch):
     gpu = types.SimpleNamespace(platform="gpu", device_kind=kind, compute_capability=capability)
     monkeypatch.delenv("NATJAX_INTERPRET")
-    monkeypatch.setattr(device, "target", lambda: gpu)
+    monkeypatch.setattr(device, "targets", lambda: (gpu,))
     x = jax.ShapeDtypeStruct((1, 9, 1, 8), jnp.float32)
 
     def attend(implementation):
@@ -386,3 +386,28 @@ def test_vmap_over_several_things_at_once():
         expected = jax.grad(loss, argnums=(0, 1))(keys[i], biases[i])
         for x, y in zip(grads, expected, strict=True):
             np.testing.assert_allclose(x[i], y, rtol=1e-4, atol=1e-5)
+
+
+def test_wrappers_change_nothing_to_the_bit(mesh_of):
+    """Direct, jitted, vmapped and sharded calls run the same kernels on the same numbers."""
+    if jax.default_backend() == "gpu":
+        pytest.skip("kernels for GPUs do not run on the CPU devices of a mesh")
+    problem = Problem(
+        name="s", shape=(6, 5), kernel_size=(3, 3), batch=4, heads=4, kv_heads=2, head_dim=8
+    )
+    arrays = problem.arrays()
+    run = fused(problem, "pallas_triton")
+    expected = run(arrays)
+    rows = {k: x if k == "rpb" else x[:, None] for k, x in arrays.items()}
+    in_axes = ({k: None if k == "rpb" else 0 for k in arrays},)
+    mesh = mesh_of((4, 2), ("data", "model"), AxisType.Explicit)
+    specs = {k: P("model") if k == "rpb" else P("data", None, None, "model") for k in arrays}
+    placed = {k: jax.device_put(x, NamedSharding(mesh, specs[k])) for k, x in arrays.items()}
+    calls = {
+        "jitted": jax.jit(run)(arrays),
+        "vmapped": [x[:, 0] for x in jax.vmap(run, in_axes=in_axes)(rows)],
+        "sharded": jax.jit(run)(placed),
+    }
+    for name, actual in calls.items():
+        for x, y in zip(actual, expected, strict=True):
+            np.testing.assert_array_equal(np.asarray(x), np.asarray(y), err_msg=name)

@@ -9,7 +9,7 @@ from natjax.train.checkpoint.run_folder import RunFolder
 from natjax.train.engine.trainer import Trainer, build_trainer
 from natjax.train.tasks.registry import read_run
 
-_CLOCK = {"images_per_second", "mfu"}
+_CLOCK = {"images_per_second", "data_wait", "mfu", "peak_memory_bytes"}
 
 
 def metrics(run: Path, clock: bool = False) -> list[dict[str, Any]]:

@@ -3,7 +3,8 @@
 Usage: python -m two_processes PROCESS PROCESSES PORT RUN
 
 Trains; then process 0 spoils the newest checkpoint, and all train again; then with other settings,
-which the folder does not allow. Exit codes go to standard output as the last line.
+which the folder does not allow; then evaluates together. Exit codes go to standard output as the
+last line.
 """
 
 import sys
@@ -49,6 +50,7 @@ def run() -> None:
             processes.wait("spoiled")
         flags = pico.flags(folder, **SETTINGS, **where, **changes)
         codes.append(main(["train", "digits", *flags]))
+    codes.append(main(["eval", folder, "--batch-size", "60"]))
     sys.stdout.write(" ".join(map(str, codes)) + "\n")
 
 

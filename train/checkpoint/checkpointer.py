@@ -12,6 +12,7 @@ import logging
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +55,10 @@ class CheckpointWriter:
         self._checkpointer = ocp.training.Checkpointer(
             self._folder, preservation_policy=self._scores, cleanup_tmp_directories=True
         )
-        if processes.index() == 0:
-            _update_sums(self._folder)
         self._open = contextlib.ExitStack()
+        # Reading a checkpoint again takes as long as writing it: steps do not wait for that.
+        self._summing = self._open.enter_context(ThreadPoolExecutor(1, "natjax-checksums"))
+        self._sums = self._summing.submit(self._update_sums)
         if processes.count() > 1:
             self._open.enter_context(_failed_writes(self._tell_all))
 
@@ -77,7 +79,7 @@ class CheckpointWriter:
         marks = {name: fingerprint(item) for name, item in items.items()}
         content = items | {"meta": meta | {"fingerprints": marks}}
         try:
-            self._finish()
+            self._finish_writing()
             self._scores.record(step, score, self._steps())
             self._checkpointer.save_checkpointables_async(step, content, force=True)
         except Exception as error:
@@ -94,7 +96,7 @@ class CheckpointWriter:
           UserError: the score could not be written, or the previous checkpoint.
         """
         try:
-            self._finish()
+            self._finish_writing()
             self._scores.record(step, score, self._steps())
             for old in set(self._steps()) - self._scores.worth_keeping(self._steps()):
                 self._checkpointer.delete(old, missing_ok=True)
@@ -134,7 +136,17 @@ class CheckpointWriter:
         return [checkpoint.step for checkpoint in self._checkpointer.checkpoints]
 
     def _finish(self) -> None:
+        """Wait until checkpoints and checksums are written."""
+        self._finish_writing()
+        self._sums.result()
+
+    def _finish_writing(self) -> None:
+        """Wait until checkpoints are written; begin to sum the newest up."""
         self._checkpointer.wait()
+        self._sums.result()  # those of the checkpoint before, which are written long since
+        self._sums = self._summing.submit(self._update_sums)
+
+    def _update_sums(self) -> None:
         if processes.index() == 0:
             _update_sums(self._folder)
 
@@ -208,7 +220,8 @@ def _update_sums(folder: Path) -> None:
     steps = list_steps(folder)
     for step in steps:
         if not _sums_file(folder, step).exists():
-            write_sums(folder / str(step), _sums_file(folder, step))
+            with contextlib.suppress(FileNotFoundError):  # deleted meanwhile: not worth keeping
+                write_sums(folder / str(step), _sums_file(folder, step))
     for path in (folder / "sums").glob("*.json"):
         if int(path.stem) not in steps:
             path.unlink()

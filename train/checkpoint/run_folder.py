@@ -10,8 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from natjax.train import console
 from natjax.train.cluster import processes
-from natjax.train.config.serialization import differences, read_config_file
+from natjax.train.config.continuing import Rules, compare
+from natjax.train.config.serialization import read_config_file
 from natjax.train.errors import UserError
 from natjax.train.files import require_local, write_whole
 
@@ -83,9 +85,7 @@ class RunFolder:
 
 
 @contextlib.contextmanager
-def open_run_folder(
-    path: Path, settings: dict[str, Any], may_change: frozenset[str]
-) -> Iterator[RunFolder]:
+def open_run_folder(path: Path, settings: dict[str, Any], rules: Rules) -> Iterator[RunFolder]:
     """Make or continue the run folder at `path`, for this job alone.
 
     Process 0 makes, checks and locks it; the others see whether they have the same folder.
@@ -93,7 +93,7 @@ def open_run_folder(
     Args:
       path: The folder; made where missing.
       settings: What is to be run, as JSON values, with the name of the task.
-      may_change: Settings that a run may be continued with others of.
+      rules: What becomes of settings that differ from those of the run that is there.
 
     Raises:
       UserError: another run has the folder, it belongs to another configuration (the differences
@@ -101,7 +101,7 @@ def open_run_folder(
     """
     folder = RunFolder(path)
     with contextlib.ExitStack() as stack:
-        processes.first(lambda: _lock(folder, settings, may_change, stack))
+        processes.first(lambda: _lock(folder, settings, rules, stack))
         _check_shared(path)
         yield folder
 
@@ -109,7 +109,7 @@ def open_run_folder(
 def _lock(
     folder: RunFolder,
     settings: dict[str, Any],
-    may_change: frozenset[str],
+    rules: Rules,
     stack: contextlib.ExitStack,
 ) -> None:
     folder.path.mkdir(parents=True, exist_ok=True)
@@ -121,7 +121,7 @@ def _lock(
         raise UserError(
             f"{folder.path} is in use by another run; wait, or give another --run"
         ) from error
-    _check_same(folder, settings, may_change)
+    _check_same(folder, settings, rules)
     folder.write_config(settings)
 
 
@@ -156,7 +156,7 @@ def _refuse(path: Path, problem: str) -> None:
     )
 
 
-def _check_same(folder: RunFolder, settings: dict[str, Any], may_change: frozenset[str]) -> None:
+def _check_same(folder: RunFolder, settings: dict[str, Any], rules: Rules) -> None:
     if not folder.config.exists():
         others = sorted(p.name for p in folder.path.iterdir() if not p.name.startswith("."))
         others = [name for name in others if not name.endswith(".partial")]
@@ -165,10 +165,12 @@ def _check_same(folder: RunFolder, settings: dict[str, Any], may_change: frozens
                 f"{folder.path} is no run folder but holds {others[0]!r}; give another --run"
             )
         return
-    changed = differences(folder.read_config(), settings, may_change)
-    if changed:
+    found = compare(folder.read_config(), settings, rules)
+    if found.refused:
         raise UserError(
-            f"{folder.path} holds a run of another configuration ({'; '.join(changed)});"
+            f"{folder.path} holds a run of another configuration ({'; '.join(found.refused)});"
             f" to continue it, leave these settings as they were; to start afresh, give another"
             f" --run or remove {folder.path}"
         )
+    for change in found.told:
+        console.say(f"Continuing {folder.path} with {change}")

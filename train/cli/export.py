@@ -16,7 +16,7 @@ def add_export(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("run", metavar="RUN", type=Path, help="run folder")
     parser.add_argument("out", metavar="OUT", type=Path, help="file to write")
     parser.add_argument("--step", type=int, help="checkpoint to take (default: the newest)")
-    parser.add_argument("--weights", choices=("ema", "raw"), default="ema", help="(default: ema)")
+    parser.add_argument("--raw", action="store_true", help="the last weights, not the averaged")
     parser.add_argument(
         "--to", choices=("natjax", "official", "hf"), help="names (official for .pth, else natjax)"
     )
@@ -24,7 +24,8 @@ def add_export(commands: argparse._SubParsersAction) -> None:
 
 
 def _export(args: argparse.Namespace) -> int:
-    export_run(args.run, args.out, step=args.step, weights=args.weights, naming=args.to)
+    kind = "raw" if args.raw else "ema"
+    export_run(args.run, args.out, step=args.step, kind=kind, naming=args.to)
     return 0
 
 
@@ -33,7 +34,7 @@ def export_run(
     out: Path,
     *,
     step: int | None = None,
-    weights: str = "ema",
+    kind: str = "ema",
     naming: str | None = None,
 ) -> None:
     """Write the weights of a checkpoint to a file that `natjax.load_weights` or PyTorch reads.
@@ -42,7 +43,7 @@ def export_run(
       path: The run folder.
       out: ``.safetensors``, or ``.pth`` for PyTorch; replaced at once.
       step: Step of the checkpoint; None takes the newest sound one.
-      weights: ``"ema"`` (averaged) or ``"raw"``.
+      kind: ``"ema"`` (averaged) or ``"raw"``.
       naming: ``"natjax"``, ``"official"`` or ``"hf"``; None is official for PyTorch's format and
         natjax for safetensors.
 
@@ -60,12 +61,10 @@ def export_run(
 
     naming = naming or default_naming(out)
     target = check_target(out, naming)
-    run = load_run(path, step=step, weights=weights)
+    run = load_run(path, step=step, kind=kind)
     if not isinstance(run.task, Classification) or run.task.has_own_network:
         raise UserError(f"export is for classifiers of natjax, which {path} is not")
     model = nnx.eval_shape(run.task.model_builder())
     arrays = {name: np.asarray(value) for name, value in run.params.items()}
     count = write_weights(target, arrays, model.config, naming=naming)
-    console.say(
-        f"{target}: {count} arrays with {naming} names, {weights} weights of step {run.step}"
-    )
+    console.say(f"{target}: {count} arrays with {naming} names, {kind} weights of step {run.step}")

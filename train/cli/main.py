@@ -21,7 +21,7 @@ from natjax.train.cluster import processes
 from natjax.train.errors import Stopped, UserError, explain
 
 # Modules that come with other extras than natjax[train].
-_EXTRAS = {"cv2": "dense"}
+_EXTRAS = {"cv2": "dense", "PIL": "images"}
 
 
 class _Parser(argparse.ArgumentParser):

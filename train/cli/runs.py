@@ -1,6 +1,7 @@
 """Runs as the commands find them: task, configuration and weights of a folder."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,37 +35,60 @@ class LoadedRun:
 
 
 def load_run(
-    path: Path, *, step: int | None = None, weights: str = "ema", file: Path | None = None
+    path: Path, *, step: int | None = None, kind: str = "ema", file: Path | None = None
 ) -> LoadedRun:
     """Return a run with the weights of a checkpoint.
 
     Args:
       path: The run folder.
       step: Step of the checkpoint; None takes the newest sound one.
-      weights: ``"ema"`` (averaged) or ``"raw"``; a run without averages has only the second.
+      kind: ``"ema"`` (averaged) or ``"raw"``; a run without averages has only the second.
       file: File that defines the task, for tasks of files.
 
     Raises:
       UserError: there is no such run or checkpoint.
     """
     console.quiet_libraries()
-    folder = RunFolder(path)
-    definition, config = read_run(folder, file)
+    definition, config = read_run(RunFolder(path), file)
     task = definition.build(config)
     one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    kind = "raw" if config.ema_decay is None else kind
+    taken, weights = restore_weights(path, task, one, kinds=(kind,), step=step)
+    return LoadedRun(task, taken, *weights[kind])
+
+
+def restore_weights(
+    path: Path,
+    task: Task[Any],
+    sharding: jax.sharding.Sharding,
+    *,
+    kinds: Sequence[str],
+    step: int | None = None,
+) -> tuple[int, dict[str, tuple[Params, Statistics]]]:
+    """Return the step of a checkpoint, and its weights by kind.
+
+    Args:
+      path: The run folder.
+      task: Its task.
+      sharding: Of all arrays.
+      kinds: ``"raw"``, ``"ema"``, or both.
+      step: Step of the checkpoint; None takes the newest sound one.
+
+    Raises:
+      UserError: there is no such checkpoint.
+    """
     shapes = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=one),
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         jax.eval_shape(task.init),
     )
-    kind = "raw" if config.ema_decay is None else weights
-    restored = restore(folder.checkpoints, weights_items(kind, *shapes), step=step)
+    wanted = {kind: weights_items(kind, *shapes) for kind in kinds}
+    items = {name: item for of_kind in wanted.values() for name, item in of_kind.items()}
+    restored = restore(RunFolder(path).checkpoints, items, step=step)
     if restored is None:
-        raise no_checkpoint(path)
-    values = weights_of(restored.items)
-    params, statistics = ({name: values[name] for name in part} for part in shapes)
-    return LoadedRun(task, restored.step, params, statistics)
-
-
-def no_checkpoint(path: Path) -> UserError:
-    """Return the error for a run that has none."""
-    return UserError(f"{path} has no checkpoint yet; train until the first one is written")
+        raise UserError(f"{path} has no checkpoint yet; train until the first one is written")
+    found = {}
+    for kind, names in wanted.items():
+        values = weights_of({name: restored.items[name] for name in names})
+        params, statistics = ({name: values[name] for name in part} for part in shapes)
+        found[kind] = (params, statistics)
+    return restored.step, found

@@ -52,10 +52,14 @@ class StopSignals:
         Raises:
           StopRequestedError: it is time to stop.
         """
-        for item in items:
-            if self.due():
-                raise StopRequestedError
-            yield item
+        iterator = iter(items)
+        try:
+            for item in iterator:
+                if self.due():
+                    raise StopRequestedError
+                yield item
+        finally:
+            getattr(iterator, "close", lambda: None)()
 
     def __enter__(self) -> "StopSignals":
         if threading.current_thread() is threading.main_thread():

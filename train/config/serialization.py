@@ -1,4 +1,4 @@
-"""Configurations as JSON or TOML: written, read back, laid over another, compared."""
+"""Configurations as JSON or TOML: written, read back, laid over another."""
 
 import dataclasses
 import json
@@ -135,29 +135,3 @@ def read_config_file(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold a table of settings, got {type(values).__name__}")
     return values
-
-
-def differences(old: dict[str, Any], new: dict[str, Any], may_change: frozenset[str]) -> list[str]:
-    """List settings that forbid continuing `old` as `new`, as ``"name: old -> new"``.
-
-    Args:
-      old: As `to_json` has it.
-      new: The same.
-      may_change: Names that do not count, such as ``"mesh.data"``.
-    """
-    before, after = _flat(old), _flat(new)
-    return [
-        f"{name}: {before.get(name)} -> {after.get(name)}"
-        for name in {**before, **after}
-        if name not in may_change and before.get(name) != after.get(name)
-    ]
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, dict):
-            out |= _flat(value, f"{prefix}{name}.")
-        else:
-            out[prefix + name] = value
-    return out

@@ -8,8 +8,12 @@ import dataclasses
 from pathlib import Path
 from typing import ClassVar, Literal
 
+from natjax.train.config.continuing import FIXED, FREE, PLACE, ROUNDING, Rule, Rules
 from natjax.train.config.rules import require, require_multiple
 from natjax.train.files import require_local
+
+_PARTS = "equal up to rounding, and to what is drawn for each part: stochastic depth, dropout"
+_LENGTH = "from here on the learning rate is that of a run of the new length"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -214,32 +218,38 @@ class RunConfig:
       run: Run folder, of this machine or of mounted storage; by default runs/PRESET.
     """
 
-    # Settings that change where and how fast a run goes, not what it computes (up to rounding).
-    # They may differ when a run is continued; a subclass adds its own.
-    MAY_CHANGE: ClassVar[frozenset[str]] = frozenset(
-        {
-            "run",
-            "mesh.data",
-            "mesh.fsdp",
-            "distributed.coordinator",
-            "distributed.processes",
-            "distributed.process",
-            "distributed.timeout",
-            "data.dir",
-            "data.prepared_dir",
-            "data.threads",
-            "data.workers",
-            "checkpoint.keep_latest",
-            "checkpoint.keep_best",
-            "profile.steps",
-            "profile.start",
-            "compilation_cache",
-            "tensorboard",
-            "wandb",
-            "on_nan",
-            "max_skipped",
-        }
-    )
+    # What becomes of each setting when a run is continued with another value; a task adds its own,
+    # but for sections "model" and "data", whose shared settings are here.
+    CONTINUING: ClassVar[Rules] = {
+        "model": FIXED,
+        "model.remat": ROUNDING,
+        "data": FIXED,
+        "data.dir": FREE,
+        "data.prepared_dir": FREE,
+        "data.threads": FREE,
+        "data.workers": FREE,
+        "optimizer": FIXED,
+        "mesh": ROUNDING,
+        "distributed": PLACE,
+        "checkpoint": FREE,
+        "profile": FREE,
+        "tensorboard": FREE,
+        "wandb": FREE,
+        "compilation_cache": FREE,
+        "batch_size": FIXED,
+        "accumulate": Rule(accepted=True, effect=_PARTS),
+        "epochs": Rule(accepted=True, effect=_LENGTH),
+        "steps": Rule(accepted=True, effect=_LENGTH),
+        "log_every": FREE,
+        "eval_every": FREE,
+        "ema_decay": FIXED,
+        "ema_warmup": FIXED,
+        "on_nan": FREE,
+        "max_skipped": FREE,
+        "seed": FIXED,
+        "init": FIXED,
+        "run": PLACE,
+    }
 
     optimizer: OptimizerConfig = OptimizerConfig()
     mesh: MeshConfig = MeshConfig()

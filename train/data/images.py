@@ -1,10 +1,14 @@
 """Image operations of the input pipeline: Pillow in, uint8 arrays out."""
 
 import io
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from natjax.images import FORMATS, open_image, without_far_ends
+from natjax.train.errors import UserError
 
 Pixels = UInt8[np.ndarray, "H W C"]
 
@@ -24,13 +28,40 @@ def recode_jpeg(data: bytes) -> bytes:
     return out.getvalue()
 
 
-# Not Encapsulated PostScript, which Pillow hands to an interpreter of programs.
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "PPM", "TIFF", "JPEG2000")
+def open_encoded(data: bytes) -> Image.Image:
+    """Read the head of an encoded image.
+
+    Args:
+      data: Of one of `natjax.images.FORMATS`.
+
+    Raises:
+      OSError: it is of none of them.
+    """
+    try:
+        return Image.open(io.BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError:
+        raise OSError(f"cannot identify image: it is none of {', '.join(FORMATS)}") from None
 
 
 def decode(data: bytes, channels: int) -> Image.Image:
     """Decode an encoded image, all of it, into gray (1 channel) or RGB (3)."""
-    return with_channels(Image.open(io.BytesIO(data), formats=_FORMATS), channels)
+    return with_channels(open_encoded(data), channels)
+
+
+def read_upright(path: Path, channels: int) -> Image.Image:
+    """Read a user's image file, upright by its EXIF orientation; of an animation the first frame.
+
+    Args:
+      path: The file.
+      channels: 1 (gray) or 3 (RGB).
+
+    Raises:
+      UserError: the file is no image, is damaged, or would unfold to an unreasonable size.
+    """
+    try:
+        return with_channels(open_image(path), channels)
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 def with_channels(image: Image.Image, channels: int) -> Image.Image:
@@ -69,22 +100,12 @@ def center_view(
     from natjax.preprocessing import Preprocessing  # here, as it brings in JAX
 
     how = Preprocessing(size=size, crop_pct=crop_pct)
-    image = _without_far_ends(image)
+    image = without_far_ends(image)
     resized = how.resized(*image.size)
     if resized != image.size:
         image = image.resize(resized, Image.Resampling[interpolation.upper()])
     box = how.crop_box(*image.size)
     return image if box == (0, 0, *image.size) else image.crop(box)
-
-
-def _without_far_ends(image: Image.Image) -> Image.Image:
-    # Resizing a strip of 1 x 100000 pixels by its short side would take all memory.
-    short = min(image.size)
-    width, height = min(image.width, 32 * short), min(image.height, 32 * short)
-    left, top = (image.width - width) // 2, (image.height - height) // 2
-    if (width, height) == image.size:
-        return image
-    return image.crop((left, top, left + width, top + height))
 
 
 def add_border(image: Image.Image, share: float) -> Image.Image:

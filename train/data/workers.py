@@ -2,16 +2,20 @@
 
 import multiprocessing
 import os
+import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from natjax.train import console
 from natjax.train.errors import TrainingError
 
 # Deaths that are forgiven within so many steps.
 _FORGIVEN, _STEPS = 3, 100
-_DEATH = "Worker process was terminated unexpectedly"  # what Grain says
+_DEATH = "Worker process was terminated unexpectedly"  # what Grain says, and with what exit code
+# Workers hand batches over in shared memory; one that writes where that is full ends by SIGBUS.
+_SHARED_MEMORY, _FULL = Path("/dev/shm"), f"exit code {-signal.SIGBUS}"
 
 
 def die_with_parent() -> None:
@@ -51,7 +55,7 @@ def restart_workers[T](make: Callable[[int], Iterator[T]], start: int) -> Iterat
       start: The first step.
 
     Raises:
-      TrainingError: workers die again and again.
+      TrainingError: workers die again and again, or have no room for their batches.
     """
     step, deaths = start, []
     batches = make(step)
@@ -78,12 +82,23 @@ def restart_workers[T](make: Callable[[int], Iterator[T]], start: int) -> Iterat
 def _report(step: int, deaths: int, text: str) -> None:
     words = text.removeprefix(_DEATH).split(".")[0].strip()
     told = f"a data worker process was killed ({words}) before step {step + 1}"
+    if words.endswith(_FULL):
+        raise TrainingError(f"{told}: {_about_shared_memory()}. The same command continues")
     if deaths > _FORGIVEN:
         raise TrainingError(
             f"{told}, the {deaths}th within {_STEPS} steps; if memory is short, give fewer"
             " --data.workers. The same command continues from the last checkpoint"
         )
     console.warn(f"{told}; starting the workers again")
+
+
+def _about_shared_memory() -> str:
+    size = shutil.disk_usage(_SHARED_MEMORY).total if _SHARED_MEMORY.is_dir() else 0
+    return (
+        f"the shared memory {_SHARED_MEMORY} ({size / 1e6:,.0f} MB) is too small for its batches;"
+        " give the container more (docker run --shm-size 16g, in Kubernetes a volume of medium"
+        " Memory), or use --data.workers 0 with more --data.threads"
+    )
 
 
 def _close(batches: object) -> None:

@@ -1,6 +1,7 @@
 """Scores over every held-out example, exact for any batch size and any number of hosts."""
 
-from collections.abc import Iterable, Mapping
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -11,6 +12,15 @@ from natjax.train.engine.sharding import put_batch
 from natjax.train.engine.task import HostBatch, Scores, Task
 
 Weights = Mapping[str, tuple[Params, Statistics]]
+
+
+@contextlib.contextmanager
+def closed[T](batches: Iterator[T]) -> Iterator[Iterator[T]]:
+    """Close an iterator at the end, where it can be: its threads and workers then end too."""
+    try:
+        yield batches
+    finally:
+        getattr(batches, "close", lambda: None)()
 
 
 def evaluate(
@@ -28,10 +38,11 @@ def evaluate(
       NoExamplesError: no example counts.
     """
     evaluators = {name: task.evaluator() for name in weights}
-    for batch in batches:
-        rows = put_batch(batch, compiled.batch)
-        for name, values in weights.items():
-            evaluators[name].add(jax.device_get(compiled.measure(*values, rows)))
+    with closed(iter(batches)) as made:
+        for batch in made:
+            rows = put_batch(batch, compiled.batch)
+            for name, values in weights.items():
+                evaluators[name].add(jax.device_get(compiled.measure(*values, rows)))
     return {name: evaluator.result() for name, evaluator in evaluators.items()}
 
 

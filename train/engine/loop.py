@@ -15,7 +15,7 @@ from natjax.train.cluster import processes
 from natjax.train.cluster.failure import end_together
 from natjax.train.cluster.preemption import StopRequestedError, StopSignals
 from natjax.train.config.serialization import to_json
-from natjax.train.engine.evaluate import best_of, evaluate
+from natjax.train.engine.evaluate import best_of, closed, evaluate
 from natjax.train.engine.finite import FiniteGuard, all_finite
 from natjax.train.engine.report import tell_end, write_pictures
 from natjax.train.engine.sharding import put_batch
@@ -71,7 +71,7 @@ def train(task: Task[Any], path: Path, settings: dict[str, Any] | None = None) -
         # Before anything is written, and only where it is needed.
         fresh = not list_steps(RunFolder(path).checkpoints)
         initial = read_initial(trainer) if fresh else None
-        with open_run_folder(path, settings, config.MAY_CHANGE) as folder:
+        with open_run_folder(path, settings, config.CONTINUING) as folder:
             results, pictures = _train(trainer, folder, settings, initial)
             processes.wait("end of the run")
     tell_end(trainer, folder, results, pictures, time.monotonic() - began)
@@ -154,16 +154,16 @@ class _Run:
         self, state: TrainState, done: int, checkpoints: CheckpointWriter
     ) -> TrainState:
         trainer, profile = self._trainer, self._config.profile
-        batches = trainer.task.train_batches(done, trainer.host)
         with (
-            contextlib.ExitStack() as stack,
+            closed(trainer.task.train_batches(done, trainer.host)) as batches,
             ProgressDisplay(self._total, done) as display,
             StepTrace(profile, self._folder.profile, processes.index() == 0) as trace,
             end_together(),  # before workers and checkpoints are waited for
         ):
-            stack.callback(getattr(batches, "close", lambda: None))
             for step in range(done + 1, self._total + 1):
-                batch = put_batch(next(batches), trainer.compiled.batch)
+                with self._log.throughput.waiting():
+                    rows = next(batches)
+                batch = put_batch(rows, trainer.compiled.batch)
                 trace.before_step()
                 state, scalars = trainer.compiled.train(state, batch)
                 trace.after_step(step, scalars)

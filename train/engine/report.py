@@ -6,6 +6,7 @@ import numpy as np
 from natjax.train import console
 from natjax.train.checkpoint.run_folder import RunFolder
 from natjax.train.cluster import processes
+from natjax.train.engine.evaluate import closed
 from natjax.train.engine.sharding import put_batch
 from natjax.train.engine.state import TrainState
 from natjax.train.engine.task import HostBatch, Scores
@@ -32,7 +33,8 @@ def write_pictures(
     from natjax.train.reporting.curves import plot_curves  # here, as it brings in Matplotlib
 
     task = trainer.task
-    batch = next(iter(task.eval_batches(trainer.host)))
+    with closed(iter(task.eval_batches(trainer.host))) as batches:
+        batch = next(batches)
     rows = put_batch(batch, trainer.compiled.batch)
     predictions = jax.device_get(trainer.compiled.predict(*state.averaged(), rows))
     if processes.index() != 0:

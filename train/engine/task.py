@@ -255,8 +255,10 @@ class Task[Config: RunConfig](abc.ABC):
     def eval_batches(self, host: Host) -> Iterable[HostBatch]:
         """Return batches that hold every held-out example once, in order, all of one size.
 
-        They have ``mask``, False on rows that only fill up, and ``id``, int32, which tells the
-        examples apart. They may be iterated over again and again.
+        They have ``mask``, False on rows that do not count, and ``id``, int32, which tells the
+        examples apart. They may be iterated over again and again; ``len`` tells how many there are,
+        for whom it helps, and ``close`` of an iterator, where there is one, ends it.
+        `natjax.train.data.pipeline.test_batches` makes them, read ahead in bounded memory.
         """
 
     # The results: on the host.
@@ -264,6 +266,27 @@ class Task[Config: RunConfig](abc.ABC):
     @abc.abstractmethod
     def evaluator(self) -> Evaluator:
         """Return what adds up an evaluation."""
+
+    def unread(self, scores: Scores) -> int:
+        """Return how many held-out examples an evaluation left out, as they cannot be read.
+
+        Args:
+          scores: What it found.
+        """
+        del scores
+        return 0
+
+    def details(self, scores: Scores) -> Any:
+        """Return what to show below the scores of an evaluation, such as a table of classes.
+
+        Args:
+          scores: Of the weights that decide.
+
+        Returns:
+          A string or what Rich renders; None for nothing.
+        """
+        del scores
+        return None
 
     def describe(self) -> list[tuple[str, str]]:
         """Return lines for the summary at the start of a run: a heading, and what it is about."""

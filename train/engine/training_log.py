@@ -10,7 +10,7 @@ from natjax.train.engine.task import Scores
 from natjax.train.engine.trainer import Trainer
 from natjax.train.reporting.metrics import MetricsWriter
 from natjax.train.reporting.progress import ProgressDisplay, Shown
-from natjax.train.reporting.throughput import Throughput, utilisation
+from natjax.train.reporting.throughput import Interval, Throughput, peak_memory, utilisation
 
 # Scalars that are no means over the steps of a line.
 _NO_MEANS = ("learning_rate", "skipped")
@@ -55,10 +55,10 @@ class TrainingLog:
         good = [values for values in self._steps if not values.get("skipped")]
         skipped, last = len(self._steps) - len(good), self._steps[-1]
         means = {name: _mean(good, name) for name in _order(last) if name not in _NO_MEANS}
-        rate, unit = self.throughput.rate(step), self._trainer.task.unit
-        mfu = self._utilisation(rate)
+        unit, interval = self._trainer.task.unit, self.throughput.end_interval(step)
+        mfu = None if interval is None else self._utilisation(interval.rate)
+        memory = peak_memory(self._trainer.mesh.local_devices)
         epoch = round(self._trainer.epoch(step), 4)
-        self.throughput.start(step)
         metrics.write(
             kind="train",
             step=step,
@@ -66,8 +66,9 @@ class TrainingLog:
             **means,
             learning_rate=float(last["learning_rate"]),
             **({"skipped": skipped} if "skipped" in last else {}),
-            **{f"{unit}_per_second": round(rate, 1)},
+            **(_numbers(interval, unit) if interval is not None else {}),
             **({"mfu": round(mfu, 4)} if mfu is not None else {}),
+            **({"peak_memory_bytes": memory} if memory is not None else {}),
         )
         self._steps = []
         shown = Shown(
@@ -75,9 +76,10 @@ class TrainingLog:
             epoch=epoch,
             quantities=self._in_words(means),
             learning_rate=float(last["learning_rate"]),
-            rate=rate,
+            interval=interval,
             unit=unit,
             mfu=mfu,
+            memory=memory,
             left=self.throughput.seconds_left(step, self._trainer.total_steps),
             skipped=skipped,
         )
@@ -112,6 +114,13 @@ class TrainingLog:
         if self._flops is None:
             return None
         return utilisation(self._flops, rate, devices[0].device_kind, len(devices))
+
+
+def _numbers(interval: Interval, unit: str) -> dict[str, float]:
+    return {
+        f"{unit}_per_second": round(interval.rate, 1),
+        "data_wait": round(interval.data_wait, 4),
+    }
 
 
 def _order(scalars: HostScalars) -> list[str]:

@@ -3,7 +3,9 @@
 Kinds of lines: ``{"kind": "train", "step", "epoch", "loss", ...}``, means over the steps since the
 line before, and ``{"kind": "eval", "step", "epoch", "weights": "raw" | "ema", ...}`` with the
 scores of the task. Steps are counted from 1: step n is the state after n updates, and ``epoch`` the
-passes over the training examples in them. Only ``..._per_second`` and ``mfu`` depend on the clock.
+passes over the training examples in them. Only ``..._per_second``, ``data_wait``, ``mfu`` and
+``peak_memory_bytes`` depend on clock and machine; they are of the steps since the line before, but
+for the last, which is of this process so far. The first line of a process has none of the others.
 """
 
 import dataclasses

@@ -9,6 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Column
 
 from natjax.train import console
+from natjax.train.reporting.throughput import Interval
 
 
 def format_seconds(seconds: float | None) -> str:
@@ -30,9 +31,10 @@ class Shown:
       quantities: What the task shows, in words such as ``"loss 0.1234"``; of means since the last
         line. Empty where every update was left out.
       learning_rate: Of the last step.
-      rate: Examples a second.
       unit: What the examples are.
+      interval: How fast the steps since the last line were; None for the first, which compile.
       mfu: Share of the devices' peak, or None where it is not known.
+      memory: Most bytes that a device has had in use, or None where it is not known.
       left: Seconds left, or None.
       skipped: Updates left out since the last line.
     """
@@ -41,17 +43,23 @@ class Shown:
     epoch: float
     quantities: Sequence[str]
     learning_rate: float
-    rate: float
     unit: str
+    interval: Interval | None = None
     mfu: float | None = None
+    memory: int | None = None
     left: float | None = None
     skipped: int = 0
 
     def __str__(self) -> str:
         words = [f"epoch {self.epoch:.2f}", *self.quantities]
-        words += [f"lr {self.learning_rate:.2e}", f"{self.rate:,.0f} {self.unit}/s"]
+        words.append(f"lr {self.learning_rate:.2e}")
+        if self.interval is not None:
+            words.append(f"{self.interval.rate:,.0f} {self.unit}/s")
+            words.append(f"data wait {self.interval.data_wait:.0%}")
         if self.mfu is not None:
             words.append(f"MFU {self.mfu:.1%}")
+        if self.memory is not None:
+            words.append(f"{self.memory / 1e9:.1f} GB")
         if self.skipped:
             words.append(f"{self.skipped} skipped")
         return "  ".join(words)

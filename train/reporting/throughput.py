@@ -1,11 +1,14 @@
-"""How fast a run is: examples a second, and what share of the devices' peak that is (MFU).
+"""How fast a run is, what share of the devices' peak that is (MFU), and what memory it takes.
 
 Model FLOPs utilisation is the share of the peak that goes into the model's own arithmetic.
 """
 
+import contextlib
+import dataclasses
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 # Dense bfloat16 FLOP/s of a device as JAX counts them, with sums in float32 and no sparsity, in
 # units of 1e12. A key is a part of `jax.Device.device_kind`, whole words; the longest that fits
@@ -103,35 +106,77 @@ def utilisation(flops: int, rate: float, kind: str, count: int) -> float | None:
     return 6 * flops * rate / (peak * count)
 
 
+def peak_memory(devices: Iterable[Any]) -> int | None:
+    """Return the most bytes that one of the devices has had in use since this process started.
+
+    Args:
+      devices: Of JAX, of this process.
+
+    Returns:
+      None where no backend tells, as on CPUs.
+    """
+    stats = [device.memory_stats() or {} for device in devices]
+    peaks = [found["peak_bytes_in_use"] for found in stats if "peak_bytes_in_use" in found]
+    return max(peaks, default=None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Interval:
+    """How fast some steps were.
+
+    Attributes:
+      rate: Examples a second, evaluations and checkpoints left out.
+      data_wait: Share of that time in which the loop waited for a batch. Devices may still have had
+        a step or two to do meanwhile, so they were idle for at most this share.
+    """
+
+    rate: float
+    data_wait: float
+
+
 class Throughput:
-    """Examples a second and seconds left, not counting the first interval, which compiles.
+    """How fast a run is, not counting its first interval, which compiles.
 
     Args of the constructor: examples a step, and the clock.
     """
 
     def __init__(self, batch_size: int, clock: Callable[[], float] = time.monotonic):
         self._batch_size, self._clock = batch_size, clock
-        self._start: tuple[int, float] | None = None
-        self._paused = 0.0
-
-    def start(self, step: int) -> None:
-        """Begin to count at `step`; only the first call matters."""
-        if self._start is None:
-            self._start = (step, self._clock())
+        # Where the interval began: step and time; None before the first has ended.
+        self._began: tuple[int, float] | None = None
+        self._paused = self._waited = 0.0
+        # Steps and seconds of all intervals that have ended.
+        self._steps, self._seconds = 0, 0.0
 
     def exclude(self, seconds: float) -> None:
         """Leave out time that was not spent on training steps."""
-        if self._start is not None:
-            self._paused += seconds
+        self._paused += seconds
 
-    def rate(self, step: int) -> float:
-        """Return examples a second since `start`; 0 as long as nothing can be said."""
-        if self._start is None or step <= self._start[0]:
-            return 0.0
-        seconds = self._clock() - self._start[1] - self._paused
-        return (step - self._start[0]) * self._batch_size / max(seconds, 1e-9)
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Count what is done inside as waiting for data."""
+        began = self._clock()
+        yield
+        self._waited += self._clock() - began
+
+    def end_interval(self, step: int) -> Interval | None:
+        """Return how fast the steps since the last call were, None at the first; begin anew.
+
+        Args:
+          step: Steps done.
+        """
+        now, began = self._clock(), self._began
+        paused, waited = self._paused, self._waited
+        self._began, self._paused, self._waited = (step, now), 0.0, 0.0
+        if began is None or step <= began[0]:
+            return None
+        steps, seconds = step - began[0], max(now - began[1] - paused, 1e-9)
+        self._steps, self._seconds = self._steps + steps, self._seconds + seconds
+        return Interval(steps * self._batch_size / seconds, min(waited / seconds, 1.0))
 
     def seconds_left(self, step: int, total: int) -> float | None:
-        """Return the seconds that the steps left will take, without evaluations, or None."""
-        rate = self.rate(step)
-        return (total - step) * self._batch_size / rate if rate else None
+        """Return what the steps left will take, without evaluations; None as long as nobody knows.
+
+        It is reckoned with the mean of all intervals, as that of the last one jumps.
+        """
+        return (total - step) * self._seconds / self._steps if self._steps else None

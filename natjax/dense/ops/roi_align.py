@@ -11,6 +11,7 @@ order that is always the same, nothing is scattered, and any box is exact, howev
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -230,13 +231,13 @@ def _locate(
 
 
 def _cut(pyramid: Sequence[Array]) -> Array:
-    """All tiles of all maps, ``[B, tiles, _TILE * _TILE, C]``, zero padded."""
+    """All tiles of all maps, ``[B, tiles, _TILE, _TILE, C]``, zero padded."""
     levels = []
     for x in pyramid:
         batch, height, width, channels = x.shape
         x = jnp.pad(x, ((0, 0), (0, -height % _TILE), (0, -width % _TILE), (0, 0)))
         x = x.reshape(batch, x.shape[1] // _TILE, _TILE, x.shape[2] // _TILE, _TILE, channels)
-        levels.append(jnp.swapaxes(x, 2, 3).reshape(batch, -1, _TILE * _TILE, channels))
+        levels.append(jnp.swapaxes(x, 2, 3).reshape(batch, -1, _TILE, _TILE, channels))
     return jnp.concatenate(levels, axis=1)
 
 
@@ -258,16 +259,15 @@ def _align(grid: _Grid, dtype: str, tiles: Array, regions: _Regions) -> Array:
             row = region.first[..., 0] + step // width
             column = region.first[..., 1] + step % width
             number = first[region.levels] + row * columns[region.levels] + column
-            weights = _joint_weights(region.rows, region.columns, row, column, i < amount)
-            return grids + _product("blpt,bltc->blpc", weights, _take(tiles, number))
+            down, across = _tile_weights(region, row, column, i < amount)
+            rows = _along_rows("blpt,bltxc->blpxc", down, _take(tiles, number))
+            return grids + _along_columns(across, rows)
 
-        bins = regions.rows.shape[-2] * regions.columns.shape[-2]
-        start = jnp.zeros((*chosen.shape, bins, tiles.shape[-1]), accumulation_dtype(tiles.dtype))
+        size = (regions.rows.shape[-2], regions.columns.shape[-2], tiles.shape[-1])
+        start = jnp.zeros((*chosen.shape, *size), accumulation_dtype(tiles.dtype))
         return jax.lax.fori_loop(0, jnp.max(amount), add, start).astype(dtype)
 
-    grids = _in_lanes(lane, order, lanes)
-    size = (regions.rows.shape[-2], regions.columns.shape[-2])
-    return grids.reshape(*grids.shape[:2], *size, -1)
+    return _in_lanes(lane, order, lanes)
 
 
 def _align_forward(grid: _Grid, dtype: str, tiles: Array, regions: _Regions):
@@ -277,7 +277,6 @@ def _align_forward(grid: _Grid, dtype: str, tiles: Array, regions: _Regions):
 def _align_backward(grid: _Grid, dtype: str, saved: tuple[Array, _Regions], gradient: Array):
     """Gradient of the tiles: tiles go over the regions that touch them."""
     tiles, regions = saved
-    gradient = gradient.reshape(*gradient.shape[:2], -1, gradient.shape[-1])
     place = jnp.asarray(grid.tiles)
     touches = _touches(regions, place)
     order, lanes = _side_by_side(jnp.sum(touches(jnp.arange(len(place))[None]), axis=-1))
@@ -292,8 +291,9 @@ def _align_backward(grid: _Grid, dtype: str, saved: tuple[Array, _Regions], grad
         def add(i: Array, total: Array) -> Array:
             number = jax.lax.dynamic_index_in_dim(which, i, axis=-1, keepdims=False)
             region = _take(regions, number)
-            weights = _joint_weights(region.rows, region.columns, row, column, i < amount)
-            return total + _product("blpt,blpc->bltc", weights, _take(gradient, number))
+            down, across = _tile_weights(region, row, column, i < amount)
+            rows = _along_rows("blpt,blpqc->bltqc", down, _take(gradient, number))
+            return total + _along_columns(jnp.swapaxes(across, -1, -2), rows)
 
         shape = (*chosen.shape, *tiles.shape[2:])
         start = jnp.zeros(shape, accumulation_dtype(tiles.dtype))
@@ -340,12 +340,15 @@ def _in_lanes(lane, order: Array, lanes: int) -> Array:
     return _take(results, jnp.argsort(order, axis=-1).astype(jnp.int32))
 
 
-def _joint_weights(rows: Array, columns: Array, row: Array, column: Array, count: Array) -> Array:
-    """Weights of a tile's positions in all bins of a region: ``[B, L, bins, _TILE * _TILE]``."""
-    down, across = _take_each(rows, row), _take_each(columns, column)
-    down = jnp.where(count[..., None, None], down, 0)
-    joint = down[:, :, :, None, :, None] * across[:, :, None, :, None, :]
-    return joint.reshape(*joint.shape[:2], joint.shape[2] * joint.shape[3], -1)
+def _tile_weights(
+    region: _Regions, row: Array, column: Array, counts: Array
+) -> tuple[Array, Array]:
+    """Weights of a tile's rows and of its columns in the bins of a region; 0 if it does not count.
+
+    Both are ``[B, L, bins, _TILE]``.
+    """
+    down, across = _take_each(region.rows, row), _take_each(region.columns, column)
+    return jnp.where(counts[..., None, None], down, 0), across
 
 
 def _take(rows, numbers: Array):
@@ -358,7 +361,7 @@ def _take_each(rows: Array, numbers: Array) -> Array:
     return jax.vmap(jax.vmap(lambda x, i: x[i]))(rows, numbers)
 
 
-def _product(subscripts: str, weights: Array, values: Array) -> Array:
+def _along_rows(subscripts: str, weights: Array, values: Array) -> Array:
     """A product in full precision; weights are in that of the boxes."""
     exact = accumulation_dtype(values.dtype)
     return jnp.einsum(
@@ -367,3 +370,16 @@ def _product(subscripts: str, weights: Array, values: Array) -> Array:
         values.astype(exact),
         precision=jax.lax.Precision.HIGHEST,
     )
+
+
+def _along_columns(weights: Array, values: Array) -> Array:
+    """``weights[b, l, q, x] * values[b, l, p, x, c]``, summed over ``x``, in the order p, q, c.
+
+    There are few ``x``, and channels lie side by side, so this is quicker than many small products:
+    on a CPU by a factor of 2 to 3.
+    """
+    terms = (
+        weights.astype(values.dtype)[:, :, None, :, x, None] * values[:, :, :, None, x, :]
+        for x in range(weights.shape[-1])
+    )
+    return functools.reduce(operator.add, terms)

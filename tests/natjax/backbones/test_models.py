@@ -326,3 +326,91 @@ def test_configs_take_lists():
     config = NATConfig(**TINY | {"depths": [2, 1], "dilations": [[1, 2], [1]]})
     assert config == NATConfig(**TINY | {"dilations": ((1, 2), (1,))})
     assert hash(config) is not None
+
+
+@pytest.mark.parametrize("build", [_nat, _isotropic])
+def test_train_and_eval_are_honoured(build):
+    """Also in a module around the model, and for `nnx.view`."""
+    model = build({"drop_path": 0.5, "dropout": 0.2})
+    around = nnx.Sequential(model)
+    run = jax.jit(lambda model, x, key: model(x, nnx.Rngs(key)))
+    dropped, evaluated = run(model, _images(8, 8), jax.random.key(3)), model(_images(8, 8))
+    around.eval()
+    np.testing.assert_allclose(run(model, _images(8, 8), jax.random.key(3)), evaluated, atol=1e-5)
+    around.train()
+    np.testing.assert_array_equal(run(model, _images(8, 8), jax.random.key(3)), dropped)
+    with pytest.raises(ValueError, match=r"rngs must be given .* drop_path=0\.5 and dropout=0\.2"):
+        model(_images(8, 8))
+    view = nnx.view(model, deterministic=True)
+    np.testing.assert_allclose(view(_images(8, 8)), evaluated, atol=1e-5)
+
+
+def test_train_asks_nothing_of_a_model_without_dropout():
+    model = _nat()
+    expected = model(_images(8, 8))
+    model.train()
+    np.testing.assert_array_equal(model(_images(8, 8)), expected)
+
+
+def test_train_and_eval_of_single_modules():
+    attention = natjax.NeighborhoodAttention1D(8, 2, 3, proj_drop=0.5, rngs=nnx.Rngs(0))
+    attention.train()
+    with pytest.raises(ValueError, match=r"to draw what proj_drop=0\.5 drop"):
+        attention(jnp.ones((1, 5, 8)))
+    attention.eval()
+    x = draw.normal((1, 5, 8))
+    np.testing.assert_array_equal(attention(x, nnx.Rngs(0)), attention(x))
+
+
+@pytest.mark.parametrize("build", [_nat, _isotropic])
+def test_windows_change_with_their_config(build):
+    model = build()
+    flat = build is _isotropic
+    dilations = (1, 2) if flat else ((1, 2), (3,))
+    changed = model.with_dilations(dilations)
+    assert changed.config.dilations == dilations
+    assert [b.attn.dilation for b in changed.blocks()][:2] == [(1, 1), (2, 2)]
+    assert model.config.dilations != dilations
+    assert {b.attn.dilation for b in model.blocks()} == {(1, 1)}
+    fresh = build({"dilations": dilations})
+    np.testing.assert_array_equal(_logits(changed, _images()), _logits(fresh, _images()))
+    wide = model.with_kernel_size(5)
+    assert (wide.config.kernel_size, wide.blocks()[0].attn.kernel_size) == (5, (5, 5))
+    assert wide.blocks()[0].attn.rpb.shape[1:] == (9, 9)
+    assert model.blocks()[0].attn.rpb.shape[1:] == (5, 5)
+    assert _logits(wide, _images()).shape == (2, 5)
+    with pytest.raises(ValueError, match=r"dilations.* must hold"):
+        model.with_dilations((1,) * 7 if flat else ((1,) * 7, (1,)))
+
+
+@pytest.mark.parametrize("name", ["dilation", "kernel_size"])
+def test_a_window_does_not_change_behind_the_config(name):
+    block = _nat().blocks()[0]
+    with pytest.raises(AttributeError, match=rf"{name} is fixed at \(.*got 2; model\.with_{name}"):
+        setattr(block.attn, name, 2)
+
+
+def test_blocks_and_features_of_all_families():
+    for model, count in ((_nat(), 3), (_nat({"overlapping": False}), 3), (_isotropic(), 2)):
+        assert len(model.blocks()) == count
+        maps = jax.eval_shape(lambda x, model=model: model.features(x), _images(24, 20))
+        for info, x in zip(model.feature_info, maps, strict=True):
+            sizes = [-(-n // info.reduction) for n in (24, 20)]
+            assert x.shape == (2, *sizes, info.channels)
+        assert model.num_features == maps[-1].shape[-1]
+
+
+def test_features_of_some_levels():
+    fields = {"output_norms": True, "num_classes": 0}
+    every = _nat(fields)
+    model = _nat(fields | {"features_only": True, "out_indices": (-1,)})
+    assert [info.level for info in model.feature_info] == [1]
+    assert not hasattr(model, "norm0")
+    (found,) = jax.jit(model)(_images())
+    # Drawn by path, and norm1 is the last parameter but norm0 of the other.
+    graph, _ = nnx.split(model)
+    values = {k: v for k, v in nnx.to_flat_state(nnx.state(every)) if k[0] != "norm0"}
+    same = nnx.merge(graph, nnx.from_flat_state(values))
+    expected = jax.jit(every.features)(_images())[1]
+    np.testing.assert_allclose(jax.jit(same)(_images())[0], expected, atol=1e-5)
+    assert found.shape == (2, 3, 3, 16)

@@ -34,7 +34,8 @@ from torch_writer import (
 
 import natjax
 from natjax.weights import WeightsError, convert_weights
-from natjax.weights.download import cached_path, download
+from natjax.weights.download.cache import cached_path, download
+from natjax.weights.errors import show
 from natjax.weights.files import read_file
 from natjax.weights.structure import _levels
 
@@ -279,6 +280,40 @@ def assert_harmless(text):
     assert "\u202e" not in text
     assert "\r" not in text
     assert len(text) < 20_000
+
+
+def test_a_message_is_harmless_whatever_reaches_it():
+    """Even where somebody has forgotten to show a text short."""
+    message = str(WeightsError(f"first line\n{ESCAPES}"))
+    assert_harmless(message)
+    assert message.startswith("first line\n\\x1b[2J")
+    assert_harmless(str(WeightsError("\ud800")))
+    "".join(str(WeightsError("\ud800"))).encode()
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ("a" * 10**6, "'" + "a" * 76 + "..."),
+        (b"\x1b" * 10**6, "b'" + "\\x1b" * 18 + "\\x1..."),
+        (10**5000, "an integer of 16610 bits"),
+        ((1,) * 10**5, "(1, 1, 1, 1, 1, 1, 1, 1, ...)"),
+        ((10**5000,), "(an integer of 16610 bits)"),
+        ({"a": 1}, "a dict"),
+        (float("nan"), "nan"),
+        (None, "None"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_values_are_shown_short(value, shown):
+    assert show(value) == shown
+
+
+def test_text_without_quotes():
+    assert show("levels.0", bare=True) == "levels.0"
+    assert show("\x1b[2J", bare=True) == r"'\x1b[2J'"
+    assert show("", bare=True) == "''"
+    assert show("a" * 100, bare=True, longest=10) == "aaaaaaa..."
 
 
 @pytest.mark.parametrize("key", ["natjax.model", "natjax.version", "natjax.config"])

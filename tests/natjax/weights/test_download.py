@@ -18,10 +18,10 @@ from email.message import Message
 
 import pytest
 
-from natjax.weights import download as module
-from natjax.weights.download import cache_folder, cached_path, download
+from natjax.weights.download import cache as module
+from natjax.weights.download.cache import cache_folder, cached_path, download
+from natjax.weights.download.transport import _Redirects, check_url
 from natjax.weights.errors import WeightsError
-from natjax.weights.transport import _Redirects, check_url
 
 CONTENT = bytes(range(256)) * 400  # 102,400 bytes
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -571,6 +571,26 @@ def test_a_deadline_ends_headers_that_drip(tmp_path, monkeypatch):
             download(url, tmp_path, pause=0.01, deadline=1.0)
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+@pytest.mark.parametrize("suffix", ["", ".part", ".part.json"])
+def test_pipes_in_the_cache_are_not_waited_for(server, tmp_path, suffix):
+    target = cached_path(server.url(), tmp_path)
+    os.mkfifo(target.with_name(target.name + suffix))
+    results = []
+
+    def run():
+        try:
+            results.append(get(server, tmp_path).read_bytes())
+        except WeightsError as error:
+            results.append(str(error))
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(30)
+    assert results
+    assert results[0] == CONTENT if not suffix else "must be a plain one" in results[0]
+
+
 # Addresses
 
 
@@ -662,7 +682,7 @@ def test_threads_download_one_address_once(server, tmp_path, capfd):
 
 CHILD = """
 import pathlib, sys
-from natjax.weights.download import download
+from natjax.weights.download.cache import download
 print(download(sys.argv[1], pathlib.Path(sys.argv[2]), pause=0.01))
 """
 
@@ -745,7 +765,7 @@ def test_read_only_file_system(server, tmp_path, monkeypatch):
 
 FULL_DISK = """
 import pathlib, resource, sys
-from natjax.weights.download import download
+from natjax.weights.download.cache import download
 resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
 try:
     download(sys.argv[1], pathlib.Path(sys.argv[2]), pause=0.01)
@@ -807,7 +827,7 @@ def test_no_progress_unless_wanted_and_seen(server, tmp_path, monkeypatch, optio
 
 
 def test_reading_and_downloading_need_no_other_library():
-    code = "import natjax.weights.download, natjax.weights.files, sys; print(*sys.modules)"
+    code = "import natjax.weights.download.cache, natjax.weights.files, sys; print(*sys.modules)"
     command = [sys.executable, "-c", code]
     loaded = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
     assert not {"jax", "flax", "safetensors", "rich"} & set(loaded)

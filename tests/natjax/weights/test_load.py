@@ -273,6 +273,12 @@ def test_heads_are_never_resized(tmp_path):
         natjax.load_weights(model(), write(tmp_path / "x.pth", arrays), resize_rpb=True)
 
 
+def test_long_thin_tables_are_not_resized():
+    arrays = OFFICIAL | {"levels.0.blocks.0.attn.rpb": np.ones((1, 1, 21), np.float32)}
+    with pytest.raises(MismatchError, match=r"\[1, 1, 21\] in the file, \[1, 13, 13\]"):
+        natjax.load_weights(model(), arrays, resize_rpb=True)
+
+
 def test_index_buffers_of_vit_rpb_are_skipped(tmp_path):
     official = golden_models.official("vit_rpb", "a")
     buffer = {"layers.0.attn.relative_position_index": np.zeros((64, 64), np.int64)}
@@ -357,8 +363,10 @@ def assert_same(found, expected):
 def test_create_model_needs_rngs_or_weights(tmp_path):
     with pytest.raises(ValueError, match="rngs must be given where weights are not"):
         natjax.create_model("nat_micro")
-    with pytest.raises(ValueError, match="rngs must be given with drop_head"):
-        natjax.create_model("nat_micro", weights=tmp_path / "x.pth", drop_head=True)
+    path = tmp_path / "x.safetensors"
+    natjax.save_weights(draw.filled(lambda rngs: natjax.create_model("nat_micro", rngs=rngs)), path)
+    with pytest.raises(ValueError, match=r"rngs must be given .*: head\.bias, head\.kernel"):
+        natjax.create_model("nat_micro", weights=path, drop_head=True)
 
 
 def test_a_model_of_ones_own_keeps_its_config(tmp_path):

@@ -10,6 +10,7 @@ import sys
 import threading
 
 import draw
+import numpy as np
 import pytest
 from flax import nnx
 
@@ -112,9 +113,12 @@ def test_a_folder_of_that_name_does_not_win(tmp_path, monkeypatch):
 
 
 def test_whole_models_have_their_backbone_s_weights():
-    assert published_weights("mask_rcnn_nat_mini") == ["coco_maskrcnn"]
-    assert published_weights("cascade_mask_rcnn_dinat_s_large") == ["coco_cascade"]
-    assert find_published(["upernet_nat_base"], "ade20k_upernet").model == "nat_base"
+    assert published_weights("mask_rcnn_nat_mini") == ["coco"]
+    assert published_weights("cascade_mask_rcnn_dinat_s_large") == ["coco"]
+    for name in ("ade20k", "ade20k_upernet"):
+        assert find_published(["upernet_nat_base"], name).model == "nat_base"
+    with pytest.raises(WeightsError, match="nat_base has imagenet1k, "):
+        find_published(["nat_base"], "ade20k")
     wholes = [entry.whole for entry in PUBLISHED if entry.whole]
     assert len(wholes) == len(set(wholes)) == 34
 
@@ -238,20 +242,34 @@ def test_without_the_hub_s_library(monkeypatch):
 
 
 def test_weights_of_a_detector_bring_its_dilations(monkeypatch):
-    """The model of a published backbone is that of the detector, unless the caller says else."""
+    """A published backbone is that of the detector, unless the caller says else."""
     made = []
+    names = ("patch_embed.norm.weight", *(f"norm{i}.bias" for i in range(4)))
+    state = load.open_weights({name: np.ones(1, np.float32) for name in names})
 
-    def build_loaded(build, *_, **__):
+    def build_from(build, *_, **__):
         made.append(nnx.eval_shape(lambda: build(nnx.Rngs(0))))
         return made[-1]
 
-    monkeypatch.setattr(load, "build_loaded", build_loaded)
-    natjax.create_model("dinat_mini", weights="coco_maskrcnn")
-    natjax.create_model("dinat_mini", weights="coco_maskrcnn", kernel_size=5, output_norms=False)
-    natjax.create_model("dinat_large", weights="coco_mask2former_instance")
+    monkeypatch.setattr(load, "open_weights", lambda *_, **__: state)
+    monkeypatch.setattr(load, "build_from", build_from)
+    natjax.create_model("dinat_mini", backbone="coco_maskrcnn")
+    natjax.create_model("dinat_mini", backbone="coco_maskrcnn", kernel_size=5, output_norms=False)
+    natjax.create_model("dinat_large", backbone="coco_mask2former_instance")
     configs = [model.config for model in made]
     assert configs[0].dilations[0] == (1, 28, 1)
     assert configs[0].output_norms
     assert configs[0].num_classes == 0
     assert (configs[1].kernel_size, configs[1].output_norms) == (5, False)
     assert configs[2].kernel_size == 11
+
+
+def test_a_detector_is_not_taken_for_its_backbone():
+    with pytest.raises(ValueError, match=r"whole model \(COCO, Mask R-CNN\).*backbone='coco_mask"):
+        natjax.create_model("dinat_mini", weights="coco_maskrcnn")
+
+
+def test_published_weights_of_no_model():
+    with pytest.raises(ValueError, match="got 'nat_tinyy'; did you mean nat_tiny"):
+        published_weights("nat_tinyy")
+    assert published_weights("nat_micro") == []

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import shutil
+import threading
 import time
 
 import jax
@@ -15,8 +16,9 @@ import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from natjax.train.checkpoint import checkpointer
 from natjax.train.checkpoint.checkpointer import CheckpointWriter, list_steps, restore
-from natjax.train.checkpoint.integrity import fingerprint
+from natjax.train.checkpoint.integrity import fingerprint, write_sums
 from natjax.train.config.settings import CheckpointConfig, MeshConfig
 from natjax.train.engine.sharding import make_mesh, state_sharding
 from natjax.train.engine.state import TrainState, state_of
@@ -236,6 +238,46 @@ def test_values_that_changed_are_noticed_without_file_checksums(saved, capsys):
     shutil.copytree(other / "7" / "params", saved / "2" / "params")
     assert restore(saved, target(make_state(0))).step == 1
     assert "values of 'params' differ from what was saved" in capsys.readouterr().err
+
+
+def test_steps_do_not_wait_for_checksums(tmp_path, monkeypatch):
+    """A save returns although nobody has read the checkpoint before it again; the end waits."""
+    may_read, threads = threading.Event(), []
+
+    def slow(folder, sums):
+        threads.append(threading.current_thread())
+        assert may_read.wait(60)
+        write_sums(folder, sums)
+
+    monkeypatch.setattr(checkpointer, "write_sums", slow)
+    with CheckpointWriter(tmp_path, CONFIG) as writer:
+        write(writer, make_state(1), META, None)
+        write(writer, make_state(2), META, None)
+        assert not (tmp_path / "sums").exists()
+        may_read.set()
+    assert sorted(p.stem for p in (tmp_path / "sums").iterdir()) == ["1", "2"]
+    assert threading.main_thread() not in threads
+    assert len(threads) == 2
+
+
+def test_a_checkpoint_that_is_deleted_while_it_is_read_has_no_checksums(tmp_path, monkeypatch):
+    def deleted(folder, sums):
+        if folder.name == "1":
+            raise FileNotFoundError(folder / "params")
+        write_sums(folder, sums)
+
+    monkeypatch.setattr(checkpointer, "write_sums", deleted)
+    save(tmp_path, [1, 2])
+    assert [p.stem for p in (tmp_path / "sums").iterdir()] == ["2"]
+
+
+def test_checksums_that_cannot_be_written_are_told(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpointer, "write_sums", full)
+    with pytest.raises(UserError, match=r"cannot write a checkpoint .*full"):
+        save(tmp_path, [1])
 
 
 def test_the_clock_does_not_matter(tmp_path, monkeypatch):

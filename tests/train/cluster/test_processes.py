@@ -148,12 +148,20 @@ def test_two_processes_go_on_from_the_same_sound_checkpoint(pair):
     assert not list(run.glob(".job-*"))
 
 
+def test_two_processes_evaluate_together(pair, capsys):
+    run, ((out, _), _) = pair
+    assert main(["eval", str(run)]) == 0
+    alone = capsys.readouterr().out
+    assert "step 12, 360 held-out images" in alone
+    assert alone in out
+
+
 def test_only_the_first_process_speaks_and_both_end_alike(pair):
     _, ((out, error), (other_out, other_error)) = pair
     assert "4 x cpu of 2 processes (data 2, fsdp 2)" in out
     assert "another configuration (seed: 0 -> 3)" in error
     for lines in (out, other_out):
-        assert lines.splitlines()[-1] == "0 0 2"
+        assert lines.splitlines()[-1] == "0 0 2 0"
     told = [line for line in other_out.splitlines()[:-1] if not line.startswith("[Gloo]")]
     assert told == []
     assert "natjax" not in other_error

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from natjax.train.config.serialization import differences, from_json, to_json
+from natjax.train.config.serialization import from_json, to_json
 from natjax.train.config.settings import MeshConfig, ModelConfig, OptimizerConfig
 from natjax.train.errors import UserError, did_you_mean
 from natjax.train.tasks.classification import presets
@@ -90,19 +90,6 @@ def test_a_preset_says_its_command_cost_and_accuracy(name):
 def test_rules(config, change, message):
     with pytest.raises(UserError, match=re.escape(message)):
         dataclasses.replace(config, **change)
-
-
-def changed(old, new):
-    return differences(to_json(old), to_json(new), old.MAY_CHANGE)
-
-
-def test_differences_name_the_setting_and_both_values(config):
-    assert changed(config, dataclasses.replace(config, seed=3)) == ["seed: 0 -> 3"]
-
-
-def test_mesh_and_folders_may_differ(config):
-    moved = dataclasses.replace(config, mesh=MeshConfig(data=2, fsdp=2), run=Path("elsewhere"))
-    assert changed(config, moved) == []
 
 
 def test_unknown_setting_in_json(config):

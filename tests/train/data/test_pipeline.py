@@ -1,10 +1,13 @@
 import dataclasses
+import time
 
 import numpy as np
 import pytest
 
 from natjax.train.cluster.processes import Host
-from natjax.train.data.pipeline import read
+from natjax.train.config.settings import DataConfig
+from natjax.train.data.pipeline import read, test_batches
+from natjax.train.engine.evaluate import closed
 from natjax.train.tasks.classification import presets
 from natjax.train.tasks.classification.examples import test_images, train_images
 
@@ -91,7 +94,8 @@ def test_evaluation_holds_every_record_once(digits, batch_size, count):
     labels = []
     for host in hosts:
         dataset = test_images(test, spec, presets.digits().data, batch_size=batch_size, host=host)
-        parts = [dataset[step] for step in range(len(dataset))]
+        parts = list(dataset)
+        assert len(parts) == len(dataset)
         assert all(len(part["label"]) == batch_size // count for part in parts)
         labels.append([part["label"][part["mask"]] for part in parts])
     expected = np.array([test[i]["label"] for i in range(360)])
@@ -100,4 +104,39 @@ def test_evaluation_holds_every_record_once(digits, batch_size, count):
     np.testing.assert_array_equal(np.concatenate(rows), expected)
 
 
-test_images.__test__ = False  # natjax's function, not a test
+@pytest.mark.parametrize("threads", [1, 16])
+def test_evaluation_is_never_far_ahead_of_what_was_taken(threads):
+    made = []
+
+    def example(index):
+        made.append(index)
+        return {"index": np.array(index)}
+
+    data = DataConfig(name="numbers", threads=threads)
+    with closed(iter(test_batches(100_000, example, data, batch_size=8, host=Host()))) as batches:
+        for taken in range(1, 4):
+            next(batches)
+            time.sleep(0.1)  # for threads that would go on
+            assert taken * 8 <= len(made) <= (taken + max(4, threads)) * 8
+    time.sleep(0.1)
+    count = len(made)
+    time.sleep(0.1)
+    assert len(made) == count  # the threads have ended
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_worker_processes_make_the_same_evaluation(digits, workers):
+    spec, _, test = digits
+    data = presets.digits().data
+    options = {"batch_size": 200, "host": Host()}
+    expected = list(test_images(test, spec, data, **options))
+    data = dataclasses.replace(data, workers=workers)
+    found = list(test_images(test, spec, data, **options))
+    assert len(found) == 2
+    for one, other in zip(found, expected, strict=True):
+        assert all(np.array_equal(one[name], other[name]) for name in ("image", "mask", "id"))
+
+
+# natjax's functions, not tests
+test_images.__test__ = False
+test_batches.__test__ = False

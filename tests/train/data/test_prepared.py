@@ -7,8 +7,8 @@ import pytest
 
 from natjax.train.data.prepared import find_version, open_version
 from natjax.train.errors import UserError
+from natjax.train.tasks.classification.datasets.held_out import open_held_out
 from natjax.train.tasks.classification.datasets.imagenet_prepare import prepare
-from natjax.train.tasks.classification.photos import open_photos
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def test_no_code_is_imported_by_name(version, tmp_path, monkeypatch):
         lambda x: x["featuresDict"]["features"]["file_name"].update(pythonClassName=name),
     )
     with pytest.raises(UserError, match=r"features of TFDS itself, got 'hostile\.Text'"):
-        open_photos(version)
+        open_held_out(version)
     assert "hostile" not in sys.modules
 
 

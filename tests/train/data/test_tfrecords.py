@@ -14,10 +14,10 @@ from natjax.train.data.datasets import open_dataset, open_split
 from natjax.train.data.pipeline import read
 from natjax.train.errors import UserError
 from natjax.train.tasks.classification.config import AugmentConfig, ImagesConfig
+from natjax.train.tasks.classification.datasets.held_out import open_held_out
 from natjax.train.tasks.classification.datasets.imagenet_prepare import prepare
 from natjax.train.tasks.classification.datasets.registry import get_spec
 from natjax.train.tasks.classification.examples import train_images
-from natjax.train.tasks.classification.photos import open_photos
 
 
 def crc32c(data: bytes) -> int:
@@ -108,9 +108,9 @@ def test_training_and_evaluation_read_it(prepared):
     )
     batch = next(read(dataset, data, 0))
     assert batch["image"].shape == (4, 16, 16, 3)
-    photos = open_photos(prepared[1])
-    assert (photos.count, photos.classes) == (10, 1000)
-    assert [photos.label(i) for i in range(10)] == [
+    found = open_held_out(prepared[1])
+    assert (len(found.images), found.classes) == (10, 1000)
+    assert [int(found.images[i]["label"]) for i in range(10)] == [
         x["label"] for x in source(prepared[0], "validation")
     ]
 

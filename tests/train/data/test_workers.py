@@ -63,6 +63,16 @@ def test_workers_that_die_again_and_again_stop_the_run(capsys):
         take(Source({7: 99}), 0, 10)
 
 
+def test_too_little_shared_memory_is_told_at_once():
+    def full(start):
+        yield start
+        raise RuntimeError(DEATH.replace("-9", "-7"))
+
+    advice = r"exit code -7\) before step 2: the shared memory /dev/shm .*--shm-size.*workers 0"
+    with pytest.raises(TrainingError, match=advice):
+        list(restart_workers(full, 0))
+
+
 def test_other_errors_are_not_disguised():
     def broken(start):
         yield start

@@ -58,14 +58,16 @@ def test_a_run_leaves_everything_in_its_folder(finished):
     assert tests == [(16, "raw"), (16, "ema"), (24, "raw"), (24, "ema")]
     assert all(line["images"] == 360 for line in lines if line["kind"] == "eval")
     assert lines[-1]["epoch"] == round(24 * 16 / 1437, 4)
-    assert set(lines[0]) >= {
+    assert set(lines[1]) >= {
         "epoch",
         "loss",
         "accuracy",
         "grad_norm",
         "learning_rate",
         "images_per_second",
+        "data_wait",
     }
+    assert "images_per_second" not in lines[0]  # these steps were compiled
     for name in pictures:
         with Image.open(finished / name) as picture:
             assert picture.width > 500
@@ -215,6 +217,29 @@ def test_another_configuration_is_refused(finished, capsys):
     assert error.count("\n") == 1
 
 
+@pytest.mark.usefixtures("no_pictures")
+def test_a_run_goes_on_with_settings_that_leave_its_result_and_says_so(copy, finished, capsys):
+    changes = {"accumulate": 2, "model__remat": True, "log_every": 2, "eval_every": 8}
+    assert train(copy, steps=32, **changes) == 0
+    out = capsys.readouterr().out
+    for told in (
+        "accumulate: 1 -> 2 (equal up to rounding, and to what is drawn",
+        "model.remat: False -> True (equal up to rounding)",
+        "log_every: 4 -> 2\n",
+        "eval_every: 16 -> 8\n",
+        "steps: 24 -> 32 (from here on the learning rate is that of a run of the new length)",
+        "data.prepared_dir: ",
+    ):
+        assert f"Continuing {copy} with {told}" in out
+    assert out.count("Continuing") == 6
+    assert "after step 24/32" in out
+    lines, before = metrics(copy), metrics(finished)
+    assert lines[: len(before)] == before
+    assert [line["step"] for line in lines[len(before) :]] == [26, 28, 30, 32, 32, 32]
+    assert main(["train", "digits", *pico.flags(copy, steps=12, **changes)]) == 0
+    assert "All steps are done already" in capsys.readouterr().out
+
+
 def test_a_folder_of_something_else_is_refused(tmp_path, capsys):
     (tmp_path / "thesis.tex").write_text("")
     assert train(tmp_path) == 2
@@ -324,7 +349,7 @@ def test_predict_names_what_it_cannot_read(finished, tmp_path, capsys):
     for name in ("cut.png", "text.png", "absent.png"):
         assert f"cannot read image {tmp_path / name}: " in captured.err
     assert captured.err.count("\n") == 4
-    assert main(["predict", str(finished), str(tmp_path / "b.png"), "--weights", "raw"]) == 0
+    assert main(["predict", str(finished), str(tmp_path / "b.png"), "--raw"]) == 0
 
 
 def test_predict_refuses_an_image_that_unfolds_without_end(finished, tmp_path, capsys, monkeypatch):

@@ -59,7 +59,7 @@ def finished(started):
 @pytest.mark.parametrize("naming", [None, "natjax", "official", "hf"])
 @pytest.mark.parametrize("weights", ["ema", "raw"])
 def test_export(name, naming, weights, finished, tmp_path, capsys):
-    words = ["export", str(finished), str(tmp_path / name), "--weights", weights]
+    words = ["export", str(finished), str(tmp_path / name), *["--raw"] * (weights == "raw")]
     assert main(words + (["--to", naming] if naming else [])) == 0
     assert f"{weights} weights of step 8" in capsys.readouterr().out
     loaded = model()

@@ -2,8 +2,9 @@
 
 import dataclasses
 import math
-from typing import Literal
+from typing import ClassVar, Literal
 
+from natjax.train.config.continuing import FIXED, Rules
 from natjax.train.config.rules import require
 from natjax.train.config.settings import (
     DataConfig,
@@ -120,6 +121,12 @@ class ClassificationConfig(RunConfig):
       augment: Random changes of the training images.
       label_smoothing: Share of the target that is spread over all classes, in [0, 1).
     """
+
+    CONTINUING: ClassVar[Rules] = {
+        **RunConfig.CONTINUING,
+        "augment": FIXED,
+        "label_smoothing": FIXED,
+    }
 
     data: ImagesConfig
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)

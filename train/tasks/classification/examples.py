@@ -10,7 +10,7 @@ import numpy as np
 from natjax.train.cluster.processes import Host
 from natjax.train.data.datasets import Source
 from natjax.train.data.images import add_border, decode, to_pixels
-from natjax.train.data.pipeline import Batch, test_dataset, train_dataset
+from natjax.train.data.pipeline import Batch, Batches, test_batches, train_dataset
 from natjax.train.data.readable import DecodeImage, Readable
 from natjax.train.tasks.classification.augment.crop import evaluation_view
 from natjax.train.tasks.classification.augment.pipeline import TrainTransform
@@ -34,6 +34,32 @@ class TrainExample:
         """Return ``image``, uint8, and ``label``; every draw comes from `rng`."""
         image = add_border(record["image"], self.border)
         return _example(self.transform(image, rng), record)
+
+
+@dataclasses.dataclass(frozen=True)
+class HeldOutExample:
+    """Makes the held-out example of an index; picklable too.
+
+    Attributes:
+      records: All of them.
+      channels: Of the data set.
+      border: Of the data set.
+      data: The view of evaluation.
+    """
+
+    records: Readable
+    channels: int
+    border: float
+    data: ImagesConfig
+
+    def __call__(self, index: int) -> Batch:
+        """Return ``image`` and ``label``, and a False ``mask`` where the image cannot be read."""
+        record = self.records.get(index)
+        if record is None:
+            side = (self.data.image_size, self.data.image_size, self.channels)
+            return _example(np.zeros(side, np.uint8), {"label": 0}) | {"mask": np.bool_(False)}
+        view = evaluation_view(add_border(record["image"], self.border), self.data)
+        return _example(to_pixels(view), record)
 
 
 def train_example(spec: LabelledImages, data: ImagesConfig, augment: AugmentConfig) -> TrainExample:
@@ -70,7 +96,7 @@ def train_images(
 
 def test_images(
     source: Source, spec: LabelledImages, data: ImagesConfig, *, batch_size: int, host: Host
-) -> grain.MapDataset:
+) -> Batches:
     """Return batches that hold every held-out image once, in order, with a mask.
 
     What cannot be read is masked, and named.
@@ -78,21 +104,13 @@ def test_images(
     Args:
       source: The records.
       spec: How to decode.
-      data: The view of evaluation.
+      data: The view of evaluation, and how many threads and workers.
       batch_size: Images a batch, over all hosts.
       host: Which rows this process makes.
     """
     records = Readable(source, DecodeImage(spec.channels), spec.test_split)
-
-    def example(index: int) -> Batch:
-        record = records.get(index)
-        if record is None:
-            side = (data.image_size, data.image_size, spec.channels)
-            return _example(np.zeros(side, np.uint8), {"label": 0}) | {"mask": np.bool_(False)}
-        pixels = to_pixels(evaluation_view(add_border(record["image"], spec.border), data))
-        return _example(pixels, record)
-
-    return test_dataset(len(source), example, batch_size=batch_size, host=host)
+    example = HeldOutExample(records, spec.channels, spec.border, data)
+    return test_batches(len(source), example, data, batch_size=batch_size, host=host)
 
 
 def input_stages(

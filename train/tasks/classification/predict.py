@@ -1,7 +1,6 @@
 """Classes of image files, by the weights of a run: the command ``natjax predict``."""
 
 import dataclasses
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,18 +8,15 @@ from typing import Any
 import jax
 import numpy as np
 from jaxtyping import Float
-from PIL import Image, ImageOps
 from rich.table import Table
 
-from natjax.train.data.images import Pixels, add_border, to_pixels, with_channels
+from natjax.train.data.images import Pixels, add_border, read_upright, to_pixels
 from natjax.train.errors import UserError
 from natjax.train.tasks.classification.augment.crop import evaluation_view
 from natjax.train.tasks.classification.config import ImagesConfig
 from natjax.train.tasks.classification.datasets.registry import LabelledImages
 from natjax.train.tasks.classification.task import Classification
 
-# Pillow hands Encapsulated PostScript to an interpreter of programs; a picture should not be one.
-_REFUSED_FORMATS = {"EPS"}
 _AT_ONCE = 64
 
 
@@ -62,24 +58,11 @@ def predictor_of(task: Classification, weights: tuple[Any, Any]) -> Predictor:
 def read_image(path: Path, spec: LabelledImages, data: ImagesConfig) -> Pixels:
     """Read an image file of any size as the data set would give it to the network.
 
-    Upright by its EXIF orientation; of an animation the first frame.
-
     Raises:
-      UserError: the file is no image, is damaged, or would unfold to an unreasonable size.
+      UserError: as for `natjax.train.data.images.read_upright`.
     """
-    Image.init()
-    formats = [name for name in Image.OPEN if name not in _REFUSED_FORMATS]
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=formats) as image:
-                upright = ImageOps.exif_transpose(image)
-                decoded = add_border(with_channels(upright, spec.channels), spec.border)
-                return to_pixels(evaluation_view(decoded, data))
-    except Exception as error:  # decoders of hostile files raise nearly anything
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise UserError(f"cannot read image {path}: {reason}") from error
+    decoded = add_border(read_upright(path, spec.channels), spec.border)
+    return to_pixels(evaluation_view(decoded, data))
 
 
 def predict_files(

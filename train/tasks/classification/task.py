@@ -240,6 +240,10 @@ class Classification(Task[ClassificationConfig]):
     def _train_source(self) -> "Source":
         return self.source(self.spec.train_split)
 
+    @functools.cached_property
+    def _test_source(self) -> "Source":
+        return self.source(self.spec.test_split)
+
     def train_size(self) -> int:
         """Return the number of training images."""
         return len(self._train_source)
@@ -265,8 +269,7 @@ class Classification(Task[ClassificationConfig]):
         """Return batches of all held-out images."""
         from natjax.train.tasks.classification.examples import test_images
 
-        source = self.source(self.spec.test_split)
-        config = self.config
+        config, source = self.config, self._test_source
         return test_images(source, self.spec, config.data, batch_size=config.batch_size, host=host)
 
     # The results.
@@ -274,6 +277,10 @@ class Classification(Task[ClassificationConfig]):
     def evaluator(self) -> ClassificationEvaluator:
         """Return what adds up an evaluation."""
         return ClassificationEvaluator()
+
+    def unread(self, scores: Scores) -> int:
+        """Return how many held-out images an evaluation left out."""
+        return len(self._test_source) - int(scores.values["images"])
 
     def describe(self) -> list[tuple[str, str]]:
         """Return the lines of model and data."""

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import ClassVar
 
+from natjax.train.config.continuing import FIXED, Rule, Rules
 from natjax.train.config.rules import require
 from natjax.train.config.settings import (
     DataConfig,
@@ -11,6 +12,8 @@ from natjax.train.config.settings import (
     check_data,
     check_model,
 )
+
+_SCORES = Rule(accepted=True, effect="scores before and after are not comparable")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,11 +69,13 @@ class SegmentationConfig(RunConfig):
       augment: Random changes of the training images.
     """
 
-    MAY_CHANGE: ClassVar[frozenset[str]] = RunConfig.MAY_CHANGE | {
-        "data.window",
-        "data.stride",
-        "data.scales",
-        "data.flip",
+    CONTINUING: ClassVar[Rules] = {
+        **RunConfig.CONTINUING,
+        "data.window": _SCORES,
+        "data.stride": _SCORES,
+        "data.scales": _SCORES,
+        "data.flip": _SCORES,
+        "augment": FIXED,
     }
 
     data: LabelMapsConfig = LabelMapsConfig()

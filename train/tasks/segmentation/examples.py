@@ -9,7 +9,8 @@ import grain
 import numpy as np
 
 from natjax.train.cluster.processes import Host
-from natjax.train.data.pipeline import Batch
+from natjax.train.config.settings import DataConfig
+from natjax.train.data.pipeline import Batch, Batches
 from natjax.train.data.readable import Readable
 from natjax.train.tasks.segmentation.augment import augment
 from natjax.train.tasks.segmentation.config import AugmentConfig
@@ -128,11 +129,12 @@ def eval_batches(
     records: Readable,
     how: AugmentConfig,
     scales: tuple[float, ...],
+    reading: DataConfig,
     *,
     batch_size: int,
     devices: int,
     host: Host,
-) -> grain.MapDataset:
+) -> Batches:
     """Return batches that hold every held-out image once.
 
     Where images are of several sizes a batch has one for each device, since there are few of each
@@ -142,6 +144,7 @@ def eval_batches(
       records: The images.
       how: The frame that evaluation fits images into.
       scales: Factors of the frame.
+      reading: How many threads and workers.
       batch_size: Rows of a batch, over all hosts, where all images are of one size.
       devices: Rows of a batch where they are not.
       host: Which rows this process makes.
@@ -157,7 +160,7 @@ def eval_batches(
             rows.append((*chosen, *[None] * (count - len(chosen))))
             sizes.append(size)
     batches = EvalBatches(records, tuple(rows), tuple(sizes), how, scales, host)
-    return grain.MapDataset.source(batches)
+    return Batches(grain.MapDataset.source(batches), reading)
 
 
 def _sizes(records: Readable) -> list[Size]:

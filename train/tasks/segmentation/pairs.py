@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from natjax.train.data.images import decode, to_pixels
+from natjax.train.data.images import decode, open_encoded, to_pixels
 from natjax.train.errors import UserError
 from natjax.train.tasks.segmentation.transforms import IGNORE, Labels, Size, without_zero
 
@@ -88,5 +88,5 @@ def encoded_size(record: dict[str, Any]) -> Size:
     image = record["image"]
     if isinstance(image, np.ndarray):
         return image.shape[0], image.shape[1]
-    with Image.open(io.BytesIO(image)) as opened:
+    with open_encoded(image) as opened:
         return opened.height, opened.width

@@ -5,7 +5,7 @@ What reads data is imported when it is used, so that steps can be compiled where
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,7 @@ from natjax.train.engine.sharding import keep_rows, make_mesh
 from natjax.train.engine.task import (
     Batch,
     HostBatch,
+    InitialWeights,
     Loss,
     ParameterGroup,
     Scores,
@@ -215,6 +216,18 @@ class Segmentation(Task[SegmentationConfig]):
         """Return the multiply-adds of one crop, counted as in `natjax.model_summary`."""
         return count_flops(self.model_config, (self.config.augment.crop,) * 2)
 
+    def initial_weights(self, source: str, shapes: Mapping[str, tuple[int, ...]]) -> InitialWeights:
+        """Read weights of the whole network, or of its backbone, such as a classifier's.
+
+        Classifiers are left out where the classes differ, as is all that a classifier of images
+        has and a backbone has not, and the other way round.
+        """
+        from natjax.train.tasks.segmentation.weights import read_weights
+
+        del shapes
+        name, classes = self.config.model.name, len(self.maps.class_names)
+        return InitialWeights(*read_weights(source, name, nnx.eval_shape(self.build), classes))
+
     # The data.
 
     @functools.cached_property
@@ -222,6 +235,12 @@ class Segmentation(Task[SegmentationConfig]):
         from natjax.train.tasks.segmentation.examples import readable
 
         return readable(self.maps.open("train"), self.maps, "training")
+
+    @functools.cached_property
+    def _held_out(self) -> "Readable":
+        from natjax.train.tasks.segmentation.examples import readable
+
+        return readable(self.maps.open("val"), self.maps, "held-out")
 
     def train_size(self) -> int:
         """Return the number of training images."""
@@ -244,14 +263,14 @@ class Segmentation(Task[SegmentationConfig]):
 
     def eval_batches(self, host: Host) -> Iterable[HostBatch]:
         """Return batches of all held-out images, each of images of one size."""
-        from natjax.train.tasks.segmentation.examples import eval_batches, readable
+        from natjax.train.tasks.segmentation.examples import eval_batches
 
         config = self.config
-        records = readable(self.maps.open("val"), self.maps, "held-out")
         return eval_batches(
-            records,
+            self._held_out,
             config.augment,
             config.data.scales,
+            config.data,
             batch_size=config.batch_size,
             devices=make_mesh(config.mesh).size,
             host=host,
@@ -262,6 +281,16 @@ class Segmentation(Task[SegmentationConfig]):
     def evaluator(self) -> SegmentationEvaluator:
         """Return what adds up an evaluation."""
         return SegmentationEvaluator(len(self.maps.class_names))
+
+    def unread(self, scores: Scores) -> int:
+        """Return how many held-out images an evaluation left out."""
+        return len(self._held_out) - int(scores.values["images"])
+
+    def details(self, scores: Scores) -> Any:
+        """Return the table of classes."""
+        from natjax.train.tasks.segmentation.scores import class_table
+
+        return class_table(scores.detail, self.maps.class_names)
 
     def describe(self) -> list[tuple[str, str]]:
         """Return the lines of model and data."""

@@ -111,7 +111,7 @@ def test_published_names():
         natjax.load_weights(model, "imagenet1k")
     for name in natjax.list_models(kind="detector"):
         (weights,) = natjax.weights.published_weights(name)
-        assert weights == ("coco_cascade" if "cascade" in name else "coco_maskrcnn")
+        assert weights == "coco"
         entry = natjax.weights.published.find_published([name], weights)
         backbone = natjax.detector_config(name).backbone
         ones = tuple((1,) * depth for depth in backbone.depths)

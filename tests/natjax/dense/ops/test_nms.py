@@ -81,6 +81,7 @@ def test_over_several_blocks(count, max_kept):
     assert _run(scene, 0.6, max_kept) == expected[:max_kept]
 
 
+@pytest.mark.oldest
 def test_equal_scores_go_by_index():
     boxes = jnp.asarray([[0.0, 0, 4, 4], [0, 0, 4, 5], [0, 0, 5, 5]])
     kept = nms(boxes, jnp.ones(3), iou_threshold=0.5, max_kept=3)
@@ -103,6 +104,7 @@ def test_no_boxes():
         nms(jnp.zeros((1, 4)), jnp.zeros(1), iou_threshold=0.5, max_kept=0)
 
 
+@pytest.mark.oldest
 def test_batch_on_a_mesh():
     """vmapped and sharded over eight devices: the same, and no boxes are exchanged."""
     rng = np.random.default_rng(0)

@@ -137,6 +137,7 @@ def test_half_precision_maps():
     np.testing.assert_array_equal(out, exact.astype(jnp.bfloat16))
 
 
+@pytest.mark.oldest
 def test_batch_on_a_mesh():
     """Sharded over eight devices: the same to the bit, and neither maps nor grids are exchanged."""
     rng = np.random.default_rng(5)

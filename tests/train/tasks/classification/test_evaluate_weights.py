@@ -17,14 +17,11 @@ import natjax
 from natjax.backbones import variants
 from natjax.cli import main
 from natjax.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, preprocessing
-from natjax.train.engine.task import Scores
+from natjax.train.cli.evaluate import How, evaluate_weights
+from natjax.train.data.images import center_view, decode
 from natjax.train.errors import UserError
-from natjax.train.tasks.classification.evaluate_weights import (
-    WeightsEvaluation,
-    evaluate_weights,
-    show_weights_evaluation,
-)
-from natjax.train.tasks.classification.photos import open_photos, prepare_photo, read_photo
+from natjax.train.tasks.classification.datasets.held_out import open_held_out
+from natjax.train.tasks.classification.evaluate_weights import open_weights_task
 
 NAME = "nat_photo"
 SYNSETS = ("n01440764", "n02099601", "n03445777")
@@ -104,39 +101,46 @@ def _by_hand(image, size):
     return image.crop((left, top, left + size, top + size))
 
 
+def evaluated(weights, folder, **how):
+    data = {"dir": folder} | how.pop("data", {})
+    return evaluate_weights(str(weights), How(data=data, **how))
+
+
+def scores_of(weights, folder, **how):
+    return evaluated(weights, folder, **how).results["raw"].values
+
+
 @pytest.mark.parametrize("batch_size", [4, 13, pytest.param(64, marks=pytest.mark.slow)])
 def test_accuracy_is_exact_over_all_photos(batch_size, weights, folder):
     """For batches that 13 photos do not fill, that they fill, and larger ones."""
     ranks = one_by_one(weights, folder)
     assert len(ranks) == 13
-    done = evaluate_weights(str(weights), folder, batch_size=batch_size)
-    assert done.model == NAME
-    assert done.result.values["images"] == 13
-    assert done.result.values["top1"] == pytest.approx((ranks < 1).mean())
-    assert done.result.values["top5"] == 1
+    done = evaluated(weights, folder, batch_size=batch_size)
+    scores = done.results["raw"].values
+    assert done.title == NAME
+    assert scores["images"] == 13
+    assert scores["top1"] == pytest.approx((ranks < 1).mean())
+    assert scores["top5"] == 1
     assert 0 < (ranks < 1).sum() < 13
-    assert done.failures == ()
-
-
-def without_loss(scores):
-    return {name: value for name, value in scores.values.items() if name != "loss"}
+    assert done.task.unread(done.results["raw"]) == 0
 
 
 def test_several_devices_give_the_same(weights, folder):
-    one = evaluate_weights(str(weights), folder, batch_size=8)
-    two = evaluate_weights(str(weights), folder, batch_size=8, devices=2)
-    assert without_loss(one.result) == without_loss(two.result)
-    assert one.result.values["loss"] == pytest.approx(two.result.values["loss"], rel=1e-5)
+    one = scores_of(weights, folder, batch_size=8)
+    two = scores_of(weights, folder, batch_size=8, devices=2)
+    workers = scores_of(weights, folder, batch_size=8, data={"workers": 1})
+    assert workers == one
+    assert two == one | {"loss": pytest.approx(one["loss"], rel=1e-5)}
 
 
 def test_the_command(weights, folder, capsys):
     words = ["eval", "--weights", str(weights), "--model", NAME, "--data.dir", str(folder)]
     assert main([*words, "--batch-size", "8"]) == 0
     out = capsys.readouterr().out
-    assert f"{NAME}, 13 images" in out
+    assert f"{NAME}, 13 held-out images" in out
     assert "bicubic to 36, crop 32" in out
     top1 = (one_by_one(weights, folder) < 1).mean()
-    assert f"{top1:.3%}" in out
+    assert f"{top1:.2%}" in out
 
 
 def test_no_photo_can_be_read(weights, tmp_path, capsys):
@@ -144,7 +148,9 @@ def test_no_photo_can_be_read(weights, tmp_path, capsys):
         (tmp_path / synset).mkdir()
         (tmp_path / synset / "x.JPEG").write_text("no photo")
     assert main(["eval", "--weights", str(weights), "--data.dir", str(tmp_path)]) == 2
-    assert "none of 3 photos can be read; cannot read" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert error.count("natjax: cannot read") == 3
+    assert "natjax: none of the images could be read" in error
 
 
 def test_damaged_photos_are_named_and_not_counted(weights, folder, tmp_path, capsys):
@@ -158,10 +164,11 @@ def test_damaged_photos_are_named_and_not_counted(weights, folder, tmp_path, cap
     words = ["eval", "--weights", str(weights), "--data.dir", str(tmp_path)]
     assert main([*words, "--batch-size", "8"]) == 1
     shown = capsys.readouterr()
-    assert "12 images" in shown.out
+    assert "12 held-out images" in shown.out
     assert f"cannot read {first}: " in shown.err
     assert "ILSVRC2012_val_text.JPEG" in shown.err
-    assert shown.err.count("natjax: ") == 2
+    assert "natjax: 2 images could not be read and do not count" in shown.err
+    assert shown.err.count("natjax: ") == 3
 
 
 @pytest.mark.parametrize(
@@ -173,14 +180,21 @@ def test_damaged_photos_are_named_and_not_counted(weights, folder, tmp_path, cap
         ("eval --weights {weights} --data.dir nowhere", "must be a folder, got nowhere"),
         ("eval --weights {weights} --data.dir empty", "folder of images for each class"),
         ("eval --weights nowhere.pth --data.dir {folder}", "there is no file nowhere.pth"),
-        ("eval --weights {weights} --data.dir {folder} --devices 3", "multiple of --devices=3"),
+        (
+            "eval --weights {weights} --data.dir {folder} --devices 3 --batch-size 64",
+            "--batch-size must be a positive multiple of the 3 devices, got 64",
+        ),
         ("eval --weights {weights} --data.dir {folder} --batch-size 0", "--batch-size must be"),
+        ("eval --weights {weights} --data.dir {folder} --devices 0", "--devices must be positive"),
+        ("eval --weights {weights} --data.dir {folder} --devices 9", "at most the 8 there are"),
+        ("eval --weights {weights} --data.dir nested", "must hold files, got nested/a/deeper"),
         ("eval --weights {weights} --data.dir outer", r"2 classes, the weights know 3.*outer/val"),
     ],
 )
 def test_wrong_use(words, message, weights, folder, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
+    (tmp_path / "nested" / "a" / "deeper").mkdir(parents=True)
     for name in ("train", "val"):
         (tmp_path / "outer" / name).mkdir(parents=True)
         (tmp_path / "outer" / name / "x.JPEG").touch()
@@ -223,13 +237,12 @@ def test_prepared_tfds_data(weights, folder, tmp_path):
     files = [path for synset in SYNSETS for path in sorted((folder / synset).glob("ILSVRC*"))]
     examples = [(path.read_bytes(), SYNSETS.index(path.parent.name)) for path in files]
     prepare(tmp_path, "imagenet2012", "validation", examples)
-    photos = open_photos(tmp_path)
-    assert (photos.count, photos.classes) == (13, 3)
-    expected = evaluate_weights(str(weights), folder, batch_size=4).result
+    found = open_held_out(tmp_path)
+    assert (len(found.images), found.classes) == (13, 3)
+    expected = scores_of(weights, folder, batch_size=4)
     for place in (tmp_path, tmp_path / "imagenet2012", tmp_path / "imagenet2012" / "5.1.0"):
-        found = evaluate_weights(str(weights), place, batch_size=4).result
-        assert without_loss(found) == without_loss(expected)
-    assert found.values["loss"] == pytest.approx(expected.values["loss"])
+        found = scores_of(weights, place, batch_size=4)
+        assert found == expected | {"loss": pytest.approx(expected["loss"])}
 
 
 def test_the_official_archive(photos, tmp_path):
@@ -247,23 +260,22 @@ def test_the_official_archive(photos, tmp_path):
         patch.setitem(known, NAME, dataclasses.replace(known[NAME], num_classes=1000))
         model = draw.filled(lambda rngs: natjax.create_model(NAME, rngs=rngs))
         natjax.save_weights(model, tmp_path / "x.safetensors")
-        found = evaluate_weights(str(tmp_path / "x.safetensors"), tmp_path / "data", batch_size=4)
+        found = scores_of(tmp_path / "x.safetensors", tmp_path / "data", batch_size=4)
 
     pixels = [np.asarray(_by_hand(Image.open(io.BytesIO(x)).convert("RGB"), 32)) for x in encoded]
     scaled = (np.stack(pixels) / np.float32(255) - IMAGENET_MEAN) / np.float32(IMAGENET_STD)
     log_shares = jax.nn.log_softmax(model(jnp.asarray(scaled, jnp.float32)))
     labels = imagenet_tar.official_labels(len(encoded))
     expected = -np.mean([log_shares[i, label] for i, label in enumerate(labels)])
-    assert found.result.values["images"] == 13
-    assert found.result.values["loss"] == pytest.approx(expected, rel=1e-5)
-    assert found.failures == ()
+    assert found["images"] == 13
+    assert found["loss"] == pytest.approx(expected, rel=1e-5)
 
 
 def test_missing_split(tmp_path, folder):
     image = next((folder / SYNSETS[0]).glob("ILSVRC*")).read_bytes()
     prepare(tmp_path, "imagenet2012", "train", [(image, 1)])
     with pytest.raises(UserError, match="must have the split 'validation', got train"):
-        open_photos(tmp_path)
+        open_held_out(tmp_path)
 
 
 def test_published_preprocessing():
@@ -297,12 +309,14 @@ def test_resize_and_central_crop(size, resized, box):
 def test_preparing_is_pillow_s_bicubic(photos):
     how = Preprocessing(size=32, crop_pct=0.875)
     for photo in photos:
-        np.testing.assert_array_equal(prepare_photo(photo, how), np.asarray(_by_hand(photo, 32)))
+        found = center_view(photo, how.size, how.crop_pct)
+        np.testing.assert_array_equal(np.asarray(found), np.asarray(_by_hand(photo, 32)))
 
 
-def test_postscript_is_no_photo():
-    with pytest.raises(OSError, match="cannot identify"):
-        read_photo(io.BytesIO(b"%!PS-Adobe-3.0 EPSF-3.0\n"), preprocessing("nat_tiny"))
+@pytest.mark.parametrize("data", [b"%!PS-Adobe-3.0 EPSF-3.0\n", b"no image", b""])
+def test_postscript_is_no_photo(data):
+    with pytest.raises(OSError, match="cannot identify image: it is none of JPEG, PNG"):
+        decode(data, 3)
 
 
 def test_weights_of_no_published_model(folder, tmp_path):
@@ -310,16 +324,11 @@ def test_weights_of_no_published_model(folder, tmp_path):
     model = draw.filled(lambda rngs: natjax.NAT(config, rngs=rngs))
     natjax.save_weights(model, tmp_path / "x.safetensors")
     with pytest.raises(UserError, match="its preprocessing is not known"):
-        evaluate_weights(str(tmp_path / "x.safetensors"), folder)
+        evaluated(tmp_path / "x.safetensors", folder)
 
 
-def test_published_accuracy_is_shown_beside(capsys):
-    values = {"images": 50_000, "loss": 1.0, "top1": 0.83, "top5": 0.96}
-    result = Scores(values=values, primary="top1")
-    done = WeightsEvaluation(
-        model="nat_tiny", where="x.pth", how=preprocessing("nat_tiny"), result=result, failures=()
-    )
-    show_weights_evaluation(done)
-    out = capsys.readouterr().out
-    assert "83.000%" in out
-    assert "nat_tiny.pth: 83.2 top-1" in out
+def test_published_accuracy_is_shown_beside(weights, folder):
+    opened = open_weights_task(str(weights), folder)
+    assert len(opened.notes()) == 1
+    notes = dataclasses.replace(opened, model="nat_tiny").notes()
+    assert any("nat_tiny.pth: 83.2 top-1" in note for note in notes)

@@ -1,6 +1,7 @@
 """A data set of one's own: ``train/`` and ``val/``, with a folder of images for each class."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +9,39 @@ import numpy as np
 from jaxtyping import Int64
 
 from natjax.preprocessing import IMAGENET_MEAN, IMAGENET_STD
-from natjax.train.data.class_folders import check_flat, class_folders, image_files
 from natjax.train.errors import UserError
 from natjax.train.tasks.classification.config import ImagesConfig
 from natjax.train.tasks.classification.datasets.registry import LabelledImages
 
 _SPLITS = {"train": ("train",), "val": ("val", "validation", "test")}
 _LAYOUT = "train/CLASS/IMAGE and val/CLASS/IMAGE (or validation, or test, for val)"
+
+
+def class_folders(folder: Path) -> list[Path]:
+    """Return the folders of the classes, in the order of their labels; hidden ones do not count."""
+    return sorted(
+        path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")
+    )
+
+
+def image_files(folder: Path) -> list[Path]:
+    """Return the files of a class in order; links are followed, hidden files do not count."""
+    return sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
+
+
+def check_flat(folder: Path) -> None:
+    """Refuse folders inside the folder of a class: nobody could say what they mean.
+
+    Raises:
+      UserError: there is one, or a link that leads nowhere.
+    """
+    for path in folder.iterdir():
+        if path.name.startswith("."):
+            continue
+        if path.is_dir():
+            raise UserError(f"{folder} is the folder of a class and must hold files, got {path}/")
+        if not path.exists():
+            raise UserError(f"{path} is a link that leads nowhere; remove it, or what it names is")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,15 +95,31 @@ class ImageFolder:
         folder = _split_folder(self.folder, split)
         places = class_folders(folder)
         _check_classes(folder, [place.name for place in places], self.classes)
-        names, labels = [], []
-        for label, place in enumerate(places):
-            check_flat(place)
-            files = image_files(place)
-            if not files:
-                raise UserError(f"{place} must hold images, got none; remove the class or fill it")
-            names += [f"{place.name}/{file.name}" for file in files]
-            labels += [label] * len(files)
-        return ImageFiles(folder, np.array(names, np.str_), np.array(labels, np.int64))
+        images = list_images(folder, places)
+        for place in set(range(len(places))) - set(images.labels.tolist()):
+            raise UserError(
+                f"{places[place]} must hold images, got none; remove the class or fill it"
+            )
+        return images
+
+
+def list_images(folder: Path, places: Sequence[Path]) -> ImageFiles:
+    """Return the images of classes, in order.
+
+    Args:
+      folder: Where the folders of the classes are.
+      places: These folders, in the order of the labels.
+
+    Raises:
+      UserError: a folder of a class holds something else than files.
+    """
+    names, labels = [], []
+    for label, place in enumerate(places):
+        check_flat(place)
+        files = image_files(place)
+        names += [f"{place.name}/{file.name}" for file in files]
+        labels += [label] * len(files)
+    return ImageFiles(folder, np.array(names, np.str_), np.array(labels, np.int64))
 
 
 def _split_folder(folder: Path, split: str) -> Path:

@@ -1,10 +1,4 @@
-"""Download of weights: once, whole or not at all, and resumed where it broke off.
-
-The published files lie on plain HTTPS, which the standard library speaks. What is here is policy,
-which no library has all of: only HTTPS, also behind redirects; one process downloads and the others
-wait; a part that was interrupted is gone on with if the server still has the same file; nothing is
-written through a link that somebody else has planted; and a server, however slow, comes to an end.
-"""
+"""Download of weights: once, whole or not at all, and resumed where it broke off."""
 
 import contextlib
 import hashlib
@@ -21,23 +15,21 @@ from pathlib import Path
 from time import sleep
 from typing import Any
 
-from natjax.weights.errors import WeightsError, show
-from natjax.weights.partial import Origin, PartialFile, partial_file
-from natjax.weights.transport import (
+from natjax.weights.download.partial import Origin, PartialFile, partial_file
+from natjax.weights.download.transport import (
     PassingError,
     RangeRefusedError,
     check_url,
     open_url,
     read_some,
 )
+from natjax.weights.errors import WeightsError, show
 
 _LARGEST = 2**36  # bytes; a server without end must not fill the disk
 _LEAST = 2**14  # bytes; an attempt that brings fewer counts as failed
 _BY_HAND = (
     "without a network, download it elsewhere and give the path of the file instead of its address"
 )
-_HUB_NAME = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(\w[\w./-]*))?", re.ASCII)
-_HUB_FILES = ("model.safetensors", "pytorch_model.bin")  # the second from before safetensors
 
 
 def cache_folder() -> Path:
@@ -69,42 +61,6 @@ def cached_path(url: str, folder: Path) -> Path:
     name = urllib.parse.unquote(urllib.parse.urlsplit(address).path).rpartition("/")[2]
     name = re.sub(r"[^A-Za-z0-9._-]", "_", name)[-32:] or "weights"
     return folder / f"{hashlib.sha256(address.encode()).hexdigest()}-{name}"
-
-
-def download_from_hub(name: str) -> Path:
-    """Download weights of a model on the Hugging Face hub, by the hub's own library and cache.
-
-    The library's settings hold: tokens (``HF_TOKEN``), mirrors (``HF_ENDPOINT``), ``HF_HOME``.
-
-    Args:
-      name: ``organisation/model``, and ``@revision`` (branch, tag or commit) where it matters.
-
-    Raises:
-      WeightsError: no such model or file, no network, or the library is not there.
-    """
-    found = _HUB_NAME.fullmatch(name)
-    if found is None:
-        raise WeightsError(
-            "hf:// must be followed by organisation/model, with @revision where wanted; got"
-            f" {show(name)}"
-        )
-    repository, revision = found.groups()
-    try:
-        from huggingface_hub import errors, hf_hub_download
-    except ModuleNotFoundError as error:
-        address = f"https://huggingface.co/{repository}/resolve/{revision or 'main'}"
-        raise WeightsError(
-            "hf:// needs a library: pip install 'natjax[hub]'; or give the address of the file,"
-            f" {address}/{_HUB_FILES[0]} or {_HUB_FILES[1]}"
-        ) from error
-    try:
-        for file in _HUB_FILES:
-            with contextlib.suppress(errors.RemoteEntryNotFoundError):
-                return Path(hf_hub_download(repository, file, revision=revision))
-    except (errors.HfHubHTTPError, OSError, ValueError) as error:
-        reason = show(str(error).partition("\n")[0], bare=True, longest=300)
-        raise WeightsError(f"hf://{name}: {reason}") from None
-    raise WeightsError(f"hf://{name}: the model must have one of {', '.join(_HUB_FILES)}")
 
 
 def download(

@@ -4,7 +4,7 @@ import goldens
 import numpy as np
 import pytest
 
-from natjax.weights.resize import resize_rpb
+from natjax.nn.position_bias import resize_rpb
 
 
 def table(*shape, dtype=np.float64):
