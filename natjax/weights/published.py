@@ -177,8 +177,19 @@ def published_table() -> str:
 
 
 def _row(entry: Published) -> str:
-    part = "weights" if entry.is_classifier else "backbone"
-    how = f'`create_model("{entry.model}", {part}="{entry.weights}")`'
-    checked = "keys, shapes, numerics" if entry.is_classifier else "keys, numerics of the backbone"
+    how = f'`create_model("{entry.model}", weights="{entry.weights}")`'
+    checked = "keys, shapes, numerics"
+    if entry.whole is not None:
+        name = entry.names(entry.whole)[0]
+        whole = f'`create_{_kind(entry.whole)}("{entry.whole}", weights="{name}")`'
+        how = f"{whole}; its backbone: {how}"
+    elif not entry.task.startswith("ImageNet"):
+        checked = "keys, numerics of the backbone"
     cells = (entry.task, entry.resolution, entry.accuracy, how, checked)
     return f"| {' | '.join(cells)} |\n"
+
+
+def _kind(model: str) -> str:
+    from natjax.registry import kind_of
+
+    return kind_of(model)

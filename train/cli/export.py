@@ -51,20 +51,25 @@ def export_run(
       UserError: there is no such run or checkpoint, or its network is not one of natjax.
       WeightsError: the file cannot be written so.
     """
-    import numpy as np
     from flax import nnx
 
     from natjax.train import console
     from natjax.train.cli.runs import load_run
     from natjax.train.tasks.classification.task import Classification
-    from natjax.weights.save import check_target, default_naming, write_weights
+    from natjax.train.tasks.segmentation.task import Segmentation
+    from natjax.weights.load import named_params
+    from natjax.weights.save import check_target, default_naming, save_weights
 
     naming = naming or default_naming(out)
     target = check_target(out, naming)
     run = load_run(path, step=step, kind=kind)
-    if not isinstance(run.task, Classification) or run.task.has_own_network:
-        raise UserError(f"export is for classifiers of natjax, which {path} is not")
-    model = nnx.eval_shape(run.task.model_builder())
-    arrays = {name: np.asarray(value) for name, value in run.params.items()}
-    count = write_weights(target, arrays, model.config, naming=naming)
+    task = run.task
+    if not isinstance(task, Classification | Segmentation) or task.has_own_network:
+        raise UserError(f"export is for classifiers and segmentors of natjax, which {path} is not")
+    model = nnx.eval_shape(task.model_builder())
+    values = run.params | run.statistics
+    for name, variable in named_params(model).items():
+        variable.set_value(values[name])
+    save_weights(model, target, naming=naming)
+    count = len(values)
     console.say(f"{target}: {count} arrays with {naming} names, {kind} weights of step {run.step}")

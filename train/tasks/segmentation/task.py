@@ -5,9 +5,9 @@ What reads data is imported when it is used, so that steps can be compiled where
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import jax.numpy as jnp
 from flax import nnx
@@ -110,6 +110,12 @@ class Segmentation(Task[SegmentationConfig]):
             raise UserError(f"model {model.name}: {error}") from error
         classes = len(self.maps.class_names)
         return dataclasses.replace(found, backbone=backbone, num_classes=classes)
+
+    has_own_network: ClassVar[bool] = False
+
+    def model_builder(self) -> Callable[[], natjax.UPerNet]:
+        """Return what makes the network of natjax with its parameters drawn."""
+        return self.build
 
     def build(self) -> natjax.UPerNet:
         """Return the network with its parameters drawn."""

@@ -13,6 +13,7 @@ from runs import final_state, metrics
 import natjax
 from natjax.cli import main
 from natjax.train.engine import loop
+from natjax.weights.load import named_params
 
 SETTINGS = {
     "model.name": pico.SEGMENTOR,
@@ -138,6 +139,19 @@ def test_overlays(finished, folder, tmp_path, capsys):
     captured = capsys.readouterr()
     assert "cannot read image" in captured.err
     assert "none.png" in captured.err
+
+
+def test_weights_of_a_run_are_those_of_its_checkpoint(finished, tmp_path):
+    out = tmp_path / "x.pth"
+    assert main(["export", str(finished), str(out), "--raw"]) == 0
+    model = natjax.create_segmentor(pico.SEGMENTOR, num_classes=3, kernel_size=5, weights=out)
+    state = _state(finished)
+    for name, param in named_params(model).items():
+        kind = (
+            "statistics" if name.rpartition(".")[2] in ("mean", "var", "num_batches") else "params"
+        )
+        expected = state[f"['{kind}']['{name}']"]
+        np.testing.assert_array_equal(param.get_value(), expected, err_msg=name)
 
 
 def test_scores_of_weights(folder, tmp_path, capsys):
