@@ -20,7 +20,9 @@ def blocks(text, language):
 
 
 @pytest.mark.optimised
-@pytest.mark.parametrize("page", ["README.md", "docs/ops.md", "docs/models.md", "docs/detection.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/ops.md", "docs/models.md", "docs/detection.md"]
+)
 def test_python_snippets(page, tmp_path, monkeypatch):
     """Those marked "py" instead of "python" need what no test may: a download."""
     snippets = blocks((ROOT / page).read_text(), "python")

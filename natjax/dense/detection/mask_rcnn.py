@@ -34,6 +34,7 @@ from natjax.dense.detection.rpn import (
 from natjax.dense.detection.targets import Regions, Truth, usable
 from natjax.dense.ops.sample import Subset, random_subset
 from natjax.kernels.api import Implementation
+from natjax.kernels.checks import accumulation_dtype
 from natjax.weights.errors import WeightsError
 from natjax.weights.names import Naming
 
@@ -231,12 +232,12 @@ def _regions(proposals: Proposals) -> Regions:
 def _sizes(images: Array, sizes: Array | None) -> Array:
     if sizes is None:
         sizes = jnp.full((images.shape[0], 2), jnp.asarray(images.shape[1:3]))
-    return sizes.astype(jnp.float64 if images.dtype == jnp.float64 else jnp.float32)
+    return sizes.astype(accumulation_dtype(images.dtype))
 
 
 def _scales(images: Array, scales: Array | None) -> Array:
-    dtype = jnp.float64 if images.dtype == jnp.float64 else jnp.float32
-    return jnp.ones((images.shape[0], 2), dtype) if scales is None else scales.astype(dtype)
+    scales = jnp.ones((images.shape[0], 2)) if scales is None else scales
+    return scales.astype(accumulation_dtype(images.dtype))
 
 
 def _check_truth(images: Array, truth: Truth) -> None:
