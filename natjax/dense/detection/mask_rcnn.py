@@ -62,7 +62,8 @@ class MaskRCNN(nnx.Module):
     """Detect objects and their masks.
 
     Images of a batch have any sizes and are zero padded on the right and at the bottom to the same.
-    What is found depends on the padding as little as the backbone does.
+    As in the published models, the backbone sees the padding, so that features near it change with
+    its width; boxes are clipped to the image without it.
 
     Args:
       config: the shape of the model.
