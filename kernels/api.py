@@ -379,7 +379,7 @@ def _attention(
     implementation: Implementation | None,
 ) -> Any:
     query, key, value = arrays
-    tokens = _check_query_key(ndim, query, key)
+    tokens = checks.query_and_key(ndim, query, key)
     checks.tokens("value", value, ndim)
     checks.same_tokens("value", value, "query", query)
     checks.same_size("value", value, "key", key, "heads")
@@ -402,10 +402,8 @@ def _attention(
             additional_values=values,
         )
 
-    tokens_and_heads = query.ndim - 1
-    out, lse = typed_like_first(
-        attend, (*arrays, rpb, *additional), kept=(tokens_and_heads, tokens_and_heads)
-    )
+    kept = (query.ndim - 1,) * 2
+    out, lse = typed_like_first(attend, (*arrays, rpb, *additional), kept)
     return (out, lse) if return_lse else out
 
 
@@ -419,7 +417,7 @@ def _qk(
     implementation: Implementation | None,
 ) -> Array:
     query, key = arrays
-    tokens = _check_query_key(ndim, query, key)
+    tokens = checks.query_and_key(ndim, query, key)
     neighborhood = checks.neighborhood(tokens, *window)
     checks.bias(rpb, query, neighborhood)
     scale = checks.attention_scale(scale, query.shape[-1])
@@ -449,12 +447,3 @@ def _av(
         return registry.call("av", implementation, weights, value, neighborhood)
 
     return typed_like_first(weighted_sum, arrays, kept=(weights.ndim - 1,))
-
-
-def _check_query_key(ndim: int, query: Array, key: Array) -> tuple[int, ...]:
-    tokens = checks.tokens("query", query, ndim)
-    checks.tokens("key", key, ndim)
-    checks.same_tokens("key", key, "query", query)
-    checks.same_size("key", key, "query", query, "head size")
-    checks.grouped_heads(key, query, "key", "query")
-    return tokens

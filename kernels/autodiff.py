@@ -34,6 +34,7 @@ from natjax.kernels.linear import linear_call
 from natjax.kernels.merge import merge_attentions
 from natjax.kernels.neighborhood import Neighborhood
 from natjax.kernels.plan.pattern import HIDDEN, pattern_of
+from natjax.kernels.plan.reach import reach_of
 from natjax.kernels.sharding.batching import in_indexable_parts
 from natjax.kernels.sharding.operands import Dim, Dims, Signature
 from natjax.kernels.sharding.partitioning import align_varying, split_over_batch_and_heads
@@ -50,13 +51,15 @@ _KEY = (Dim.BATCH, Dim.WHOLE, Dim.KV_HEADS, Dim.WHOLE)
 _PER_QUERY = (Dim.BATCH, Dim.WHOLE, Dim.HEADS)
 _WEIGHTS = (Dim.BATCH, Dim.WHOLE, Dim.HEADS, Dim.SLOTS)
 _VECTOR = (Dim.WHOLE,)
+# Tiles, axes, and the first chunk and their number: `natjax.kernels.plan.reach`.
+_REACH = (Dim.WHOLE,) * 3
 # Kinds of tiles, chunks, rows and columns; without a bias, one table is for all heads.
 _BIAS_TABLE = (Dim.HEADS, *(Dim.WHOLE,) * 4)
 _MASK_TABLE = (Dim.WHOLE,) * 5
 
 _BACKWARD = (_QUERY, _KEY, _KEY, _QUERY, _PER_QUERY, _PER_QUERY)
-# What each kernel takes, before a table, and returns. Products of queries and keys, and what "av"
-# and "av_transposed" sum, which are the gradients of those, are times the call's scale.
+# What each kernel takes, before what `_run` adds, and returns. Products of queries and keys, and
+# what "av" and "av_transposed" sum, which are the gradients of those, are times the call's scale.
 _SIGNATURES: dict[Kernel, Signature] = {
     # query, key, value -> output, log-sum-exp
     "forward": Signature((_QUERY, _KEY, _KEY), (_QUERY, _PER_QUERY)),
@@ -277,24 +280,28 @@ def _run(
     rpb: Arrays = (),
     plan: Arrays | None = None,
 ) -> Arrays:
-    """Run a kernel on its arrays and, if it takes one, the table made from the bias.
+    """Run a kernel on its arrays, the table made from the bias if it takes one, and its plan.
 
     Args:
       call: what the kernel is specialised for.
       kernel: which kernel.
       arrays: its arguments as `_SIGNATURES` has them.
       rpb: the bias, if any.
-      plan: what the kernel takes with the table, in place of the kind of each tile.
+      plan: what the kernel takes last; by default the kind of each tile, with a table, and which
+        chunks each tile meets.
     """
-    signature = _SIGNATURES[kernel]
+    signature, blocks = _SIGNATURES[kernel], call.blocks(kernel)
     if kernel in call.with_table:
-        pattern = pattern_of(call.blocks(kernel))
+        pattern = pattern_of(blocks)
         bias = rpb[0].reshape(-1, *call.spec.neighborhood.bias_shape) if rpb else None
         factor = 1.0 if kernel == "qk" else LOG2_E
         rest = (jnp.asarray(pattern.kind),) if plan is None else plan
         arrays = (*arrays, pattern.table(bias, HIDDEN, factor), *rest)
         table: Dims = _BIAS_TABLE if rpb else _MASK_TABLE
         signature = signature.taking(table, *(_VECTOR,) * len(rest))
+    if plan is None:
+        arrays = (*arrays, jnp.asarray(reach_of(blocks)))
+        signature = signature.taking(_REACH)
     return _launch(call, kernel, signature)(*arrays)
 
 

@@ -174,6 +174,20 @@ def grouped_heads(array: jax.Array, like: jax.Array, name: str, like_name: str) 
         )
 
 
+def query_and_key(ndim: int, query: jax.Array, key: jax.Array) -> tuple[int, ...]:
+    """Check queries and keys against one another; returns their token layout.
+
+    Raises:
+      ValueError: wrong rank, dtype, tokens, head size or heads.
+    """
+    layout = tokens("query", query, ndim)
+    tokens("key", key, ndim)
+    same_tokens("key", key, "query", query)
+    same_size("key", key, "query", query, "head size")
+    grouped_heads(key, query, "key", "query")
+    return layout
+
+
 def weights(array: jax.Array, neighborhood: Neighborhood) -> None:
     """Check that attention weights have one entry for each window slot.
 

@@ -98,6 +98,11 @@ class AxisWindow:
       stride: queries that share a window, from 1 to ``kernel_size``.
       dilation: distance between neighboring keys, at least 1; need not divide ``length``.
       is_causal: whether keys after the query are hidden.
+      queries: first token, and one past the last, of the queries at hand; None for all.
+      keys: first token, and one past the last, of the keys at hand; None for all.
+
+    Which keys a query sees depends on ``length`` alone. An array may hold a part of the tokens, as
+    on a device that has some rows of a map, or where one token is decoded after the other.
     """
 
     length: int
@@ -105,6 +110,36 @@ class AxisWindow:
     stride: int = 1
     dilation: int = 1
     is_causal: bool = False
+    queries: tuple[int, int] | None = None
+    keys: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        """Check that what is at hand are tokens of the axis."""
+        for name in ("queries", "keys"):
+            first, stop = getattr(self, name) or (0, self.length)
+            if not 0 <= first < stop <= self.length:
+                raise ValueError(
+                    f"{name} must be the first token and one past the last of a part of the axis, "
+                    f"whose tokens number {self.length}; got {(first, stop)}"
+                )
+
+    @property
+    def query_tokens(self) -> Int[np.ndarray, "queries"]:
+        """Token index of each query at hand."""
+        return np.arange(*(self.queries or (0, self.length)))
+
+    @property
+    def key_tokens(self) -> Int[np.ndarray, "keys"]:
+        """Token index of each key at hand."""
+        return np.arange(*(self.keys or (0, self.length)))
+
+    @property
+    def needed_keys(self) -> tuple[int, int]:
+        """First token, and one past the last, of the keys that the queries at hand see."""
+        query, d = self.query_tokens, self.dilation
+        first = self.start(query) * d + query % d
+        last = (self.end(query) - 1) * d + query % d
+        return int(first.min()), int(last.max()) + 1
 
     def group_length(self, group: Ints) -> Ints:
         """Tokens in a dilation group; the first ``length % dilation`` groups have one more."""
@@ -137,7 +172,7 @@ class AxisWindow:
             is_causal=self.is_causal,
         )
 
-    def queries(
+    def queries_of_keys(
         self, group: int
     ) -> tuple[Int[np.ndarray, "positions"], Int[np.ndarray, "positions"]]:
         """For each key position of a dilation group, the first query that sees it, and one past
@@ -215,9 +250,9 @@ class Neighborhood:
         """Whether every query sees every key, as in plain attention."""
         return all(a.kernel_size == a.length and not a.is_causal for a in self.axes)
 
-    def dense_mask(self) -> Bool[np.ndarray, "T T"]:
-        """Who sees whom: rows are queries, columns are keys."""
-        per_axis = [a.is_neighbor(*np.ogrid[: a.length, : a.length]) for a in self.axes]
+    def dense_mask(self) -> Bool[np.ndarray, "Tq Tk"]:
+        """Who sees whom of the tokens at hand: rows are queries, columns are keys."""
+        per_axis = [a.is_neighbor(a.query_tokens[:, None], a.key_tokens[None]) for a in self.axes]
         return functools.reduce(np.kron, per_axis).astype(bool)
 
     def dense_bias_index(self) -> tuple[Int[np.ndarray, "T T"], ...]:

@@ -166,10 +166,10 @@ def create_model(
 
     published = _published_options(name, source, is_whole=backbone is None)
     state = open_weights(source, models=[name], ema=ema)
-    options = _stated_options(name, config, state, asked, resize_rpb) | published
+    stated = _stated_options(name, config, state, asked, resize_rpb)
     if backbone is not None:
-        options |= {"num_classes": 0, "output_norms": _has_output_norms(state)} | published
-    config = dataclasses.replace(config, **options | asked)
+        stated |= {"num_classes": 0, "output_norms": _has_output_norms(state)}
+    config = dataclasses.replace(config, **stated | published | asked)
     return build_from(
         lambda rngs: build(config, rngs),
         state,

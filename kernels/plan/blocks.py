@@ -102,7 +102,7 @@ def axis_blocks(window: AxisWindow, rows: Rows, tile: int, chunk: int) -> AxisBl
     first, last = np.full(len(starts), positions), np.zeros(len(starts), int)
     # Dilation groups come in two lengths at most, the first being the longest.
     for group in {0, window.dilation - 1}:
-        low, high = _meets(window, rows, group)
+        low, high = columns_met(window, rows, group)
         cuts = starts[starts < len(low)]
         count = len(cuts)
         first[:count] = np.minimum(first[:count], np.minimum.reduceat(low, cuts))
@@ -111,12 +111,15 @@ def axis_blocks(window: AxisWindow, rows: Rows, tile: int, chunk: int) -> AxisBl
     return AxisBlocks(window=window, rows=rows, tile=tile, chunk=chunk, offset=offset, halo=halo)
 
 
-def _meets(
+def columns_met(
     window: AxisWindow, rows: Rows, group: int
 ) -> tuple[Int[np.ndarray, "positions"], Int[np.ndarray, "positions"]]:
-    """The columns that each row of a dilation group meets: first, and one past the last."""
+    """The columns that each row of a dilation group meets: first, and one past the last.
+
+    A key that no query sees meets none: its first is not before its last.
+    """
     if rows == "keys":
-        return window.queries(group)
+        return window.queries_of_keys(group)
     query = np.arange(int(window.group_length(group))) * window.dilation + group
     return window.start(query), window.end(query)
 

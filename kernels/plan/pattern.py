@@ -82,6 +82,23 @@ class Pattern:
             kinds = kinds[..., None] * len(axis.seen) + axis.kind.astype(np.int32)
         return kinds.reshape(-1)
 
+    @functools.cached_property
+    def is_whole(self) -> Bool[np.ndarray, "kinds chunks"]:
+        """Which chunks every row of a tile sees whole, and that so need no mask."""
+        return self._of_chunks([axis.seen.all(axis=(2, 3)) for axis in self.axes])
+
+    @functools.cached_property
+    def is_hidden(self) -> Bool[np.ndarray, "kinds chunks"]:
+        """Which chunks no row of a tile sees anything of, and that can so be skipped."""
+        return ~self._of_chunks([axis.seen.any(axis=(2, 3)) for axis in self.axes])
+
+    def _of_chunks(self, by_axis: list[np.ndarray]) -> Bool[np.ndarray, "kinds chunks"]:
+        """What holds for a block is what holds along every axis."""
+        result = np.ones((1, 1), bool)
+        for x in by_axis:
+            result = np.kron(result, x)
+        return result
+
     def table(
         self, rpb: Float[Array, "N *R"] | None, hidden: float, factor: float
     ) -> Float[Array, "N kinds chunks t s"]:

@@ -29,7 +29,8 @@ class Published:
       task: what it was trained for.
       resolution: side of the training images, or height and width.
       accuracy: as published; not measured by natjax.
-      whole: name of the detector or segmentor that the file is of; None for a backbone.
+      whole: name of the detector or segmentor that the file is of, whose weights are called by
+        the data alone, such as ``"ade20k"``; None for a backbone.
       options: arguments of `natjax.create_model` that differ from the model's own.
     """
 
@@ -46,6 +47,12 @@ class Published:
     def is_classifier(self) -> bool:
         """Whether the file is of a classifier, and not of a detector or segmentor."""
         return self.task.startswith("ImageNet")
+
+    def names(self, model: str) -> tuple[str, ...]:
+        """What the weights are called for a model, the shortest first; empty if not for it."""
+        if model == self.whole:
+            return (self.weights.partition("_")[0], self.weights)
+        return (self.weights,) if model == self.model else ()
 
 
 def _read_table() -> tuple[Published, ...]:
@@ -81,9 +88,9 @@ def published_weights(model: str) -> list[str]:
     >>> published_weights("nat_tiny")
     ['imagenet1k', 'coco_maskrcnn', 'coco_cascade', 'ade20k_upernet']
     >>> published_weights("upernet_nat_tiny")
-    ['ade20k_upernet']
+    ['ade20k']
     """
-    found = [entry.weights for entry in PUBLISHED if model in (entry.model, entry.whole)]
+    found = [entry.names(model)[0] for entry in PUBLISHED if entry.names(model)]
     if not found:
         from natjax.registry import find_config  # here, as models may import their weights
 
@@ -101,21 +108,23 @@ def find_published(models: list[str], weights: str) -> Published:
     Raises:
       WeightsError: there is none, or one for each of several models.
     """
-    known = [entry for entry in PUBLISHED if entry.model in models or entry.whole in models]
-    found = [entry for entry in known if entry.weights == weights]
+    named = [(entry, entry.names(model)) for entry in PUBLISHED for model in models]
+    known = [(entry, names) for entry, names in named if names]
+    found = [entry for entry, names in known if weights in names]
     if len(found) == 1:
         return found[0]
     if found:
         names = " and ".join(entry.model for entry in found)
         raise WeightsError(f"weights {weights!r} are published for {names}; pass the file or URL")
-    names = ", ".join(dict.fromkeys(entry.weights for entry in known))
+    names = ", ".join(dict.fromkeys(names[0] for _, names in known))
     have = f"has {names}" if known else "has none; pass a file or URL"
     raise WeightsError(f"no published weights {weights!r}: {' or '.join(models)} {have}")
 
 
 @functools.cache
 def _names() -> frozenset[str]:
-    return frozenset(entry.weights for entry in PUBLISHED)
+    models = ((entry, model) for entry in PUBLISHED for model in (entry.model, entry.whole))
+    return frozenset(name for entry, model in models if model for name in entry.names(model))
 
 
 def is_published_name(weights: object) -> bool:
@@ -153,8 +162,8 @@ def _published_hint(text: str, models: list[str]) -> str:
     """Which names there are, where the text looks like one."""
     if re.fullmatch(r"\w+", text) is None:
         return ""
-    entries = (e for e in PUBLISHED if not models or e.model in models or e.whole in models)
-    known = ", ".join(dict.fromkeys(entry.weights for entry in entries))
+    named = (name for model in models for name in published_weights(model))
+    known = ", ".join(dict.fromkeys(named) if models else sorted(_names()))
     return f", nor published weights of that name; there are {known}" if known else ""
 
 

@@ -1,5 +1,7 @@
 """The neighborhood against NATTEN's own masks, and the properties that define it."""
 
+import dataclasses
+
 import goldens
 import jax
 import jax.numpy as jnp
@@ -111,7 +113,7 @@ def test_queries_of_a_key_are_those_whose_windows_hold_it(axis):
     for group in range(axis.dilation):
         step = slice(group, None, axis.dilation)
         seen = mask[step, step]
-        first, last = axis.queries(group)
+        first, last = axis.queries_of_keys(group)
         query = np.arange(len(seen))[:, None]
         np.testing.assert_array_equal(seen, (first <= query) & (query < last))
         assert (first < last).all()
@@ -188,3 +190,33 @@ def test_is_full_only_when_every_query_sees_every_key():
     assert checks.neighborhood((5, 4), (5, 4)).is_full
     assert not checks.neighborhood((5, 4), (5, 3)).is_full
     assert not checks.neighborhood((5,), 5, is_causal=True).is_full
+
+
+@st.composite
+def parts(draw):
+    """A window, and parts of its tokens that are at hand."""
+    axis = draw(windows())
+
+    def part():
+        first = draw(st.integers(0, axis.length - 1))
+        return first, draw(st.integers(first + 1, axis.length))
+
+    return dataclasses.replace(axis, queries=part(), keys=part())
+
+
+@given(parts())
+def test_what_is_at_hand_is_a_part_of_the_whole(axis):
+    """The length of the axis decides who sees whom, and not how much of it is at hand."""
+    whole = Neighborhood((dataclasses.replace(axis, queries=None, keys=None),)).dense_mask()
+    part = whole[slice(*axis.queries), slice(*axis.keys)]
+    np.testing.assert_array_equal(Neighborhood((axis,)).dense_mask(), part)
+    seen = np.flatnonzero(whole[slice(*axis.queries)].any(axis=0))
+    assert axis.needed_keys == (seen[0], seen[-1] + 1)
+
+
+@pytest.mark.parametrize("part", [(-1, 3), (3, 3), (2, 11)])
+@pytest.mark.parametrize("name", ["queries", "keys"])
+def test_what_is_at_hand_are_tokens(name, part):
+    message = rf"{name} must be the first .* number 10; got \({part[0]}, {part[1]}\)"
+    with pytest.raises(ValueError, match=message):
+        AxisWindow(length=10, kernel_size=3, **{name: part})

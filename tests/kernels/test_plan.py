@@ -14,6 +14,7 @@ from natjax.kernels.neighborhood import AxisWindow, Neighborhood
 from natjax.kernels.plan import blocks as blocks_module
 from natjax.kernels.plan.blocks import Blocks
 from natjax.kernels.plan.pattern import pattern_of
+from natjax.kernels.plan.reach import num_blocks, reach_of
 
 HIDDEN = -1e30
 ROLES = pytest.mark.parametrize("rows", ["queries", "keys"])
@@ -167,6 +168,27 @@ def test_longer_axes_have_more_tiles_of_the_same_kinds(rows, dilation, is_causal
         assert sorted(set(pattern.kind)) == list(range(pattern.num_kinds))
         kinds.append(pattern.num_kinds)
     assert kinds[0] == kinds[1] <= 4
+
+
+@ROLES
+@given(cut=cuts())
+def test_chunks_that_are_wholly_seen_or_hidden(rows, cut):
+    _, blocks = build(cut, rows)
+    seen, pattern = evaluate(blocks)["seen"], pattern_of(blocks)
+    np.testing.assert_array_equal(pattern.is_whole[pattern.kind], seen.all(axis=(-2, -1)))
+    np.testing.assert_array_equal(pattern.is_hidden[pattern.kind], ~seen.any(axis=(-2, -1)))
+
+
+@ROLES
+@given(cut=cuts())
+def test_a_tile_reaches_the_chunks_that_are_not_hidden_and_no_other(rows, cut):
+    _, blocks = build(cut, rows)
+    met = evaluate(blocks)["seen"].any(axis=(-2, -1))
+    for tile, boxes in enumerate(reach_of(blocks)):
+        reached = np.zeros([axis.num_chunks for axis in blocks.axes], bool)
+        reached[tuple(slice(first, first + count) for first, count in boxes)] = True
+        np.testing.assert_array_equal(reached.ravel(), met[tile])
+    assert num_blocks(blocks) == met.sum()
 
 
 def test_kinds_of_axes_multiply():

@@ -30,6 +30,8 @@ def supports(op, spec):
 
 @functools.partial(jax.jit, static_argnums=(0, 1))  # its own, since tables become constants of it
 def launch(kernel, call, *arrays):
+    if kernel != "dbias":
+        *arrays, _ = arrays  # which chunks a tile meets: here all are computed
     if kernel == "forward":
         return forward(call, *arrays)
     return (gradients if kernel.startswith("d") else unfused)(kernel, call, *arrays)

@@ -79,12 +79,18 @@ def add_eval(commands: argparse._SubParsersAction) -> None:
         description="Evaluate a run on all held-out examples, or weights on the images of"
         " ImageNet's validation set, prepared as published. With code 1 where some cannot be read.",
         epilog="natjax eval RUN, or natjax eval --weights FILE --data.dir FOLDER, where the folder"
-        " holds a folder of images for each class, or what TFDS has prepared. Several processes"
+        " holds a folder of images for each class (with --model of a segmentor: images and label"
+        " maps), or what TFDS has prepared. Several processes"
         " share the work as in training, each started with the same command.",
     )
     parser.add_argument("run", metavar="RUN", type=Path, nargs="?", help="run folder")
     parser.add_argument("--weights", help="file, URL, hf://org/name, or imagenet1k")
     parser.add_argument("--model", metavar="NAME", help="model of the weights")
+    parser.add_argument(
+        "--multi-scale",
+        action="store_true",
+        help="weights of segmentors: average over the published scales and mirror images",
+    )
     parser.add_argument("--step", type=int, help="checkpoint to take (default: the newest)")
     parser.add_argument("--task", type=Path, metavar="FILE.py", help="file of the run's own task")
     parser.add_argument(
@@ -106,6 +112,7 @@ def _eval(args: argparse.Namespace) -> int:
     from natjax.train import console
     from natjax.train.cluster import processes
     from natjax.train.cluster.failure import end_together
+    from natjax.train.engine.evaluate import best_of
 
     console.quiet_libraries()
     how = How(devices=args.devices, batch_size=args.batch_size, data=_given(args, "data"))
@@ -114,9 +121,14 @@ def _eval(args: argparse.Namespace) -> int:
         if args.weights is None:
             found = evaluate_run(args.run, how, step=args.step, file=args.task)
         else:
-            found = evaluate_weights(args.weights, how, model=args.model)
+            found = evaluate_weights(
+                args.weights, how, model=args.model, multi_scale=args.multi_scale
+            )
         processes.wait("end of the evaluation")
     console.say(evaluation_table(found))
+    details = found.task.details(best_of(found.results))
+    if details is not None:
+        console.say(details)
     for note in found.notes:
         console.say(note)
     return _tell_unread(found)
@@ -192,14 +204,19 @@ def _write_pictures(task: "Task[Any]", path: Path, results: "dict[str, Scores]")
 
 
 def evaluate_weights(
-    weights: str, how: How | None = None, *, model: str | None = None
+    weights: str,
+    how: How | None = None,
+    *,
+    model: str | None = None,
+    multi_scale: bool = False,
 ) -> Evaluation:
     """Evaluate weights over all images of a folder, prepared as published for the model.
 
     Args:
       weights: As for `natjax.load_weights`.
       how: Devices, batch, data; ``data["dir"]`` is the folder.
-      model: Name of the model; None where the weights tell.
+      model: Name of the model; None where the weights tell, which those of segmentors do not.
+      multi_scale: Of a segmentor, average over scales and mirror images.
 
     Raises:
       UserError: a folder or a number is wrong.
@@ -207,23 +224,31 @@ def evaluate_weights(
     """
     import jax
 
+    import natjax
     from natjax.train.config.settings import MeshConfig
     from natjax.train.engine.sharding import replicated
-    from natjax.train.tasks.classification.evaluate_weights import open_weights_task
 
     how = How() if how is None else how
-    mesh = _make_mesh(how)
-    reading = dict(how.data)
-    opened = open_weights_task(
-        weights,
-        reading.pop("dir", None),
-        model=model,
-        data=reading,
-        mesh=MeshConfig(data=mesh.size),
-        batch_size=how.batch_on(mesh, _BATCH_SIZE),
-    )
-    params = jax.device_put(dict(opened.params), replicated(mesh))
-    results = _evaluate(opened.task, mesh, {"raw": (params, {})})
+    mesh, reading = _make_mesh(how), dict(how.data)
+    folder = reading.pop("dir", None)
+    settings = {
+        "model": model,
+        "data": reading,
+        "mesh": MeshConfig(data=mesh.size),
+        "batch_size": how.batch_on(mesh, _BATCH_SIZE),
+    }
+    if model in natjax.list_models(kind="segmentor"):
+        from natjax.train.tasks.segmentation import evaluate_weights as segmentation
+
+        settings["multi_scale"] = multi_scale
+        opened = segmentation.open_weights_task(weights, folder, **settings)
+    else:
+        from natjax.train.tasks.classification import evaluate_weights as classification
+
+        require("--multi-scale", multi_scale, not multi_scale, "left out but for segmentors")
+        opened = classification.open_weights_task(weights, folder, **settings)
+    values = jax.device_put((dict(opened.params), dict(opened.statistics)), replicated(mesh))
+    results = _evaluate(opened.task, mesh, {"raw": values})
     return Evaluation(task=opened.task, title=opened.model, results=results, notes=opened.notes())
 
 

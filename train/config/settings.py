@@ -325,7 +325,7 @@ def _integers_from_one(config: RunConfig) -> tuple[tuple[str, int], ...]:
     )
 
 
-def check_model(model: ModelConfig, init: str | None) -> None:
+def check_model(model: ModelConfig, init: str | None = None) -> None:
     """Check the rules of a model's settings.
 
     Args:

@@ -1,12 +1,14 @@
 """Image operations of the input pipeline: Pillow in, uint8 arrays out."""
 
 import io
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from natjax.images import FORMATS, without_far_ends
+from natjax.images import FORMATS, open_image, without_far_ends
+from natjax.train.errors import UserError
 
 Pixels = UInt8[np.ndarray, "H W C"]
 
@@ -44,6 +46,22 @@ def open_encoded(data: bytes) -> Image.Image:
 def decode(data: bytes, channels: int) -> Image.Image:
     """Decode an encoded image, all of it, into gray (1 channel) or RGB (3)."""
     return with_channels(open_encoded(data), channels)
+
+
+def read_upright(path: Path, channels: int) -> Image.Image:
+    """Read a user's image file, upright by its EXIF orientation; of an animation the first frame.
+
+    Args:
+      path: The file.
+      channels: 1 (gray) or 3 (RGB).
+
+    Raises:
+      UserError: the file is no image, is damaged, or would unfold to an unreasonable size.
+    """
+    try:
+        return with_channels(open_image(path), channels)
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 def with_channels(image: Image.Image, channels: int) -> Image.Image:

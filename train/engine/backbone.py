@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 import natjax
+from natjax.backbones.isotropic import IsotropicConfig
 from natjax.backbones.nat import NATConfig
 from natjax.create import model_config
 from natjax.train.config.settings import ModelConfig, read_dilations
@@ -80,8 +81,17 @@ def network_shape(config: ModelConfig) -> dict[str, Any]:
     return found
 
 
+def block_counts(shape: NATConfig | IsotropicConfig) -> tuple[int, ...]:
+    """Return how many blocks the levels of a backbone have; an isotropic one is one level."""
+    return shape.depths if isinstance(shape, NATConfig) else (shape.depth,)
+
+
 def backbone_group(
-    group: ParameterGroup, name: str, config: ModelConfig, prefix: str = ""
+    group: ParameterGroup,
+    name: str,
+    config: ModelConfig,
+    blocks: tuple[int, ...],
+    prefix: str = "",
 ) -> ParameterGroup:
     """Return how a parameter is trained where the settings of the backbone say something about it.
 
@@ -89,29 +99,29 @@ def backbone_group(
       group: How it is trained otherwise.
       name: Of the parameter.
       config: The backbone's settings.
+      blocks: As `block_counts` has them.
       prefix: What names of the backbone begin with, such as ``"backbone."``.
     """
-    layer = layer_of(name, config, prefix)
+    layer = layer_of(name, blocks, prefix)
     if layer is None:
         return group
-    after = 1 + sum(_blocks(config))
-    rate = group.learning_rate * config.layer_decay ** (after - layer)
+    rate = group.learning_rate * config.layer_decay ** (1 + sum(blocks) - layer)
     return dataclasses.replace(group, learning_rate=rate, frozen=group.frozen or config.frozen)
 
 
-def layer_of(name: str, config: ModelConfig, prefix: str = "") -> int | None:
+def layer_of(name: str, blocks: tuple[int, ...], prefix: str = "") -> int | None:
     """Return the layer of a backbone's parameter; None where it comes after the backbone.
 
     The tokenizer is layer 0 and the blocks follow; a downsampler belongs to the block before it.
 
     Args:
       name: Of the parameter.
-      config: The backbone's settings.
+      blocks: As `block_counts` has them.
       prefix: As for `backbone_group`.
 
-    >>> config = ModelConfig(name="nat_mini")  # 3, 4, 6 and 5 blocks
     >>> names = ["patch_embed.norm.scale", "levels.1.blocks.0.gamma1", "levels.3.blocks.4.attn.rpb"]
-    >>> [layer_of(name, config) for name in [*names, "levels.0.downsample.norm.bias", "head.bias"]]
+    >>> names += ["levels.0.downsample.norm.bias", "head.bias"]
+    >>> [layer_of(name, (3, 4, 6, 5)) for name in names]
     [0, 4, 18, 3, None]
     """
     found = _IN_BACKBONE.fullmatch(name.removeprefix(prefix))
@@ -122,7 +132,6 @@ def layer_of(name: str, config: ModelConfig, prefix: str = "") -> int | None:
         return 1 + int(single)
     if level is None:
         return 0
-    blocks = _blocks(config)
     before = sum(blocks[: int(level)])
     return before + (blocks[int(level)] if block is None else 1 + int(block))
 
@@ -134,12 +143,7 @@ _IN_BACKBONE = re.compile(
 )
 
 
-def _blocks(config: ModelConfig) -> tuple[int, ...]:
-    model = model_config(config.name)
-    return model.depths if isinstance(model, NATConfig) else (model.depth,)
-
-
-def with_rounded_gradients(network: Network, config: ModelConfig, prefix: str = "") -> Network:
+def with_rounded_gradients(network: Network, blocks: tuple[int, ...], prefix: str = "") -> Network:
     """Return the network with its kernels rounded to bfloat16 before they are used.
 
     It computes the same, as a bfloat16 backbone rounds them anyway, but gradients of kernels are
@@ -147,12 +151,12 @@ def with_rounded_gradients(network: Network, config: ModelConfig, prefix: str = 
 
     Args:
       network: A network with a bfloat16 backbone.
-      config: The backbone's settings.
+      blocks: As `block_counts` has them.
       prefix: As for `backbone_group`.
     """
 
     def rounded(name: str, value: jax.Array) -> jax.Array:
-        is_kernel = name.endswith("kernel") and layer_of(name, config, prefix) is not None
+        is_kernel = name.endswith("kernel") and layer_of(name, blocks, prefix) is not None
         return value.astype(jnp.bfloat16) if is_kernel else value
 
     def apply(params: Params, *args: Any, **options: Any) -> Any:

@@ -276,6 +276,18 @@ class Task[Config: RunConfig](abc.ABC):
         del scores
         return 0
 
+    def details(self, scores: Scores) -> Any:
+        """Return what to show below the scores of an evaluation, such as a table of classes.
+
+        Args:
+          scores: Of the weights that decide.
+
+        Returns:
+          A string or what Rich renders; None for nothing.
+        """
+        del scores
+        return None
+
     def describe(self) -> list[tuple[str, str]]:
         """Return lines for the summary at the start of a run: a heading, and what it is about."""
         return []

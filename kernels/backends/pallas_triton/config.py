@@ -173,12 +173,16 @@ def budget(kernel: Kernel, spec: CallSpec) -> tuple[int, int]:
 
 
 def warps(kernel: Kernel, rows: int, columns: int, spec: CallSpec) -> int:
-    """Warps that share a block: accumulators and a block of logits fit their registers."""
+    """Warps that share a block: accumulators and a block of logits fit their registers.
+
+    Of those that fit into four warps, at most one for every 16 rows: further warps would repeat the
+    matrix products and exponentials of the others.
+    """
     accumulators = 2 if kernel == "dkeyvalue" else 1
     entries = rows * (columns + 2 * accumulators * _width(spec))
     if entries * (2 if spec.dtype == "float32" else 1) >= _EIGHT_WARPS:
         return 8
-    return 4 if entries >= _FOUR_WARPS else 2 if rows >= 32 else 1
+    return min(4 if entries >= _FOUR_WARPS else 2, rows // 16)
 
 
 def stages(kernel: Kernel, spec: CallSpec) -> int:

@@ -11,9 +11,9 @@ from natjax.kernels.backends.pallas_triton.config import padded_head_dim
 from natjax.kernels.backends.pallas_triton.program import (
     Penalty,
     Program,
-    add_penalty,
     current_program,
     loop,
+    plan_of,
     zeros,
 )
 from natjax.kernels.plan.pattern import HIDDEN
@@ -22,9 +22,10 @@ from natjax.kernels.spec import KernelCall
 
 def forward(q_ref, k_ref, v_ref, *refs, call: KernelCall, heads: int, kv_heads: int):
     """The output of a tile of queries and its log-sum-exp, by an online softmax."""
-    *table, out_ref, lse_ref = refs
+    *plan, out_ref, lse_ref = refs
     program = current_program(call, "forward", heads)
-    penalty = Penalty(program, tuple(table), program.head)
+    table, slab = plan_of(program, tuple(plan))
+    penalty = Penalty(program, table, program.head)
     kv_head = program.head // (heads // kv_heads)
     rows = program.rows()
     q = rows.load(q_ref, program.head, heads)
@@ -34,10 +35,10 @@ def forward(q_ref, k_ref, v_ref, *refs, call: KernelCall, heads: int, kv_heads: 
         top, total, acc = carry
         columns = program.columns(chunk)
         logits = program.dot(q, columns.load(k_ref, kv_head, kv_heads), transpose=True) * factor
-        logits = penalty.add(logits, rows, columns, chunk)
+        logits = penalty.select(logits, rows, columns, chunk)
         new_top = jnp.maximum(top, logits.max(axis=1))
-        shrink = jnp.exp2(top - new_top)
-        probs = jnp.exp2(logits - new_top[:, None])
+        shrink = program.exp2(top - new_top)
+        probs = program.exp2(logits - new_top[:, None])
         v = columns.load(v_ref, kv_head, kv_heads)
         acc = acc * shrink[:, None] + program.dot(probs.astype(v.dtype), v)
         return new_top, total * shrink + probs.sum(axis=1), acc
@@ -48,7 +49,7 @@ def forward(q_ref, k_ref, v_ref, *refs, call: KernelCall, heads: int, kv_heads: 
         zeros(n),
         zeros(n, padded_head_dim(v_ref.shape[1])),
     )
-    top, total, acc = loop(program.tile.blocks.num_chunks, body, start)
+    top, total, acc = slab.fold(body, start)
     rows.store(out_ref, program.head, heads, acc / total[:, None])
     rows.store_scalars(lse_ref, program.head, heads, (top + jnp.log2(total)) / LOG2_E)
 
@@ -66,9 +67,10 @@ def dquery(
     kv_heads: int,
 ):
     """The gradient of a tile of queries."""
-    *table, dq_ref = refs
+    *plan, dq_ref = refs
     program = current_program(call, "dquery", heads)
-    penalty = Penalty(program, tuple(table), program.head)
+    table, slab = plan_of(program, tuple(plan))
+    penalty = Penalty(program, table, program.head)
     kv_head = program.head // (heads // kv_heads)
     rows = program.rows()
     q, do = (rows.load(ref, program.head, heads) for ref in (q_ref, do_ref))
@@ -79,12 +81,12 @@ def dquery(
         columns = program.columns(chunk)
         k, v = (columns.load(ref, kv_head, kv_heads) for ref in (k_ref, v_ref))
         logits = program.dot(q, k, transpose=True) * (call.scale * LOG2_E)
-        probs = jnp.exp2(penalty.add(logits, rows, columns, chunk) - lse[:, None])
+        probs = program.exp2(penalty.add(logits, rows, columns, chunk) - lse[:, None])
         dlogits = probs * (program.dot(do, v, transpose=True) - delta[:, None])
         return dq + program.dot(dlogits.astype(k.dtype), k)
 
     start = zeros(rows.index.shape[0], padded_head_dim(q_ref.shape[1]))
-    dq = loop(program.tile.blocks.num_chunks, body, start)
+    dq = slab.fold(body, start)
     rows.store(dq_ref, program.head, heads, dq * call.scale)
 
 
@@ -101,15 +103,16 @@ def dkeyvalue(
     kv_heads: int,
 ):
     """The gradients of a tile of keys and of their values."""
-    *table, dk_ref, dv_ref = refs
+    *plan, dk_ref, dv_ref = refs
     program = current_program(call, "dkeyvalue", kv_heads)
+    table, slab = plan_of(program, tuple(plan))
     groups = heads // kv_heads
     rows = program.rows()
     k, v = (rows.load(ref, program.head, kv_heads) for ref in (k_ref, v_ref))
     n = rows.index.shape[0]
 
     def of_head(head, sums):
-        penalty = Penalty(program, tuple(table), head)
+        penalty = Penalty(program, table, head)
 
         def body(chunk, carry):
             dk, dv = carry
@@ -118,12 +121,12 @@ def dkeyvalue(
             lse = columns.load_scalars(lse_ref, head, heads) * LOG2_E
             delta = columns.load_scalars(delta_ref, head, heads)
             logits = program.dot(k, q, transpose=True) * (call.scale * LOG2_E)
-            probs = jnp.exp2(penalty.add(logits, rows, columns, chunk) - lse[None, :])
+            probs = program.exp2(penalty.add(logits, rows, columns, chunk) - lse[None, :])
             dv += program.dot(probs.astype(do.dtype), do)
             dlogits = probs * (program.dot(v, do, transpose=True) - delta[None, :])
             return dk + program.dot(dlogits.astype(q.dtype), q), dv
 
-        return loop(program.tile.blocks.num_chunks, body, sums)
+        return slab.fold(body, sums)
 
     sums = (zeros(n, padded_head_dim(k_ref.shape[1])), zeros(n, padded_head_dim(v_ref.shape[1])))
     first = program.head * groups
@@ -170,9 +173,8 @@ def dbias(
         k, v = (columns.load(ref, kv_head, kv_heads) for ref in (k_ref, v_ref))
         lse = rows.load_scalars(lse_ref, head, heads) * LOG2_E
         delta = rows.load_scalars(delta_ref, head, heads)
-        logits = program.dot(q, k, transpose=True) * (call.scale * LOG2_E)
-        logits = add_penalty(logits, block)
-        probs = jnp.exp2(logits - lse[:, None])
+        logits = program.dot(q, k, transpose=True) * (call.scale * LOG2_E) + block
+        probs = program.exp2(logits - lse[:, None])
         return total + probs * (program.dot(do, v, transpose=True) - delta[:, None])
 
     start = zeros(blocks.num_rows, blocks.num_columns)

@@ -62,7 +62,7 @@ def _as_rows(x: Array) -> Array:
     return x.reshape(-1, x.shape[-1])
 
 
-def _forward(call: KernelCall, q: Array, k: Array, v: Array, *table: Array) -> tuple[Array, Array]:
+def _forward(call: KernelCall, q: Array, k: Array, v: Array, *plan: Array) -> tuple[Array, Array]:
     heads = q.shape[2]
     rows = q.shape[0] * q.shape[1] * heads
     out, lse = _run(
@@ -75,7 +75,7 @@ def _forward(call: KernelCall, q: Array, k: Array, v: Array, *table: Array) -> t
             jax.ShapeDtypeStruct((rows,), jnp.float32),
         ],
         *map(_as_rows, (q, k, v)),
-        *table,
+        *plan,
         heads=heads,
         kv_heads=k.shape[2],
     )
@@ -87,7 +87,7 @@ def _seen_as_rows(q: Array, k: Array, v: Array, do: Array, *scalars: Array) -> t
 
 
 def _dquery(call: KernelCall, *arrays: Array) -> tuple[Array]:
-    (q, k), table = arrays[:2], arrays[6:]
+    (q, k), plan = arrays[:2], arrays[6:]
     (dq,) = _run(
         call,
         "dquery",
@@ -95,7 +95,7 @@ def _dquery(call: KernelCall, *arrays: Array) -> tuple[Array]:
         q.shape[0] * q.shape[2] * call.blocks("dquery").num_tiles,
         [jax.ShapeDtypeStruct(_as_rows(q).shape, q.dtype)],
         *_seen_as_rows(*arrays[:6]),
-        *table,
+        *plan,
         heads=q.shape[2],
         kv_heads=k.shape[2],
     )
@@ -103,7 +103,7 @@ def _dquery(call: KernelCall, *arrays: Array) -> tuple[Array]:
 
 
 def _dkeyvalue(call: KernelCall, *arrays: Array) -> tuple[Array, Array]:
-    (q, k, v), table = arrays[:3], arrays[6:]
+    (q, k, v), plan = arrays[:3], arrays[6:]
     dk, dv = _run(
         call,
         "dkeyvalue",
@@ -111,7 +111,7 @@ def _dkeyvalue(call: KernelCall, *arrays: Array) -> tuple[Array, Array]:
         k.shape[0] * k.shape[2] * call.blocks("dkeyvalue").num_tiles,
         [jax.ShapeDtypeStruct(_as_rows(x).shape, x.dtype) for x in (k, v)],
         *_seen_as_rows(*arrays[:6]),
-        *table,
+        *plan,
         heads=q.shape[2],
         kv_heads=k.shape[2],
     )
@@ -141,7 +141,7 @@ def _dbias(call: KernelCall, *arrays: Array) -> tuple[Array]:
     return (sums.sum(axis=0),)
 
 
-def _logits(call: KernelCall, q: Array, k: Array, *table: Array) -> tuple[Array]:
+def _logits(call: KernelCall, q: Array, k: Array, *plan: Array) -> tuple[Array]:
     heads, neighbors = q.shape[2], call.spec.neighborhood.num_neighbors
     (logits,) = _run(
         call,
@@ -150,14 +150,14 @@ def _logits(call: KernelCall, q: Array, k: Array, *table: Array) -> tuple[Array]
         q.shape[0] * heads * call.blocks("qk").num_tiles,
         [jax.ShapeDtypeStruct((math.prod(q.shape[:3]) * neighbors,), q.dtype)],
         *map(_as_rows, (q, k)),
-        *table,
+        *plan,
         heads=heads,
         kv_heads=k.shape[2],
     )
     return (logits.reshape(*q.shape[:3], neighbors),)
 
 
-def _sum_of_neighbors(call: KernelCall, w: Array, v: Array) -> tuple[Array]:
+def _sum_of_neighbors(call: KernelCall, w: Array, v: Array, *plan: Array) -> tuple[Array]:
     heads = w.shape[2]
     (out,) = _run(
         call,
@@ -167,13 +167,14 @@ def _sum_of_neighbors(call: KernelCall, w: Array, v: Array) -> tuple[Array]:
         [jax.ShapeDtypeStruct((math.prod(w.shape[:3]), v.shape[-1]), w.dtype)],
         w.reshape(-1),
         _as_rows(v),
+        *plan,
         heads=heads,
         kv_heads=v.shape[2],
     )
     return (out.reshape(*w.shape[:3], v.shape[-1]),)
 
 
-def _sum_of_queries(call: KernelCall, w: Array, x: Array) -> tuple[Array]:
+def _sum_of_queries(call: KernelCall, w: Array, x: Array, *plan: Array) -> tuple[Array]:
     batch, tokens, heads, width = x.shape
     # At least the one key head that devices share, where each has a part of its query heads.
     kv_heads = max(1, heads // call.groups)
@@ -185,6 +186,7 @@ def _sum_of_queries(call: KernelCall, w: Array, x: Array) -> tuple[Array]:
         [jax.ShapeDtypeStruct((batch * tokens * kv_heads, width), x.dtype)],
         w.reshape(-1),
         _as_rows(x),
+        *plan,
         heads=heads,
         kv_heads=kv_heads,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -48,6 +49,22 @@ class Program:
         if a.dtype == jnp.float32:
             precision = jax.lax.Precision.HIGH if self.call.tf32 else jax.lax.Precision.HIGHEST
         return plgpu.dot(a, b, trans_b=transpose, precision=precision)
+
+    def exp2(self, x: Array) -> Array:
+        """Two to the power of float32 values; below 2**-126 it is 0.
+
+        `jax.numpy.exp2` handles denormal numbers, which takes a fifth of a loop's instructions.
+        """
+        if self.call.interpret:
+            return jnp.exp2(x)
+        (result,) = plgpu.elementwise_inline_asm(
+            "ex2.approx.ftz.f32 $0, $1;",
+            args=[x],
+            constraints="=f,f",
+            pack=1,
+            result_shape_dtypes=[jax.ShapeDtypeStruct(x.shape, x.dtype)],
+        )
+        return result
 
     def seen(self, rows: Tokens, columns: Tokens) -> Array:
         """Which rows and columns see one another."""
@@ -110,19 +127,73 @@ class Penalty:
             self._kind = kinds[program.tile.number]
             self._head = head if self._table.shape[0] > 1 else 0
 
+    def select(self, logits: Array, rows: Tokens, columns: Tokens, chunk: Any) -> Array:
+        """As `add`, but what is hidden may be nan, which plus a penalty would be nan.
+
+        So nan in a key does not reach queries that do not see it. Gradients have no use for it,
+        since there a product sums over hidden entries too.
+        """
+        if self._table is None:
+            return self.add(logits, rows, columns, chunk)
+        block = self._table[self._head, self._kind, chunk]
+        return jnp.where(block > HIDDEN / 2, logits + block, HIDDEN)
+
     def add(self, logits: Array, rows: Tokens, columns: Tokens, chunk: Any) -> Array:
         """The logits of a block with bias and mask."""
         if self._table is not None:
-            return add_penalty(logits, self._table[self._head, self._kind, chunk])
+            return logits + self._table[self._head, self._kind, chunk]
         return jnp.where(self.current_program.seen(rows, columns), logits, HIDDEN)
 
 
-def add_penalty(logits: Array, block: Array) -> Array:
-    """The logits of a block with an entry of the table added, where they are not hidden.
+class Slab:
+    """The chunks that a program walks over: of its tile's slab, those that its rows meet."""
 
-    Selected, since nan plus a penalty would be nan, and reach queries that do not see the key.
+    def __init__(self, program: Program, reach: Any) -> None:
+        self._axes = program.tile.blocks.axes
+        number = program.tile.number
+        self._reach = [
+            (reach[number, axis, 0], reach[number, axis, 1]) for axis in range(len(self._axes))
+        ]
+
+    def fold(self, body: Callable[[Any, Any], Any], start: Any) -> Any:
+        """``body(last chunk, ... body(first chunk, start))``."""
+        count = functools.reduce(lambda a, b: a * b, (count for _, count in self._reach))
+
+        def step(index: Any, carry: Any) -> Any:
+            return body(self._chunk(index), carry)
+
+        return jax.lax.fori_loop(jnp.int32(0), count, step, start)
+
+    def _chunk(self, index: Any) -> Any:
+        """Number among all chunks of a slab of one of those that are met."""
+        along = []
+        for first, count in reversed(self._reach):
+            along.append(first + index % count)
+            index = index // count
+        chunk = jnp.int32(0)
+        for axis, position in zip(self._axes, reversed(along), strict=True):
+            chunk = chunk * axis.num_chunks + position
+        return chunk
+
+
+class OneChunk:
+    """A slab of a single chunk: nothing to walk over."""
+
+    def fold(self, body: Callable[[Any, Any], Any], start: Any) -> Any:
+        """``body(0, start)``."""
+        return body(jnp.int32(0), start)
+
+
+def plan_of(program: Program, refs: tuple[Any, ...]) -> tuple[tuple[Any, ...], Slab | OneChunk]:
+    """What a kernel takes besides its arrays: the table, if it has one, and the slab to walk over.
+
+    Args:
+      program: the program that runs.
+      refs: the table and the kind of each tile, or neither; then which chunks each tile meets.
     """
-    return jnp.where(block > HIDDEN / 2, logits + block, HIDDEN)
+    *table, reach = refs
+    one = program.tile.blocks.num_chunks == 1
+    return tuple(table), OneChunk() if one else Slab(program, reach)
 
 
 def loop(count: int, body: Callable[[Any, Any], Any], start: Any) -> Any:

@@ -14,6 +14,7 @@ from natjax.kernels.backends.pallas_triton.program import (
     Tokens,
     current_program,
     loop,
+    plan_of,
     zeros,
 )
 from natjax.kernels.spec import KernelCall
@@ -29,9 +30,10 @@ def _slots(program: Program, rows: Tokens, columns: Tokens, heads: int, head: An
 
 def qk(q_ref, k_ref, *refs, call: KernelCall, heads: int, kv_heads: int):
     """The logits of a tile of queries."""
-    *table, logits_ref = refs
+    *plan, logits_ref = refs
     program = current_program(call, "qk", heads)
-    penalty = Penalty(program, tuple(table), program.head) if table else None
+    table, slab = plan_of(program, tuple(plan))
+    penalty = Penalty(program, table, program.head) if table else None
     kv_head = program.head // (heads // kv_heads)
     rows = program.rows()
     q = rows.load(q_ref, program.head, heads)
@@ -48,12 +50,14 @@ def qk(q_ref, k_ref, *refs, call: KernelCall, heads: int, kv_heads: int):
         plgpu.store(logits_ref.at[index], logits.astype(logits_ref.dtype), mask=seen)
         return carry
 
-    loop(program.tile.blocks.num_chunks, body, jnp.int32(0))
+    slab.fold(body, jnp.int32(0))
 
 
-def av(w_ref, v_ref, out_ref, *, call: KernelCall, heads: int, kv_heads: int):
+def av(w_ref, v_ref, *refs, call: KernelCall, heads: int, kv_heads: int):
     """For each query of a tile, the sum over its window of weight times value."""
+    *plan, out_ref = refs
     program = current_program(call, "av", heads)
+    _, slab = plan_of(program, tuple(plan))
     kv_head = program.head // (heads // kv_heads)
     rows = program.rows()
 
@@ -65,13 +69,15 @@ def av(w_ref, v_ref, out_ref, *, call: KernelCall, heads: int, kv_heads: int):
         return acc + program.dot(w, columns.load(v_ref, kv_head, kv_heads))
 
     start = zeros(rows.index.shape[0], padded_head_dim(v_ref.shape[1]))
-    acc = loop(program.tile.blocks.num_chunks, body, start)
+    acc = slab.fold(body, start)
     rows.store(out_ref, program.head, heads, acc * call.scale)
 
 
-def av_transposed(w_ref, x_ref, out_ref, *, call: KernelCall, heads: int, kv_heads: int):
+def av_transposed(w_ref, x_ref, *refs, call: KernelCall, heads: int, kv_heads: int):
     """For each key, the sum over the queries that see it of weight times ``x`` of the query."""
+    *plan, out_ref = refs
     program = current_program(call, "av_transposed", kv_heads)
+    _, slab = plan_of(program, tuple(plan))
     groups = heads // kv_heads
     rows = program.rows()
 
@@ -83,7 +89,7 @@ def av_transposed(w_ref, x_ref, out_ref, *, call: KernelCall, heads: int, kv_hea
             w = plgpu.load(w_ref.at[jnp.where(seen, index, 0)], mask=seen, other=0.0)
             return acc + program.dot(w, columns.load(x_ref, head, heads))
 
-        return loop(program.tile.blocks.num_chunks, body, acc)
+        return slab.fold(body, acc)
 
     acc = zeros(rows.index.shape[0], padded_head_dim(x_ref.shape[1]))
     first = program.head * groups

@@ -67,9 +67,8 @@ def create_detector(
       param_dtype: dtype of the parameters.
       remat: whether the backward pass recomputes each block of the backbone.
       implementation: of the attention op, as in `natjax.na2d`.
-      weights: where to load all parameters from: the name of published weights,
-        ``"coco_maskrcnn"`` or ``"coco_cascade"`` (`natjax.weights.published_weights`), URL, path
-        or arrays, as for `natjax.load_weights`.
+      weights: where to load all parameters from: ``"coco"``, the name of the published weights,
+        URL, path or arrays, as for `natjax.load_weights`.
       drop_head: draw the layers that depend on the classes instead of loading them, for another
         ``num_classes``.
       resize_rpb: resize loaded position biases to the model's window.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 from flax import nnx
@@ -13,6 +13,9 @@ from natjax.dense.segmentation.upernet import UPerNet, UPerNetConfig
 from natjax.kernels.api import Implementation
 from natjax.nn.arguments import given
 from natjax.registry import find_config
+
+if TYPE_CHECKING:
+    from natjax.weights.load import Weights
 
 
 def segmentor_config(name: str) -> UPerNetConfig:
@@ -37,9 +40,12 @@ def create_segmentor(
     param_dtype: Any = jnp.float32,
     remat: bool = False,
     implementation: Implementation | None = None,
-    rngs: nnx.Rngs,
+    weights: Weights | None = None,
+    drop_head: bool = False,
+    resize_rpb: bool = False,
+    rngs: nnx.Rngs | None = None,
 ) -> UPerNet:
-    """Make a segmentor with freshly drawn parameters.
+    """Make a segmentor, with freshly drawn parameters or with the weights of a file.
 
     ``model(images)`` gives logits ``[B, H, W, classes]`` of every pixel of normalised images
     ``[B, H, W, C]`` of any size. `natjax.dense.segmentation.inference` makes class probabilities of
@@ -58,10 +64,17 @@ def create_segmentor(
       param_dtype: dtype of the parameters.
       remat: whether the backward pass recomputes each block of the backbone.
       implementation: of the attention op, as in `natjax.na2d`.
-      rngs: stream ``params`` (or the default one) draws the parameters.
+      weights: where to load all parameters and running statistics from: ``"ade20k"``, which is
+        published, or what `natjax.load_weights` takes.
+      drop_head: draw the classifiers of both heads instead of loading them, for another
+        ``num_classes``.
+      resize_rpb: resize loaded position biases to the model's window.
+      rngs: stream ``params`` (or the default one) draws the parameters; needed unless all of them
+        are loaded.
 
     Raises:
       ValueError: an unknown name, or an argument that breaks its rule.
+      WeightsError: the weights cannot be found or read, or do not fit.
 
     >>> import natjax
     >>> from flax import nnx
@@ -71,6 +84,8 @@ def create_segmentor(
     >>> model.decode_head.conv_seg.kernel.shape
     (1, 1, 512, 21)
     """
+    if weights is None and rngs is None:
+        raise ValueError("rngs must be given where weights are not")
     config = segmentor_config(name)
     backbone = {
         "dilations": dilations,
@@ -83,11 +98,21 @@ def create_segmentor(
         backbone=dataclasses.replace(config.backbone, **given(backbone)),
         **given({"num_classes": num_classes, "dropout": dropout}),
     )
-    return UPerNet(
-        config,
-        dtype=dtype,
-        param_dtype=param_dtype,
-        remat=remat,
-        implementation=implementation,
-        rngs=rngs,
+
+    def build(rngs: nnx.Rngs) -> UPerNet:
+        return UPerNet(
+            config,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            remat=remat,
+            implementation=implementation,
+            rngs=rngs,
+        )
+
+    if weights is None:
+        return build(rngs)
+    from natjax.weights.load import build_loaded
+
+    return build_loaded(
+        build, weights, name=name, drop_head=drop_head, resize_rpb=resize_rpb, rngs=rngs
     )

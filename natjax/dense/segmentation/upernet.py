@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 from flax import nnx
@@ -15,6 +15,9 @@ from natjax.dense.resize import resize_bilinear
 from natjax.dense.segmentation.heads import FCNHead, UPerHead
 from natjax.kernels.api import Implementation
 from natjax.nn import arguments
+
+if TYPE_CHECKING:
+    from natjax.weights.names import Naming
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -159,6 +162,34 @@ class UPerNet(nnx.Module):
         """
         logits = self.decode_head(self.backbone.features(images, rngs), rngs)
         return resize_bilinear(logits, images.shape[1:3])
+
+    def namings(self) -> tuple[Naming, ...]:
+        """Tables of the names that its weights have elsewhere, for `natjax.load_weights`."""
+        from natjax.dense.segmentation.names import UPERNET
+
+        return (UPERNET,)
+
+    def published_names(self) -> list[str]:
+        """Names of the published segmentors that have its shape, dilations included."""
+        from natjax.dense.segmentation.variants import SEGMENTORS
+
+        mine = _shape(self.config)
+        return [name for name, config in SEGMENTORS.items() if _shape(config) == mine]
+
+
+def _shape(config: UPerNetConfig) -> UPerNetConfig:
+    """A config without what changes no weights: classes, rates, sizes of images."""
+    backbone = dataclasses.replace(
+        config.backbone, drop_path=0.0, dropout=0.0, attn_dropout=0.0, input_size=1
+    )
+    return dataclasses.replace(
+        config,
+        backbone=backbone,
+        num_classes=1,
+        dropout=0.0,
+        auxiliary_weight=0.0,
+        summary_size=(1, 1),
+    )
 
 
 def _auxiliary_head(config: UPerNetConfig, **options: Any) -> FCNHead | None:

@@ -44,14 +44,14 @@ _PUBLISHED = {
     "upernet_dinat_s_large": _at_640("dinat_s_large", 0.3, _DINAT_S_640),
 }
 
-# natjax's own, for 96 x 96 images; from no paper.
+# natjax's own, for 64 x 64 images; from no paper.
 _OWN = {
     "upernet_nat_micro": UPerNetConfig(
-        backbone=backbone_config("nat_micro", drop_path=0.0, input_size=96),
+        backbone=backbone_config("nat_micro", drop_path=0.0, input_size=64),
         num_classes=11,
         channels=64,
         auxiliary_channels=32,
-        summary_size=(96, 96),
+        summary_size=(64, 64),
     ),
 }
 

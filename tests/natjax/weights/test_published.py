@@ -113,9 +113,12 @@ def test_a_folder_of_that_name_does_not_win(tmp_path, monkeypatch):
 
 
 def test_whole_models_have_their_backbone_s_weights():
-    assert published_weights("mask_rcnn_nat_mini") == ["coco_maskrcnn"]
-    assert published_weights("cascade_mask_rcnn_dinat_s_large") == ["coco_cascade"]
-    assert find_published(["upernet_nat_base"], "ade20k_upernet").model == "nat_base"
+    assert published_weights("mask_rcnn_nat_mini") == ["coco"]
+    assert published_weights("cascade_mask_rcnn_dinat_s_large") == ["coco"]
+    for name in ("ade20k", "ade20k_upernet"):
+        assert find_published(["upernet_nat_base"], name).model == "nat_base"
+    with pytest.raises(WeightsError, match="nat_base has imagenet1k, "):
+        find_published(["nat_base"], "ade20k")
     wholes = [entry.whole for entry in PUBLISHED if entry.whole]
     assert len(wholes) == len(set(wholes)) == 34
 

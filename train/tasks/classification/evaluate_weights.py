@@ -40,6 +40,7 @@ class WeightsTask:
       model: Name of the model.
       where: File of the weights.
       how: How the images are prepared.
+      statistics: None.
     """
 
     task: Classification
@@ -47,6 +48,7 @@ class WeightsTask:
     model: str
     where: str
     how: Preprocessing
+    statistics: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def notes(self) -> list[str]:
         """Return lines on where the weights are from, and what is published of them."""

@@ -10,8 +10,7 @@ import numpy as np
 from jaxtyping import Float
 from rich.table import Table
 
-from natjax.images import open_image
-from natjax.train.data.images import Pixels, add_border, to_pixels, with_channels
+from natjax.train.data.images import Pixels, add_border, read_upright, to_pixels
 from natjax.train.errors import UserError
 from natjax.train.tasks.classification.augment.crop import evaluation_view
 from natjax.train.tasks.classification.config import ImagesConfig
@@ -59,16 +58,11 @@ def predictor_of(task: Classification, weights: tuple[Any, Any]) -> Predictor:
 def read_image(path: Path, spec: LabelledImages, data: ImagesConfig) -> Pixels:
     """Read an image file of any size as the data set would give it to the network.
 
-    Upright by its EXIF orientation; of an animation the first frame.
-
     Raises:
-      UserError: the file is no image, is damaged, or would unfold to an unreasonable size.
+      UserError: as for `natjax.train.data.images.read_upright`.
     """
-    try:
-        decoded = add_border(with_channels(open_image(path), spec.channels), spec.border)
-        return to_pixels(evaluation_view(decoded, data))
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    decoded = add_border(read_upright(path, spec.channels), spec.border)
+    return to_pixels(evaluation_view(decoded, data))
 
 
 def predict_files(

@@ -19,6 +19,7 @@ from natjax.create import model_config
 from natjax.train.cluster.processes import Host
 from natjax.train.engine.backbone import (
     backbone_group,
+    block_counts,
     build_model,
     network_shape,
     scaled_by_fan_in,
@@ -104,7 +105,7 @@ class Classification(Task[ClassificationConfig]):
             return self._network
         network, model = split_network(self.model_builder()), self.config.model
         if model.dtype == model.gradients == "bfloat16":
-            network = with_rounded_gradients(network, model)
+            network = with_rounded_gradients(network, self._blocks)
         return scaled_by_fan_in(network) if model.init == "fan_in" else network
 
     def model_builder(self) -> Any:
@@ -186,7 +187,13 @@ class Classification(Task[ClassificationConfig]):
         if name.endswith("rpb") and not self.config.optimizer.decay_bias_tables:
             decays = False
         group = ParameterGroup(weight_decay=float(decays))
-        return group if self.has_own_network else backbone_group(group, name, self.config.model)
+        if self.has_own_network:
+            return group
+        return backbone_group(group, name, self.config.model, self._blocks)
+
+    @property
+    def _blocks(self) -> tuple[int, ...]:
+        return block_counts(model_config(self.config.model.name))
 
     @property
     def recomputes(self) -> bool:

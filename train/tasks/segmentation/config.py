@@ -91,7 +91,7 @@ class SegmentationConfig(RunConfig):
           UserError: names the setting, its rule and its value.
         """
         super().__post_init__()
-        check_model(self.model)
+        check_model(self.model, self.init)
         check_data(self.data)
         require("batch_size", self.batch_size, self.batch_size > 1, "at least 2, for the norms")
         parts = self.batch_size // self.accumulate

@@ -31,7 +31,7 @@ def segment_demo() -> SegmentationConfig:
         model=ModelConfig(name="upernet_nat_micro", kernel_size=5, init="fan_in"),
         data=LabelMapsConfig(name="digit_scenes"),
         augment=AugmentConfig(
-            frame=(96, 96), scale=(0.75, 1.5), crop=96, category_limit=0.95, hflip=0.0
+            frame=(64, 64), scale=(0.75, 1.5), crop=64, category_limit=0.95, hflip=0.0
         ),
         optimizer=OptimizerConfig(
             learning_rate=3e-3,
@@ -41,10 +41,10 @@ def segment_demo() -> SegmentationConfig:
             weight_decay=0.05,
         ),
         checkpoint=CheckpointConfig(every=100),
-        batch_size=16,
-        steps=1000,
+        batch_size=32,
+        steps=600,
         log_every=20,
-        eval_every=500,
+        eval_every=300,
     )
 
 

@@ -30,10 +30,11 @@ class Recipe:
     miou: float
     multi_scale: float
     drop_path: float
-    start_from: str = "imagenet1k"
+    start_from: str
 
 
 def _recipe(model: str, miou: float, multi_scale: float, drop_path: float) -> Recipe:
+    # The Large ones start from weights before their fine-tuning on ImageNet-1K.
     start_from = "imagenet22k" if model.endswith("large") else "imagenet1k"
     return Recipe(
         model=f"upernet_{model}",

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int, Integer
+from rich.table import Table
 
 from natjax.train.files import write_whole
 
@@ -93,6 +94,17 @@ def _mean(values: np.ndarray) -> float:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # NaN, where all are
         return float(np.nanmean(values))
+
+
+def class_table(scores: SegmentationScores, class_names: Sequence[str]) -> Table:
+    """Return the scores of each class as a table to show."""
+    table = Table("class", box=None)
+    for heading in ("IoU", "accuracy", "pixels"):
+        table.add_column(heading, justify="right")
+    columns = zip(scores.iou, scores.class_accuracy, scores.counts.sum(1), strict=True)
+    for name, (iou, accuracy, pixels) in zip(class_names, columns, strict=True):
+        table.add_row(name, f"{iou:.2%}", f"{accuracy:.2%}", f"{pixels:,}")
+    return table
 
 
 def write_class_scores(scores: SegmentationScores, class_names: Sequence[str], path: Path) -> None:

@@ -5,7 +5,7 @@ What reads data is imported when it is used, so that steps can be compiled where
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,12 +19,18 @@ from natjax.dense.segmentation.loss import IGNORE, segmentation_loss
 from natjax.summary import count_flops
 from natjax.train.cluster.processes import Host
 from natjax.train.config.settings import read_dilations
-from natjax.train.engine.backbone import scaled_by_fan_in
+from natjax.train.engine.backbone import (
+    backbone_group,
+    block_counts,
+    scaled_by_fan_in,
+    with_rounded_gradients,
+)
 from natjax.train.engine.network import Network, Params, Statistics, split_network
 from natjax.train.engine.sharding import keep_rows, make_mesh
 from natjax.train.engine.task import (
     Batch,
     HostBatch,
+    InitialWeights,
     Loss,
     ParameterGroup,
     Scores,
@@ -40,6 +46,8 @@ if TYPE_CHECKING:
     from natjax.train.data.readable import Readable
 
 _SHOWN = 12
+# How names of the backbone begin.
+_BACKBONE = "backbone."
 
 
 class Segmentation(Task[SegmentationConfig]):
@@ -117,7 +125,11 @@ class Segmentation(Task[SegmentationConfig]):
     def network(self) -> Network:
         """The network as pure functions."""
         network = split_network(self.build)
-        return scaled_by_fan_in(network) if self.config.model.init == "fan_in" else network
+        model = self.config.model
+        if model.dtype == model.gradients == "bfloat16":
+            blocks = block_counts(self.model_config.backbone)
+            network = with_rounded_gradients(network, blocks, _BACKBONE)
+        return scaled_by_fan_in(network) if model.init == "fan_in" else network
 
     def init(self) -> tuple[Params, Statistics]:
         """Draw parameters and statistics."""
@@ -191,7 +203,9 @@ class Segmentation(Task[SegmentationConfig]):
         """
         del shape
         left_out = "rpb" in name or "norm" in name
-        return ParameterGroup(weight_decay=float(not left_out))
+        group = ParameterGroup(weight_decay=float(not left_out))
+        blocks = block_counts(self.model_config.backbone)
+        return backbone_group(group, name, self.config.model, blocks, _BACKBONE)
 
     @property
     def recomputes(self) -> bool:
@@ -202,6 +216,18 @@ class Segmentation(Task[SegmentationConfig]):
         """Return the multiply-adds of one crop, counted as in `natjax.model_summary`."""
         return count_flops(self.model_config, (self.config.augment.crop,) * 2)
 
+    def initial_weights(self, source: str, shapes: Mapping[str, tuple[int, ...]]) -> InitialWeights:
+        """Read weights of the whole network, or of its backbone, such as a classifier's.
+
+        Classifiers are left out where the classes differ, as is all that a classifier of images
+        has and a backbone has not, and the other way round.
+        """
+        from natjax.train.tasks.segmentation.weights import read_weights
+
+        del shapes
+        name, classes = self.config.model.name, len(self.maps.class_names)
+        return InitialWeights(*read_weights(source, name, nnx.eval_shape(self.build), classes))
+
     # The data.
 
     @functools.cached_property
@@ -209,6 +235,12 @@ class Segmentation(Task[SegmentationConfig]):
         from natjax.train.tasks.segmentation.examples import readable
 
         return readable(self.maps.open("train"), self.maps, "training")
+
+    @functools.cached_property
+    def _held_out(self) -> "Readable":
+        from natjax.train.tasks.segmentation.examples import readable
+
+        return readable(self.maps.open("val"), self.maps, "held-out")
 
     def train_size(self) -> int:
         """Return the number of training images."""
@@ -231,12 +263,11 @@ class Segmentation(Task[SegmentationConfig]):
 
     def eval_batches(self, host: Host) -> Iterable[HostBatch]:
         """Return batches of all held-out images, each of images of one size."""
-        from natjax.train.tasks.segmentation.examples import eval_batches, readable
+        from natjax.train.tasks.segmentation.examples import eval_batches
 
         config = self.config
-        records = readable(self.maps.open("val"), self.maps, "held-out")
         return eval_batches(
-            records,
+            self._held_out,
             config.augment,
             config.data.scales,
             config.data,
@@ -250,6 +281,16 @@ class Segmentation(Task[SegmentationConfig]):
     def evaluator(self) -> SegmentationEvaluator:
         """Return what adds up an evaluation."""
         return SegmentationEvaluator(len(self.maps.class_names))
+
+    def unread(self, scores: Scores) -> int:
+        """Return how many held-out images an evaluation left out."""
+        return len(self._held_out) - int(scores.values["images"])
+
+    def details(self, scores: Scores) -> Any:
+        """Return the table of classes."""
+        from natjax.train.tasks.segmentation.scores import class_table
+
+        return class_table(scores.detail, self.maps.class_names)
 
     def describe(self) -> list[tuple[str, str]]:
         """Return the lines of model and data."""

@@ -14,7 +14,7 @@ from PIL import Image
 import natjax
 from natjax.cli import main
 from natjax.train.config.settings import ModelConfig
-from natjax.train.engine.backbone import layer_of
+from natjax.train.engine.backbone import block_counts, layer_of
 from natjax.train.engine.step import batch_gradient, set_up_step, train_step
 from natjax.train.errors import UserError
 from natjax.train.tasks.classification.task import Classification
@@ -48,10 +48,10 @@ def batch(seed=0):
     ],
 )
 def test_layers_count_from_the_tokenizer(model, name, layer):
-    config = ModelConfig(name=model)
-    assert layer_of(name, config) == layer
-    assert layer_of(f"backbone.{name}", config, "backbone.") == layer
-    assert layer_of(name, config, "backbone.") is None
+    blocks = block_counts(natjax.model_config(model))
+    assert layer_of(name, blocks) == layer
+    assert layer_of(f"backbone.{name}", blocks, "backbone.") == layer
+    assert layer_of(name, blocks, "backbone.") is None
 
 
 def test_every_layer_has_its_rate(config):

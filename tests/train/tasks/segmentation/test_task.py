@@ -189,6 +189,18 @@ def test_what_is_decayed():
     assert groups["decode_head.bottleneck.bn.scale"] == 1
 
 
+def test_a_slow_or_frozen_backbone_and_heads_that_learn():
+    config = _demo()
+    slow = dataclasses.replace(config.model, layer_decay=0.5)
+    frozen = dataclasses.replace(config.model, frozen=True)
+    slow = Segmentation(dataclasses.replace(config, model=slow))
+    frozen = Segmentation(dataclasses.replace(config, model=frozen, init="weights.safetensors"))
+    for name in jax.eval_shape(slow.init)[0]:
+        in_backbone = name.startswith(("backbone.patch_embed.", "backbone.levels."))
+        assert (slow.parameter_group(name, (1,)).learning_rate < 1) == in_backbone, name
+        assert frozen.parameter_group(name, (1,)).frozen == in_backbone, name
+
+
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.model)
 def test_presets_of_the_published_models(recipe):
     definition, preset = find_preset(f"{recipe.model}_ade20k")

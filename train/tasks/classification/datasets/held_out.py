@@ -4,11 +4,10 @@ import dataclasses
 from pathlib import Path
 
 from natjax.preprocessing import Preprocessing
-from natjax.train.data.class_folders import class_folders
 from natjax.train.data.datasets import Source, open_split
 from natjax.train.data.prepared import find_version, open_version
 from natjax.train.errors import UserError
-from natjax.train.tasks.classification.datasets.image_folder import list_images
+from natjax.train.tasks.classification.datasets.image_folder import class_folders, list_images
 from natjax.train.tasks.classification.datasets.registry import LabelledImages
 
 _TFDS_NAME = "imagenet2012"

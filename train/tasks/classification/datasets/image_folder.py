@@ -9,13 +9,39 @@ import numpy as np
 from jaxtyping import Int64
 
 from natjax.preprocessing import IMAGENET_MEAN, IMAGENET_STD
-from natjax.train.data.class_folders import check_flat, class_folders, image_files
 from natjax.train.errors import UserError
 from natjax.train.tasks.classification.config import ImagesConfig
 from natjax.train.tasks.classification.datasets.registry import LabelledImages
 
 _SPLITS = {"train": ("train",), "val": ("val", "validation", "test")}
 _LAYOUT = "train/CLASS/IMAGE and val/CLASS/IMAGE (or validation, or test, for val)"
+
+
+def class_folders(folder: Path) -> list[Path]:
+    """Return the folders of the classes, in the order of their labels; hidden ones do not count."""
+    return sorted(
+        path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")
+    )
+
+
+def image_files(folder: Path) -> list[Path]:
+    """Return the files of a class in order; links are followed, hidden files do not count."""
+    return sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
+
+
+def check_flat(folder: Path) -> None:
+    """Refuse folders inside the folder of a class: nobody could say what they mean.
+
+    Raises:
+      UserError: there is one, or a link that leads nowhere.
+    """
+    for path in folder.iterdir():
+        if path.name.startswith("."):
+            continue
+        if path.is_dir():
+            raise UserError(f"{folder} is the folder of a class and must hold files, got {path}/")
+        if not path.exists():
+            raise UserError(f"{path} is a link that leads nowhere; remove it, or what it names is")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,10 +8,10 @@ from PIL import Image
 
 from natjax.cli import main
 from natjax.train.config.serialization import from_json, to_json
-from natjax.train.data.datasets import open_dataset, open_split, with_classes
+from natjax.train.data.datasets import open_dataset, open_split
 from natjax.train.errors import UserError
 from natjax.train.tasks.classification.config import ClassificationConfig, ImagesConfig
-from natjax.train.tasks.classification.datasets.registry import get_spec
+from natjax.train.tasks.classification.datasets.registry import get_spec, with_classes
 
 
 @pytest.fixture
