@@ -3,22 +3,24 @@
     python benchmarks/detect.py                                # operations of natjax alone
     python benchmarks/detect.py --torch-python OTHER/python    # beside torchvision's, in turns
     python benchmarks/detect.py --model mask_rcnn_nat_tiny --size 800 1344    # parts of a detector
+    python benchmarks/detect.py --chip v5e:2x2    # what the operations compile to, without the chip
 
 torchvision runs in a process of its own, since it need not be installed beside JAX; both use all
 cores, one at a time. Each figure is the median of the rounds, with the least in brackets.
 """
 
 import argparse
+import functools
 import importlib
 import json
 import pathlib
+import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
@@ -91,8 +93,9 @@ def natjax_run(name: str) -> Callable[[], np.ndarray]:
 
 def torchvision_run(name: str) -> Callable[[], np.ndarray]:
     """One run of a problem with torchvision; returns a result to compare."""
-    torch: Any = importlib.import_module("torch")  # not there for type checkers
-    ops: Any = importlib.import_module("torchvision.ops")
+    torch = importlib.import_module("torch")  # of another Python than the type checker's
+    ops = importlib.import_module("torchvision.ops")
+
     options = PROBLEMS[name]
     boxes, scores = map(torch.from_numpy, make_boxes(options["count"]))
     if name.startswith("nms"):
@@ -223,6 +226,40 @@ def time_parts(name: str, size: tuple[int, int], rounds: int) -> None:
         print(f"{part}: {_figure(times)} ms", flush=True)
 
 
+def read_program(chip: str) -> None:
+    """Print what a TPU's compiler makes of the operations, ahead of time."""
+    import jax
+    from jax.experimental import topologies
+
+    from natjax.dense.ops.nms import nms
+    from natjax.dense.ops.roi_align import roi_align
+
+    device = topologies.get_topology_desc(platform="tpu", topology_name=chip).devices[0]
+    here = jax.sharding.SingleDeviceSharding(device)
+
+    def shaped(*shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, np.float32, sharding=here)
+
+    def align(pyramid: list, boxes: jax.Array) -> jax.Array:
+        return roi_align(pyramid, boxes, strides=STRIDES, output_size=7)
+
+    def gradient(pyramid: list, boxes: jax.Array) -> list:
+        return jax.vjp(lambda p: align(p, boxes), pyramid)[1](align(pyramid, boxes))
+
+    pyramid = [shaped(1, *size, CHANNELS) for size in SIZES]
+    suppress = functools.partial(nms, iou_threshold=IOU, max_kept=KEPT)
+    for name, function, *arguments in (
+        ("nms of 4000", suppress, shaped(4000, 4), shaped(4000)),
+        ("roi_align 7x7 of 512", align, pyramid, shaped(1, 512, 4)),
+        ("roi_align 7x7 of 512, with gradient", gradient, pyramid, shaped(1, 512, 4)),
+    ):
+        program = jax.jit(function).lower(*arguments).compile()
+        text, memory = program.as_text(), program.memory_analysis()
+        counts = {op: len(re.findall(rf" {op}\(", text)) for op in ("while", "sort", "scatter")}
+        megabytes = memory.temp_size_in_bytes / 1e6
+        print(f"{name}: {counts}, {megabytes:.1f} MB of temporaries", flush=True)
+
+
 def main() -> None:
     """Measure what the flags say."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -230,10 +267,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--model", help="a detector to time the parts of")
     parser.add_argument("--size", type=int, nargs=2, default=IMAGE, help="height and width")
+    parser.add_argument("--chip", help="compile for a TPU slice, such as v5e:2x2, and count")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
         work()
+    elif args.chip:
+        read_program(args.chip)
     elif args.model:
         time_parts(args.model, tuple(args.size), args.rounds)
     else:

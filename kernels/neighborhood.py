@@ -172,6 +172,15 @@ class AxisWindow:
             is_causal=self.is_causal,
         )
 
+    def keys_of_queries(
+        self, group: int
+    ) -> tuple[Int[np.ndarray, "positions"], Int[np.ndarray, "positions"]]:
+        """For each query position of a dilation group, the first key that it sees, and one past
+        the last.
+        """
+        query = np.arange(group, self.length, self.dilation)
+        return self.start(query), self.end(query)
+
     def queries_of_keys(
         self, group: int
     ) -> tuple[Int[np.ndarray, "positions"], Int[np.ndarray, "positions"]]:
@@ -180,10 +189,10 @@ class AxisWindow:
 
         Windows move only forward with the query, so those that hold a key are consecutive.
         """
-        query = np.arange(int(self.group_length(group))) * self.dilation + group
-        position = np.arange(len(query))
-        first = np.searchsorted(self.end(query), position, side="right")
-        last = np.searchsorted(self.start(query), position, side="right")
+        start, end = self.keys_of_queries(group)
+        position = np.arange(len(start))
+        first = np.searchsorted(end, position, side="right")
+        last = np.searchsorted(start, position, side="right")
         return first, last
 
     def neighbor(self, query: Ints, slot: Ints) -> Ints:
@@ -244,11 +253,6 @@ class Neighborhood:
     def bias_shape(self) -> tuple[int, ...]:
         """Shape of one head's relative position biases."""
         return tuple(2 * axis.kernel_size - 1 for axis in self.axes)
-
-    @property
-    def is_full(self) -> bool:
-        """Whether every query sees every key, as in plain attention."""
-        return all(a.kernel_size == a.length and not a.is_causal for a in self.axes)
 
     def dense_mask(self) -> Bool[np.ndarray, "Tq Tk"]:
         """Who sees whom of the tokens at hand: rows are queries, columns are keys."""

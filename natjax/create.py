@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import warnings
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
-from jax.typing import ArrayLike, DTypeLike
+from jax.typing import DTypeLike
 
 from natjax.backbones.isotropic import Isotropic, IsotropicConfig
 from natjax.backbones.nat import NAT, NATConfig
@@ -18,12 +17,12 @@ from natjax.kernels.api import Implementation
 from natjax.nn.arguments import given
 from natjax.nn.initial import initialise
 from natjax.registry import find_config, maker_of
-
-if TYPE_CHECKING:
-    from natjax.weights.state_dict import StateDict
+from natjax.weights import structure
+from natjax.weights.load import Weights, build_from, open_weights
+from natjax.weights.published import find_published, is_published_name
+from natjax.weights.state_dict import StateDict
 
 Config = NATConfig | IsotropicConfig
-Weights = str | os.PathLike[str] | Mapping[str, ArrayLike]
 
 # What a file of natjax says of its model, where the caller leaves it open.
 _FROM_FILE = (
@@ -162,8 +161,6 @@ def create_model(
     if source is None:
         config = dataclasses.replace(config, **asked)
         return initialise(lambda rngs: build(config, rngs), rngs)
-    from natjax.weights.load import build_from, open_weights
-
     published = _published_options(name, source, is_whole=backbone is None)
     state = open_weights(source, models=[name], ema=ema)
     stated = _stated_options(name, config, state, asked, resize_rpb)
@@ -194,8 +191,6 @@ def _published_options(name: str, weights: Weights, *, is_whole: bool) -> dict[s
     Raises:
       ValueError: all of a detector or segmentor is asked for.
     """
-    from natjax.weights.published import find_published, is_published_name
-
     if not is_published_name(weights):
         return {}
     entry = find_published([name], str(weights))
@@ -217,9 +212,8 @@ def _stated_options(
     Raises:
       ValueError: they conflict with the model's name or with what is asked for.
     """
-    from natjax.weights.structure import read_config, read_model
-
-    stated, model = read_config(state.metadata), read_model(state.metadata)
+    stated = structure.read_config(state.metadata)
+    model = structure.read_model(state.metadata)
     if stated is None or not _has_same_blocks(stated, config):
         return {}  # such arrays do not fit, and loading them says what does not
     is_same = (stated.dilations, stated.kernel_size) == (config.dilations, config.kernel_size)
@@ -255,18 +249,14 @@ def _check_conflict(
 
 
 def _has_output_norms(state: StateDict) -> bool:
-    from natjax.weights.structure import source_shapes
-
-    return "norm0.bias" in source_shapes(state)
+    return "norm0.bias" in structure.source_shapes(state)
 
 
 def _drops_head(config: Config, state: StateDict, asked: dict[str, Any]) -> bool:
     """Whether the classifier of the weights is another one than the caller's options ask for."""
-    from natjax.weights.structure import num_classes
-
     if config.features_only:
         return True
-    found, wanted = num_classes(state), config.num_classes
+    found, wanted = structure.num_classes(state), config.num_classes
     if "num_classes" not in asked or found == wanted:
         return False
     if wanted:

@@ -92,7 +92,15 @@ def count_parameters(config: Config) -> int:
 
 
 def count_flops(config: Config, image_size: Size) -> int:
-    """Multiply-adds of one image's logits or detections, counted as in `model_summary`."""
+    """Multiply-adds of one image's logits or detections, counted as in `model_summary`.
+
+    Args:
+      config: the shape of the model.
+      image_size: height and width.
+
+    Raises:
+      ValueError: a size that a model with global attention cannot take.
+    """
     if isinstance(config, UPerNetConfig):
         return count_upernet_flops(config, image_size)
     if isinstance(config, MaskRCNNConfig):

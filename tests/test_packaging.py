@@ -59,7 +59,9 @@ def test_wheel_has_one_top_level_and_every_module(wheel):
         for path in (ROOT / folder).rglob("*.py"):
             inside = pathlib.PurePosixPath(name.replace(".", "/"))
             assert str(inside / path.relative_to(ROOT / folder).as_posix()) in wheel
-    assert {"natjax/py.typed", "natjax/__init__.pyi"} <= set(wheel)
+    names = ("imagenet1k.txt", "WORDNET-LICENSE")
+    data = {"natjax/py.typed", "natjax/__init__.pyi", *(f"natjax/class_names/{n}" for n in names)}
+    assert data <= set(wheel)
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in wheel)
 
 

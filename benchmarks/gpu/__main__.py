@@ -61,6 +61,7 @@ def main() -> int:
         problems=plan.tiny() if options.dry_run else plan.full(),
         path=options.json or report.path_of(jax.devices()[0].device_kind),
         environment=_environment(options.dry_run),
+        variants=options.variants,
         end=end,
     )
     measurements.run(matrix=256 if options.dry_run else 8192)
@@ -83,6 +84,9 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--seconds", type=float, default=450, help="for all of it")
     parser.add_argument("--no-tests", dest="tests", action="store_false", help="only measure")
+    parser.add_argument(
+        "--variants", nargs="+", choices=VARIANTS, default=VARIANTS, help="what is measured (all)"
+    )
     parser.add_argument("--json", type=pathlib.Path, help="write the results here instead")
     parser.add_argument("--dry-run", action="store_true", help="tiny problems, on a CPU")
     options = parser.parse_args()
@@ -108,17 +112,20 @@ class _Measurements:
         problems: Sequence[Problem],
         path: pathlib.Path,
         environment: dict[str, Any],
+        variants: Sequence[plan.Variant],
         end: float,
     ) -> None:
         self._problems = problems
         self.path = path
         self.environment = environment
+        self._variants = variants
         self._end = end
         self.rows: list[report.Row] = []
 
     def run(self, matrix: int) -> None:
         """Do it; ``matrix`` is the size of matrices for the device's own ceilings."""
-        available = torch_worker.is_available()
+        wanted = "flex" in self._variants
+        available = wanted and torch_worker.is_available()
         workers = torch_worker.start(self._problems, _DTYPE, _TORCH_PROCESSES) if available else []
         try:
             programs = self._compile()
@@ -129,14 +136,15 @@ class _Measurements:
                     worker.end()
             self.environment["ceilings"] = timing.ceilings(matrix)
             self._measure(programs)
-            self._measure_torch(workers, ready, available)
+            if wanted:
+                self._measure_torch(workers, ready, available)
         finally:
             for worker in workers:
                 worker.end()
 
     def _compile(self) -> dict[Key, Future[timing.Program]]:
         begin = time.monotonic()
-        variants = [v for v in VARIANTS if v != "flex"]
+        variants = [v for v in self._variants if v != "flex"]
         keys = [(p, v, m) for p in self._problems for v in variants for m in MODES]
         pool = ThreadPoolExecutor(max(1, (os.cpu_count() or 1) - _TORCH_PROCESSES))
         futures = {key: pool.submit(timing.compile_program, *key, _DTYPE) for key in keys}

@@ -20,9 +20,9 @@ _OPTIONS = [
     "no:cacheprovider",
     "-p",
     "benchmarks.gpu.shard",
-    # Slow is what is interpreted elsewhere; here it is compiled.
+    # What depends on the device. Slow is what is interpreted elsewhere; here it is compiled.
     "-k",
-    "triton or not slow",
+    "(triton or (xla and not slow)) and not toy",
     "-q",
     "-rfEs",
     "--tb=short",

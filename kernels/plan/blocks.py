@@ -41,7 +41,8 @@ class AxisBlocks:
       tile: row positions in a tile.
       chunk: column positions in a chunk.
       offset: from the start of a tile to that of its slab, away from the borders.
-      halo: column positions in a slab.
+      halo: column positions in a slab, none of them outside the axis; the last of its chunks may
+        end later.
     """
 
     window: AxisWindow
@@ -95,8 +96,19 @@ class AxisBlocks:
 
 
 @functools.cache
-def axis_blocks(window: AxisWindow, rows: Rows, tile: int, chunk: int) -> AxisBlocks:
-    """Blocks along an axis, with the smallest slabs that hold what the rows meet."""
+def axis_blocks(
+    window: AxisWindow, rows: Rows, tile: int, chunk: int, whole_chunks: bool = False
+) -> AxisBlocks:
+    """Blocks along an axis, with the smallest slabs that hold what the rows meet.
+
+    Raises:
+      ValueError: only a part of the axis is at hand.
+    """
+    if window.queries is not None or window.keys is not None:
+        raise ValueError(
+            "blocks are those of a whole axis, so queries and keys of its window must be None; got "
+            f"queries={window.queries} and keys={window.keys}"
+        )
     positions = window.max_group_length
     starts = np.arange(0, positions, tile)
     first, last = np.full(len(starts), positions), np.zeros(len(starts), int)
@@ -108,6 +120,9 @@ def axis_blocks(window: AxisWindow, rows: Rows, tile: int, chunk: int) -> AxisBl
         first[:count] = np.minimum(first[:count], np.minimum.reduceat(low, cuts))
         last[:count] = np.maximum(last[:count], np.maximum.reduceat(high, cuts))
     offset, halo = fit_slabs(first, last, tile, positions)
+    if whole_chunks:
+        # Still what the rows meet: a slab that starts earlier for it ends with the axis.
+        halo = min(-(-halo // chunk) * chunk, positions)
     return AxisBlocks(window=window, rows=rows, tile=tile, chunk=chunk, offset=offset, halo=halo)
 
 
@@ -118,10 +133,7 @@ def columns_met(
 
     A key that no query sees meets none: its first is not before its last.
     """
-    if rows == "keys":
-        return window.queries_of_keys(group)
-    query = np.arange(int(window.group_length(group))) * window.dilation + group
-    return window.start(query), window.end(query)
+    return window.queries_of_keys(group) if rows == "keys" else window.keys_of_queries(group)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -137,11 +149,23 @@ class Blocks:
         rows: Rows,
         tile: Sequence[int],
         chunk: Sequence[int],
+        *,
+        whole_chunks: bool = False,
     ) -> Blocks:
         """Blocks of a neighborhood.
 
+        Args:
+          neighborhood: the neighborhood, all of whose queries and keys are at hand.
+          rows: what the rows of a block are.
+          tile: row positions in a tile along each axis.
+          chunk: column positions in a chunk along each axis.
+          whole_chunks: whether slabs start early enough that all their chunks end inside the axis,
+            as is needed where chunks are copied as boxes. It costs no block, and does nothing along
+            an axis whose longest dilation group is shorter than the chunks of a slab together.
+
         Raises:
-          ValueError: tiles and chunks have not one side for each axis of the neighborhood.
+          ValueError: tiles and chunks have not one side for each axis of the neighborhood, or only
+            a part of an axis is at hand.
         """
         if not len(tile) == len(chunk) == len(neighborhood.axes):
             raise ValueError(
@@ -150,7 +174,7 @@ class Blocks:
             )
         return cls(
             tuple(
-                axis_blocks(window, rows, t, c)
+                axis_blocks(window, rows, t, c, whole_chunks)
                 for window, t, c in zip(neighborhood.axes, tile, chunk, strict=True)
             )
         )

@@ -19,6 +19,7 @@ from jax.sharding import (
     AxisType,
     NamedSharding,
     SingleDeviceSharding,
+    get_abstract_mesh,
     use_abstract_mesh,
 )
 from jax.sharding import PartitionSpec as P
@@ -80,9 +81,13 @@ def _partitioned(
 
 
 def _automatic(mesh: Any) -> AbstractMesh:
-    """The same mesh with axes that no type has to mention."""
-    kinds = (AxisType.Auto,) * len(mesh.axis_names)
-    return AbstractMesh(mesh.axis_sizes, mesh.axis_names, axis_types=kinds)
+    """The same mesh with axes that no type has to mention, of the devices that are compiled for."""
+    return AbstractMesh(
+        mesh.axis_sizes,
+        mesh.axis_names,
+        axis_types=(AxisType.Auto,) * len(mesh.axis_names),
+        abstract_device=get_abstract_mesh().abstract_device,
+    )
 
 
 def _split_axes(mesh: Any, dims: Dims, array: Any, groups: int) -> Axes:

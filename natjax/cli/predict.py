@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    import natjax
+    from jax.typing import ArrayLike
 
 
 def predict_photos(images: Sequence[Path], *, model: str, weights: str, top: int) -> int:
@@ -26,33 +26,32 @@ def predict_photos(images: Sequence[Path], *, model: str, weights: str, top: int
     Raises:
       ValueError: no such model, or weights that cannot be used.
     """
+    from flax import nnx
+
     import natjax
 
     network = natjax.create_model(model, weights=weights)
     if network.head is None:
         raise ValueError(f"weights must be of a classifier; those of {weights!r} have none")
-    failures = 0
+    run = nnx.jit(lambda network, image: nnx.softmax(network(image))[0])
+    names, failures = _names(network.config.num_classes), 0
     for path in images:
         try:
-            text = "\n".join(f"  {line}" for line in _likeliest(network, path, top))
-            sys.stdout.write(f"{path}\n{text}\n")
+            image = natjax.preprocess(path, network)
         except ValueError as error:
             sys.stderr.write(f"natjax: {error}\n")
             failures += 1
+            continue
+        lines = (f"  {line}\n" for line in _likeliest(run(network, image), names, top))
+        sys.stdout.write(f"{path}\n{''.join(lines)}")
     return 1 if failures else 0
 
 
-def _likeliest(network: natjax.NAT | natjax.Isotropic, path: Path, top: int) -> list[str]:
+def _likeliest(shares: ArrayLike, names: Sequence[str], top: int) -> list[str]:
     """A line for each class, the likeliest first."""
-    import jax
     import numpy as np
-    from flax import nnx
 
-    import natjax
-
-    logits = nnx.jit(lambda model, x: model(x))(network, natjax.preprocess(path, network))
-    shares = np.asarray(jax.nn.softmax(logits[0]))
-    names = _names(network.config.num_classes)
+    shares = np.asarray(shares)
     best = np.argsort(-shares, kind="stable")[:top]
     return [f"{shares[i]:6.1%}  {names[i]}" for i in best]
 

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from natjax.kernels.checks import accumulation_dtype
@@ -49,7 +50,7 @@ class BatchNorm(nnx.Module):
       num_batches: training calls so far. Nothing depends on it; PyTorch's files have it.
     """
 
-    def __init__(self, channels: int, *, dtype: Any, param_dtype: Any, rngs: nnx.Rngs):
+    def __init__(self, channels: int, *, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs):
         del rngs
         exact = accumulation_dtype(jnp.dtype(param_dtype))
         self.scale = nnx.Param(jnp.ones((channels,), param_dtype))

@@ -2,7 +2,9 @@
 
 Drawing a model's parameters one by one compiles a program for each shape, and compiling all of them
 as one program takes longer still. `initialise` makes a model in one traced function in which the
-initialisers only leave their orders, and draws all numbers that were ordered at once.
+initialisers only leave their orders, and draws all numbers that were ordered at once. Within
+`jax.jit` the layers draw their numbers themselves: there each device draws its part of a parameter,
+where one long draw would be gathered on all of them.
 """
 
 from __future__ import annotations
@@ -72,11 +74,11 @@ def initialise[M: nnx.Module](build: Callable[[nnx.Rngs], M], rngs: nnx.Rngs) ->
     """Make a model with freshly drawn parameters, all numbers drawn at once.
 
     Takes a fraction of the time of ``build(rngs)``, and draws other numbers of the same
-    distributions. Equal keys give equal models, inside `jax.jit` and outside.
+    distributions. Within a traced function, as under `jax.jit`, it is ``build(rngs)``.
 
     Args:
       build: makes the model, drawing parameters alone.
-      rngs: stream ``params`` (or the default one) is drawn from, twice.
+      rngs: stream ``params`` (or the default one) is drawn from.
 
     >>> import natjax
     >>> from flax import nnx
@@ -85,6 +87,8 @@ def initialise[M: nnx.Module](build: Callable[[nnx.Rngs], M], rngs: nnx.Rngs) ->
     >>> initialise(lambda rngs: natjax.NAT(config, rngs=rngs), nnx.Rngs(0)).head.kernel.shape
     (8, 1000)
     """
+    if isinstance(jnp.zeros(()), jax.core.Tracer):
+        return build(rngs)
     made: dict[str, Any] = {}
 
     def others(key: Array) -> list[Array]:
@@ -153,17 +157,16 @@ def _fill(orders: list[_Order], key: Array) -> list[Array]:
         starts.append(pools.get(order.pool, 0))
         pools[order.pool] = starts[-1] + math.prod(order.shape)
     keys = jax.random.split(key, max(1, len(pools)))
+    # NumPy cuts, as JAX would compile a program for each shape.
     drawn = {
-        pool: _draw(*pool[:1], keys[i], count, pool[1])
-        for i, (pool, count) in enumerate(pools.items())
+        (distribution, dtype): np.asarray(_draw(distribution, keys[i], count, dtype))
+        for i, ((distribution, dtype), count) in enumerate(pools.items())
     }
     return [_cut(drawn[x.pool], start, x) for x, start in zip(orders, starts, strict=True)]
 
 
-def _cut(pool: Float[Array, " n"], start: int, order: _Order) -> Array:
-    # Where there are values already, NumPy cuts: JAX would compile a program for each shape.
-    numbers = pool if isinstance(pool, jax.core.Tracer) else np.asarray(pool)
-    piece = numbers[start : start + math.prod(order.shape)].reshape(order.shape)
+def _cut(pool: Float[np.ndarray, " n"], start: int, order: _Order) -> Array:
+    piece = pool[start : start + math.prod(order.shape)].reshape(order.shape)
     return jnp.asarray((order.initialiser.scale * piece).astype(order.dtype))
 
 

@@ -20,7 +20,6 @@ LEFT_OUT = {
     "det_ops": (),
     "det_roialign": ("7_sr0_legacy/", "14_sr0_aligned/", "7_sr0_aligned/grad64", "7_sr2"),
     "det_masks": (
-        "mask/target_bitmap14",
         "mask/polygon",
         "mask/target_polygon",
         "paste/binary_cpu",

@@ -186,12 +186,6 @@ def test_interior_windows_are_translations_of_one_another():
         np.testing.assert_array_equal(mask[query], np.roll(mask[15], query - 15))
 
 
-def test_is_full_only_when_every_query_sees_every_key():
-    assert checks.neighborhood((5, 4), (5, 4)).is_full
-    assert not checks.neighborhood((5, 4), (5, 3)).is_full
-    assert not checks.neighborhood((5,), 5, is_causal=True).is_full
-
-
 @st.composite
 def parts(draw):
     """A window, and parts of its tokens that are at hand."""

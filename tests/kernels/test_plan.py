@@ -42,11 +42,11 @@ def cuts(draw):
     return tuple(axes), tile, chunk
 
 
-def build(cut, rows):
+def build(cut, rows, *, whole_chunks=False):
     """Built here, since run-time checks draw random numbers, which a strategy must not."""
     axes, tile, chunk = cut
     neighborhood = Neighborhood(axes)
-    return neighborhood, Blocks.of(neighborhood, rows, tile, chunk)
+    return neighborhood, Blocks.of(neighborhood, rows, tile, chunk, whole_chunks=whole_chunks)
 
 
 def block(blocks, number, chunk):
@@ -81,9 +81,9 @@ def pairs(evaluated, rows):
 
 
 @ROLES
-@given(cut=cuts())
-def test_every_pair_that_sees_one_another_is_in_one_block_once(rows, cut):
-    neighborhood, blocks = build(cut, rows)
+@given(cut=cuts(), whole_chunks=st.booleans())
+def test_every_pair_that_sees_one_another_is_in_one_block_once(rows, cut, whole_chunks):
+    neighborhood, blocks = build(cut, rows, whole_chunks=whole_chunks)
     evaluated = evaluate(blocks)
     query, key = (x[evaluated["seen"]] for x in pairs(evaluated, rows))
     counts = np.zeros((neighborhood.num_tokens,) * 2, int)
@@ -189,6 +189,41 @@ def test_a_tile_reaches_the_chunks_that_are_not_hidden_and_no_other(rows, cut):
         reached[tuple(slice(first, first + count) for first, count in boxes)] = True
         np.testing.assert_array_equal(reached.ravel(), met[tile])
     assert num_blocks(blocks) == met.sum()
+
+
+@ROLES
+@given(cut=cuts())
+def test_whole_chunks_end_inside_an_axis_that_is_long_enough(rows, cut):
+    """And there are as many as there would be otherwise."""
+    _, usual = build(cut, rows)
+    _, blocks = build(cut, rows, whole_chunks=True)
+    assert blocks.num_chunks == usual.num_chunks
+    for axis in blocks.axes:
+        _, _, start = axis.locate(np.arange(axis.num_tiles))
+        width, positions = axis.num_chunks * axis.chunk, axis.window.max_group_length
+        assert start.min() >= 0
+        assert (start + width).max() <= max(positions, width)
+
+
+def test_chunks_of_the_smallest_slabs_may_end_outside():
+    """So that the test above can fail: the last tile's slab of 9 starts at 5 of 14 columns."""
+    axis = AxisWindow(length=14, kernel_size=7)
+    ends = []
+    for whole_chunks in (False, True):
+        cut = ((axis,), (4,), (4,))
+        _, blocks = build(cut, "queries", whole_chunks=whole_chunks)
+        (along,) = blocks.axes
+        _, _, start = along.locate(np.arange(along.num_tiles))
+        ends.append(int(start.max()) + along.num_chunks * along.chunk)
+    assert ends[0] > 14 == ends[1]
+
+
+@ROLES
+@pytest.mark.parametrize("part", ["queries", "keys"])
+def test_blocks_of_a_part_of_an_axis_are_refused(rows, part):
+    axis = AxisWindow(length=14, kernel_size=7, **{part: (0, 7)})
+    with pytest.raises(ValueError, match=rf"queries and keys .* must be None.*{part}=\(0, 7\)"):
+        Blocks.of(Neighborhood((axis,)), rows, (4,), (4,))
 
 
 def test_kinds_of_axes_multiply():

@@ -115,7 +115,8 @@ def _bench(args: argparse.Namespace) -> int:
         time_stages(stages, len(source), config.seed),
         seconds=args.seconds,
     )
-    show_measurement(measured, args.images_per_second)
+    title = f"{config.data.name}, {config.data.image_size} px"
+    show_measurement(measured, title, args.images_per_second)
     return 0
 
 

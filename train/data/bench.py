@@ -135,15 +135,16 @@ def _times_of(stages: Stages, place: int) -> dict[str, float] | None:
     return times
 
 
-def show_measurement(measured: Measurement, rate: float | None = None) -> None:
+def show_measurement(measured: Measurement, title: str, rate: float | None = None) -> None:
     """Print a measurement.
 
     Args:
       measured: What was measured.
+      title: Of the table.
       rate: Images a second that a step needs; the cores for it are named.
     """
     data = measured.data
-    table = Table(title=data.name, title_justify="left")
+    table = Table(title=title, title_justify="left")
     for heading in ("threads", "workers", "images/s", "cores busy", "images/s a core"):
         table.add_column(heading, justify="right")
     busy = measured.cpu_seconds / measured.seconds

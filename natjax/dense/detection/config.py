@@ -24,6 +24,11 @@ class ProposalConfig:
     kept: int
     iou_threshold: float = 0.7
 
+    def __post_init__(self) -> None:
+        checks.check_size("per_level", self.per_level)
+        checks.check_size("kept", self.kept)
+        checks.check_rate("iou_threshold", self.iou_threshold)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SamplerConfig:
@@ -36,6 +41,14 @@ class SamplerConfig:
 
     number: int
     positive_fraction: float
+
+    def __post_init__(self) -> None:
+        checks.check_size("number", self.number)
+        if not 1 <= self.positives <= self.number:
+            raise ValueError(
+                "positive_fraction must be at most 1, and allow one positive box; got"
+                f" {self.positive_fraction} of {self.number}"
+            )
 
     @property
     def positives(self) -> int:
@@ -73,6 +86,14 @@ class RPNConfig:
     training: ProposalConfig = ProposalConfig(per_level=2000, kept=1000)
     inference: ProposalConfig = ProposalConfig(per_level=1000, kept=1000)
 
+    def __post_init__(self) -> None:
+        if not self.scale > 0 or not self.ratios or not min(self.ratios) > 0:
+            raise ValueError(
+                f"scale and ratios must be positive; got {self.scale} and {self.ratios}"
+            )
+        if not self.smooth_l1 >= 0:
+            raise ValueError(f"smooth_l1 must not be negative; got {self.smooth_l1}")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BoxHeadConfig:
@@ -94,6 +115,14 @@ class BoxHeadConfig:
     loss: Literal["l1", "giou"] = "l1"
     loss_weight: float = 1.0
 
+    def __post_init__(self) -> None:
+        for name in ("convs", "linears"):
+            checks.check_size(name, getattr(self, name), at_least=0)
+        for name in ("conv_channels", "linear_channels"):
+            checks.check_size(name, getattr(self, name))
+        if self.loss not in ("l1", "giou"):
+            raise ValueError(f"loss must be 'l1' or 'giou'; got {self.loss!r}")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StageConfig:
@@ -108,6 +137,10 @@ class StageConfig:
     assigner: MaxIoUAssigner
     stds: tuple[float, float, float, float] = (0.1, 0.1, 0.2, 0.2)
     loss_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if len(self.stds) != 4 or not min(self.stds) > 0:
+            raise ValueError(f"stds must be four positive numbers; got {self.stds!r}")
 
 
 # The stage of Mask R-CNN, and the three of Cascade Mask R-CNN: boxes get better, so the overlap

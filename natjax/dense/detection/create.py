@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from natjax.dense.detection.config import MaskRCNNConfig
 from natjax.dense.detection.mask_rcnn import MaskRCNN
 from natjax.kernels.api import Implementation
 from natjax.nn.arguments import given
+from natjax.nn.initial import initialise
 from natjax.registry import find_config
 from natjax.weights.load import Weights, build_loaded
 
@@ -36,8 +37,8 @@ def create_detector(
     in_channels: int | None = None,
     max_detections: int | None = None,
     score_threshold: float | None = None,
-    dtype: Any = None,
-    param_dtype: Any = jnp.float32,
+    dtype: DTypeLike | None = None,
+    param_dtype: DTypeLike = jnp.float32,
     remat: bool = False,
     implementation: Implementation | None = None,
     weights: Weights | None = None,
@@ -121,4 +122,4 @@ def create_detector(
         )
     if rngs is None:
         raise ValueError("rngs must be given where weights are not")
-    return build(rngs)
+    return initialise(build, rngs)

@@ -5,29 +5,24 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from natjax.dense.detection.config import BoxHeadConfig
 from natjax.dense.layers import ConvModule
 from natjax.kernels.checks import accumulation_dtype
+from natjax.nn.initial import Initialiser
 from natjax.nn.layers import conv
 
 BOX_BINS, MASK_BINS = 7, 14
 """Sides of the grids that the heads see of a region; a mask has twice the side of its grid."""
 
 
-def _uniform(fan_in: int):
+def _uniform(fan_in: int) -> Initialiser:
     """PyTorch's default initialiser, of weights and biases."""
-    bound = fan_in**-0.5
-
-    def init(key: Array, shape: tuple[int, ...], dtype: Any, out_sharding: Any = None) -> Array:
-        del out_sharding
-        return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-    return init
+    return Initialiser("uniform", fan_in**-0.5)
 
 
 def _linear(inputs: int, outputs: int, **options: Any) -> nnx.Linear:
@@ -92,7 +87,9 @@ class Upsample(nnx.Module):
       **options: dtype, param_dtype and rngs.
     """
 
-    def __init__(self, inputs: int, outputs: int, *, dtype: Any, param_dtype: Any, rngs: nnx.Rngs):
+    def __init__(
+        self, inputs: int, outputs: int, *, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs
+    ):
         init = _uniform(4 * outputs)  # what PyTorch takes for the fan of a transposed convolution
         shape = (2, 2, inputs, outputs)
         self.kernel = nnx.Param(init(rngs.params(), shape, param_dtype))

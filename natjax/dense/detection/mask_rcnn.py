@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from natjax.backbones.nat import NAT, NATConfig
@@ -34,6 +35,7 @@ from natjax.dense.detection.rpn import (
 from natjax.dense.detection.targets import Regions, Truth, usable
 from natjax.dense.ops.sample import Subset, random_subset
 from natjax.kernels.api import Implementation
+from natjax.kernels.checks import accumulation_dtype
 from natjax.weights.errors import WeightsError
 from natjax.weights.names import Naming
 
@@ -61,7 +63,8 @@ class MaskRCNN(nnx.Module):
     """Detect objects and their masks.
 
     Images of a batch have any sizes and are zero padded on the right and at the bottom to the same.
-    What is found depends on the padding as little as the backbone does.
+    As in the published models, the backbone sees the padding, so that features near it change with
+    its width; boxes are clipped to the image without it.
 
     Args:
       config: the shape of the model.
@@ -84,8 +87,8 @@ class MaskRCNN(nnx.Module):
         config: MaskRCNNConfig,
         backbone: nnx.Module | None = None,
         *,
-        dtype: Any = None,
-        param_dtype: Any = jnp.float32,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
         remat: bool = False,
         implementation: Implementation | None = None,
         rngs: nnx.Rngs,
@@ -231,12 +234,12 @@ def _regions(proposals: Proposals) -> Regions:
 def _sizes(images: Array, sizes: Array | None) -> Array:
     if sizes is None:
         sizes = jnp.full((images.shape[0], 2), jnp.asarray(images.shape[1:3]))
-    return sizes.astype(jnp.float64 if images.dtype == jnp.float64 else jnp.float32)
+    return sizes.astype(accumulation_dtype(images.dtype))
 
 
 def _scales(images: Array, scales: Array | None) -> Array:
-    dtype = jnp.float64 if images.dtype == jnp.float64 else jnp.float32
-    return jnp.ones((images.shape[0], 2), dtype) if scales is None else scales.astype(dtype)
+    scales = jnp.ones((images.shape[0], 2)) if scales is None else scales
+    return scales.astype(accumulation_dtype(images.dtype))
 
 
 def _check_truth(images: Array, truth: Truth) -> None:

@@ -15,13 +15,13 @@ from natjax.dense.ops.sample import Slots, Subset, in_slots, random_subset, samp
 
 
 class Truth(NamedTuple):
-    """The objects of a batch of images, in a fixed number of places.
+    """The objects of a batch of images, in a fixed number of slots.
 
     Attributes:
       boxes: corners in pixels of the padded images.
       labels: classes, from 0.
-      valid: whether a place holds an object.
-      masks: which pixels belong to the object; None for a detector without masks.
+      valid: whether a slot holds an object. What the others hold is of no matter.
+      masks: which pixels of the padded image belong to the object.
     """
 
     boxes: Float[Array, "B G 4"]
@@ -43,11 +43,11 @@ class Regions(NamedTuple):
 
 
 class Samples(NamedTuple):
-    """Boxes that a stage is trained on: positive ones, then background, then empty places.
+    """Boxes that a stage is trained on: positive ones, then background, then empty slots.
 
     Attributes:
       boxes: corners.
-      valid: whether a place holds a box.
+      valid: whether a slot holds a box.
       positive: whether it holds a box of an object.
       labels: class; the number of classes stands for background.
       targets: box of the object of a positive one.

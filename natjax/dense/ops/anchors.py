@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-# Width and height of a map, of an image.
 Size = tuple[int, int]
+"""Height and width of a map."""
 
 
 def base_anchors(stride: int, scale: float, ratios: Sequence[float]) -> np.ndarray:

@@ -44,6 +44,13 @@ class MaxIoUAssigner:
     match_low_quality: bool = False
     lowest_iou: float = 0.0
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.negative_iou <= self.positive_iou <= 1:
+            raise ValueError(
+                "negative_iou must not exceed positive_iou, and both lie in [0, 1]; got"
+                f" {self.negative_iou} and {self.positive_iou}"
+            )
+
     def __call__(
         self,
         boxes: Float[Array, "N 4"],

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from natjax.dense.segmentation.upernet import UPerNet, UPerNetConfig
 from natjax.kernels.api import Implementation
 from natjax.nn.arguments import given
+from natjax.nn.initial import initialise
 from natjax.registry import find_config
 
 if TYPE_CHECKING:
@@ -36,8 +38,8 @@ def create_segmentor(
     drop_path: float | None = None,
     dropout: float | None = None,
     in_channels: int | None = None,
-    dtype: Any = None,
-    param_dtype: Any = jnp.float32,
+    dtype: DTypeLike | None = None,
+    param_dtype: DTypeLike = jnp.float32,
     remat: bool = False,
     implementation: Implementation | None = None,
     weights: Weights | None = None,
@@ -110,7 +112,7 @@ def create_segmentor(
         )
 
     if weights is None:
-        return build(rngs)
+        return initialise(build, rngs)
     from natjax.weights.load import build_loaded
 
     return build_loaded(

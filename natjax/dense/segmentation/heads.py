@@ -14,11 +14,13 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from natjax.dense.layers import ConvModule
 from natjax.dense.resize import adaptive_average_pool, resize_bilinear
 from natjax.kernels.checks import accumulation_dtype
+from natjax.nn.initial import Initialiser
 from natjax.nn.layers import drop_channels
 
 Maps = Sequence[Float[Array, "B _Hi _Wi _Ci"]]
@@ -128,13 +130,13 @@ class FCNHead(nnx.Module):
         return self.conv_seg(drop_channels(x, self.dropout, rngs))
 
 
-def classifier(inputs: int, num_classes: int, *, dtype: Any, **options: Any) -> nnx.Conv:
+def classifier(inputs: int, num_classes: int, *, dtype: DTypeLike, **options: Any) -> nnx.Conv:
     """A 1x1 convolution in full precision, which is cheap and which losses need."""
     return nnx.Conv(
         inputs,
         num_classes,
         (1, 1),
-        kernel_init=nnx.initializers.normal(0.01),
+        kernel_init=Initialiser("normal", 0.01),
         dtype=accumulation_dtype(jnp.dtype(dtype)),
         **options,
     )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from natjax.backbones.isotropic import Isotropic, IsotropicConfig
@@ -15,6 +16,7 @@ from natjax.dense.resize import resize_bilinear
 from natjax.dense.segmentation.heads import FCNHead, UPerHead
 from natjax.kernels.api import Implementation
 from natjax.nn import arguments
+from natjax.nn.mode import Module
 
 if TYPE_CHECKING:
     from natjax.weights.names import Naming
@@ -73,11 +75,12 @@ class UPerNetConfig:
         return max(0, len(self.levels) - 2)
 
 
-class UPerNet(nnx.Module):
+class UPerNet(Module):
     """Backbone, decode head (UPerNet's) and auxiliary head (an FCN).
 
     ``rngs`` of a call make it a training call: norms of the heads use the statistics of the batch
-    and update the running ones (`natjax.dense.layers`). None means evaluation.
+    and update the running ones (`natjax.dense.layers`). None means evaluation. ``train()`` and
+    ``eval()`` fix which of the two calls there may be (`natjax.nn.mode.Module`).
 
     Args:
       config: the shape of the model.
@@ -102,8 +105,8 @@ class UPerNet(nnx.Module):
         self,
         config: UPerNetConfig,
         *,
-        dtype: Any = None,
-        param_dtype: Any = jnp.float32,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
         remat: bool = False,
         implementation: Implementation | None = None,
         rngs: nnx.Rngs,
@@ -142,6 +145,7 @@ class UPerNet(nnx.Module):
           ValueError: images of another rank, dtype or number of channels; training on so few and
             small images that a norm has one value a channel.
         """
+        rngs = self._rngs_in_use(rngs, dropout=self.config.dropout)
         maps = self.backbone.features(images, rngs)
         logits = self.decode_head(maps, rngs)
         if self.auxiliary_head is None:
@@ -160,6 +164,7 @@ class UPerNet(nnx.Module):
         Raises:
           ValueError: as for `heads`.
         """
+        rngs = self._rngs_in_use(rngs, dropout=self.config.dropout)
         logits = self.decode_head(self.backbone.features(images, rngs), rngs)
         return resize_bilinear(logits, images.shape[1:3])
 

@@ -73,10 +73,13 @@ def test_no_library_of_training_is_needed(folder):
     [
         ("photo.png --model nat_mirco", "did you mean nat_micro"),
         ("photo.png --model nat_micro", "nat_micro has none; pass a file or URL"),
-        ("photo.png --model nat_micro --step 3", "--step is for a run"),
+        ("photo.png --model nat_micro --step 3", "--step and --raw are for a run"),
         ("photo.png --model nat_micro --top 0", "--top must be at least 1, got 0"),
         ("photo.png", "predict takes a run and images, or images and --model"),
-        ("runs/x photo.png --weights x.pth", "--weights of a run must be ema or raw, got x.pth"),
+        (
+            "runs/x photo.png --weights x.pth",
+            "--weights is for --model; a run has its own; got x.pth",
+        ),
     ],
 )
 def test_wrong_use(words, message, capsys):

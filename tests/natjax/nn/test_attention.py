@@ -1,5 +1,8 @@
 """The attention modules against the ops they are made of."""
 
+import math
+import re
+
 import draw
 import goldens
 import jax
@@ -136,6 +139,22 @@ def test_gradients_reach_every_parameter():
     for name, value in torch_keys.flat_params(gradient).items():
         assert jnp.all(jnp.isfinite(value)), name
         assert jnp.any(value != 0), name
+
+
+@pytest.mark.optimised
+def test_gradients_of_query_key_and_value_are_joined_once():
+    """Heads that are split off before query, key and value cost two more copies of all three."""
+    module = _module(2, 32, 4, 3, implementation="xla")
+    graph, state = nnx.split(module)
+    x = draw.normal((2, 12, 12, 32))
+
+    def gradients(state, x):
+        return jax.vjp(lambda state, x: nnx.merge(graph, state)(x), state, x)[1](x)
+
+    program = jax.jit(gradients).lower(state, x).compile().as_text()
+    joined = re.findall(r"= f32\[([\d,]+)\]\S* concatenate\(", program)
+    sizes = [math.prod(map(int, dims.split(","))) for dims in joined]
+    assert sizes.count(3 * x.size) == 1
 
 
 @pytest.mark.parametrize(

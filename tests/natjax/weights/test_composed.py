@@ -151,7 +151,7 @@ def test_keys_are_unique_and_lead_back():
 
 
 def test_published_weights_of_whole_models():
-    with pytest.raises(WeightsError, match="'imagenet1k': upernet_nat_tiny has ade20k_upernet"):
+    with pytest.raises(WeightsError, match="'imagenet1k': upernet_nat_tiny has ade20k"):
         natjax.load_weights(abstract(), "imagenet1k")
 
 

@@ -251,8 +251,8 @@ def test_weights_of_a_detector_bring_its_dilations(monkeypatch):
         made.append(nnx.eval_shape(lambda: build(nnx.Rngs(0))))
         return made[-1]
 
-    monkeypatch.setattr(load, "open_weights", lambda *_, **__: state)
-    monkeypatch.setattr(load, "build_from", build_from)
+    monkeypatch.setattr("natjax.create.open_weights", lambda *_, **__: state)
+    monkeypatch.setattr("natjax.create.build_from", build_from)
     natjax.create_model("dinat_mini", backbone="coco_maskrcnn")
     natjax.create_model("dinat_mini", backbone="coco_maskrcnn", kernel_size=5, output_norms=False)
     natjax.create_model("dinat_large", backbone="coco_mask2former_instance")

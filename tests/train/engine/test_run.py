@@ -184,12 +184,16 @@ def test_the_last_evaluation_decides_about_the_best_after_it_was_broken_off(tmp_
 
 
 @pytest.mark.usefixtures("no_pictures")
-def test_a_damaged_checkpoint_costs_only_the_steps_since_the_one_before(copy, finished, capsys):
+def test_a_damaged_checkpoint_costs_only_the_steps_since_the_one_before(
+    copy, finished, capsys, monkeypatch
+):
+    monkeypatch.setenv("WANDB_MODE", "offline")
     data = max((copy / "checkpoints" / "24").rglob("*"), key=lambda p: p.stat().st_size)
     data.write_bytes(data.read_bytes()[:-7])
-    assert train(copy, tensorboard=True, profile__start=2, profile__steps=1) == 0
+    assert train(copy, tensorboard=True, wandb="project", profile__start=2, profile__steps=1) == 0
     captured = capsys.readouterr()
     assert (copy / "tensorboard").is_dir()
+    assert list(copy.glob("wandb/offline-run-*/*.wandb"))
     assert "traced steps 19 to 19 into" in captured.out
     assert re.search(r"checkpoints/24 is damaged .* moved to .*damaged/24", captured.err)
     assert "after step 16/24" in captured.out

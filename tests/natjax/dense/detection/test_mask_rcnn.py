@@ -216,7 +216,22 @@ def test_bad_configs_and_batches():
         dataclasses.replace(CONFIG, score_threshold=1.5)
     with pytest.raises(ValueError, match="stages must hold at least one stage"):
         dataclasses.replace(CONFIG, stages=())
+    with pytest.raises(ValueError, match=r"allow one positive box; got 0.1 of 8"):
+        SamplerConfig(number=8, positive_fraction=0.1)
+    with pytest.raises(ValueError, match="kept must be an integer >= 1; got 0"):
+        ProposalConfig(per_level=10, kept=0)
+    with pytest.raises(ValueError, match=r"scale and ratios must be positive; got 8.0 and \(\)"):
+        RPNConfig(ratios=())
+    with pytest.raises(ValueError, match="negative_iou must not exceed positive_iou"):
+        dataclasses.replace(CASCADE_STAGES[0].assigner, negative_iou=0.8)
+    with pytest.raises(ValueError, match="stds must be four positive numbers"):
+        dataclasses.replace(CASCADE_STAGES[0], stds=(1.0, 1.0, 1.0, 0.0))
     truth = _truth()
     small = truth._replace(masks=truth.masks[:, :, :32])
     with pytest.raises(ValueError, match=r"truth.masks must have the size of the padded images"):
         nnx.merge(GRAPH, STATE).losses(_images(), SIZES, small, keys=_keys())
+
+
+def test_unknown_loss(unchecked):
+    with pytest.raises(ValueError, match="loss must be 'l1' or 'giou'; got 'iou'"):
+        BoxHeadConfig(loss="iou")

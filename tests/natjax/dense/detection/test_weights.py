@@ -107,7 +107,7 @@ def test_published_names():
     )
     assert model.published_names() == ["cascade_mask_rcnn_dinat_mini"]
     assert config.num_classes == 80
-    with pytest.raises(WeightsError, match="'imagenet1k': cascade_mask_rcnn_dinat_mini has coco_c"):
+    with pytest.raises(WeightsError, match="'imagenet1k': cascade_mask_rcnn_dinat_mini has coco"):
         natjax.load_weights(model, "imagenet1k")
     for name in natjax.list_models(kind="detector"):
         (weights,) = natjax.weights.published_weights(name)

@@ -11,6 +11,7 @@ from flax import nnx
 
 import natjax
 from natjax import IsotropicConfig, NATConfig, UPerNet, UPerNetConfig
+from natjax.nn.initial import initialise
 
 BACKBONE = NATConfig(
     dim=4, depths=(1, 1), num_heads=(1, 2), kernel_size=3, num_classes=0, output_norms=True
@@ -83,6 +84,35 @@ def test_training_and_evaluation_differ_as_they_should():
     assert not np.allclose(trained, other)  # dropout
     for old, new in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
         assert (old != new).any()
+
+
+def test_train_and_eval_are_honoured():
+    """After ``eval()`` rngs change nothing, statistics included; after ``train()`` they must be."""
+    model = nnx.merge(*_made(), copy=True)
+    expected = jax.jit(lambda model, x: model(x))(model, _images())
+    before = jax.tree.leaves(nnx.state(model, nnx.BatchStat))
+    model.eval()
+    np.testing.assert_array_equal(
+        nnx.jit(lambda m, x: m(x, nnx.Rngs(0)))(model, _images()), expected
+    )
+    for old, new in zip(before, jax.tree.leaves(nnx.state(model, nnx.BatchStat)), strict=True):
+        np.testing.assert_array_equal(old, new)
+    model.train()
+    with pytest.raises(ValueError, match=r"rngs must be given .* dropout=0\.1"):
+        model.heads(_images())
+
+
+def test_drawn_at_once():
+    """As `create_segmentor` makes it: what starts as a constant is as layers make it."""
+    model = initialise(lambda rngs: UPerNet(SMALL, rngs=rngs), nnx.Rngs(0))
+    graph, state = _made()
+    assert nnx.graphdef(model) == graph
+    for (path, expected), (_, value) in zip(
+        nnx.to_flat_state(state), nnx.to_flat_state(nnx.state(model)), strict=True
+    ):
+        assert (value.shape, value.dtype) == (expected.shape, expected.dtype), path
+        if not expected[...].any() or path[-1] == "scale":
+            np.testing.assert_array_equal(value[...], expected[...], err_msg=path)
 
 
 def test_dropout_drops_whole_channels_of_an_image():
