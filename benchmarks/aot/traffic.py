@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from natjax.kernels.backends.pallas_triton.config import KernelConfig
+from natjax.kernels.backends.pallas_triton.program import skips_chunks
 from natjax.kernels.plan.reach import num_blocks
 from natjax.kernels.spec import Kernel, blocks_of
 from natjax.kernels.tuning.problems import Problem
@@ -40,10 +41,10 @@ def of(
     """
     blocks = blocks_of(kernel, config, problem.neighborhood)
     pairs = problem.neighborhood.num_tokens * problem.neighborhood.num_neighbors
-    # The bias gradient sums whole slabs; all other kernels walk over the chunks that a tile meets.
-    all_blocks = blocks.num_tiles * blocks.num_chunks
-    met = all_blocks if kernel == "dbias" else num_blocks(blocks)
-    computed = met * blocks.num_rows * blocks.num_columns
+    # The bias gradient sums whole slabs.
+    skips = kernel != "dbias" and skips_chunks(blocks)
+    count = num_blocks(blocks) if skips else blocks.num_tiles * blocks.num_chunks
+    computed = count * blocks.num_rows * blocks.num_columns
     products = _PRODUCTS[kernel] * 2 * problem.batch * problem.heads
     padded = max(16, 1 << (problem.head_dim - 1).bit_length())
     return {

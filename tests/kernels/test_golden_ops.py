@@ -112,17 +112,18 @@ def test_unfused_and_fused_with_bias(record, dtype, implementation, x64):
     kwargs = {name: record[name] for name in ("kernel_size", "dilation", "is_causal")}
     kwargs["implementation"] = implementation
     names = [name for name in ("q", "k", "v", "rpb", "add_k", "add_v") if name in cast]
+    einsum = functools.partial(jnp.einsum, precision="highest")
 
     def unfused(x):
         logits = QK[ndim](x["q"], x["k"], rpb=x.get("rpb"), scale=scale, **kwargs)
         neighbors = logits.shape[-1]
         if "add_k" in x:
-            extra = jnp.einsum("b...nd,bend->b...ne", x["q"] * scale, x["add_k"])
+            extra = einsum("b...nd,bend->b...ne", x["q"] * scale, x["add_k"])
             logits = jnp.concatenate([logits, extra], axis=-1)
         weights = jax.nn.softmax(logits)
         out = AV[ndim](weights[..., :neighbors], x["v"], **kwargs)
         if "add_v" in x:
-            out += jnp.einsum("b...ne,bend->b...nd", weights[..., neighbors:], x["add_v"])
+            out += einsum("b...ne,bend->b...nd", weights[..., neighbors:], x["add_v"])
         return out, (logits, weights)
 
     def fused(x):

@@ -272,7 +272,9 @@ def test_export_and_reload(implementation):
     problem = problems.Problem(name="2d", shape=(12, 10), kernel_size=(5, 3))
     arrays = problem.arrays()
     run = jax.jit(fused(problem, implementation))
-    blob = jax.export.export(run)(arrays).serialize()
+    # JAX promises nothing for programs with kernels for GPUs, but reads its own.
+    check = jax.export.DisabledSafetyCheck.custom_call("__gpu$xla.gpu.triton")
+    blob = jax.export.export(run, disabled_checks=[check])(arrays).serialize()
     for x, y in zip(jax.export.deserialize(blob).call(arrays), run(arrays), strict=True):
         np.testing.assert_array_equal(x, y)
 

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from natjax.kernels.backends.xla import tiles as tiling
 from natjax.kernels.backends.xla.tiles import AxisTiles
-from natjax.kernels.checks import accumulation_dtype
+from natjax.kernels.checks import accumulation_dtype, product_precision
 from natjax.kernels.neighborhood import Neighborhood
 from natjax.kernels.sharding.device_parts import on_device_parts
 
@@ -215,13 +215,14 @@ def _attend(
     """Attention of one tile to its slab and to the additional keys: output and lse."""
     dtype = penalty.dtype
     raised = q.astype(dtype)
-    products = scale * jnp.einsum("bmgqd,bmkd->bmgqk", raised, k.astype(dtype))
+    einsum = functools.partial(jnp.einsum, precision=product_precision(q.dtype))
+    products = scale * einsum("bmgqd,bmkd->bmgqk", raised, k.astype(dtype))
     # Selected, since nan plus a penalty would be nan, and reach queries that do not see the key.
     is_seen = (penalty > _MASKED / 2)[None]
     logits = [jnp.where(is_seen, products + penalty[None], jnp.asarray(_MASKED, dtype))]
     values = [jnp.moveaxis(v, 1, 2).astype(dtype)]
     if extra_keys is not None and extra_values is not None:
-        extra = jnp.einsum("bmgqd,bemd->bmgqe", raised, extra_keys.astype(dtype))
+        extra = einsum("bmgqd,bemd->bmgqe", raised, extra_keys.astype(dtype))
         logits.append(scale * extra)
         values.append(extra_values.astype(dtype))
     # Every shift gives the same result, so this one needs no gradient.
@@ -229,9 +230,7 @@ def _attend(
     top = jax.lax.stop_gradient(top)
     probs = [jnp.exp(x - top) for x in logits]
     total = sum(x.sum(-1, keepdims=True) for x in probs)
-    parts = (
-        jnp.einsum("bmgqk,bkmd->bmgqd", x / total, y) for x, y in zip(probs, values, strict=True)
-    )
+    parts = (einsum("bmgqk,bkmd->bmgqd", x / total, y) for x, y in zip(probs, values, strict=True))
     return sum(parts).astype(q.dtype), (top + jnp.log(total))[..., 0]
 
 
