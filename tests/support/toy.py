@@ -68,7 +68,8 @@ def heads(x, like):
 
 
 def to_keys(x, like):
-    return x.reshape(*like.shape[:3], -1, x.shape[-1]).sum(axis=3).astype(like.dtype)
+    shared = x.shape[2] // like.shape[2]
+    return x.reshape(*like.shape[:3], shared, x.shape[-1]).sum(axis=3).astype(like.dtype)
 
 
 def forward(call, q, k, v, *table):
