@@ -10,7 +10,8 @@ import natjax
 TRAIN = pathlib.Path(natjax.__file__).parent / "train"
 # Each may import those of the lines above its own, and itself.
 LEVELS = [
-    {"errors", "console", "files"},
+    {"errors", "console"},
+    {"files"},
     {"config"},
     {"cluster"},
     {"checkpoint", "reporting"},
