@@ -138,7 +138,9 @@ class MaskRCNN(nnx.Module):
     def anchors(self, pyramid: Sequence[Float[Array, "B _H _W C"]]) -> Anchors:
         """The anchors of a pyramid."""
         sizes = [x.shape[1:3] for x in pyramid]
-        return make_anchors(sizes, self.config.strides, self.config.rpn)
+        anchors = make_anchors(sizes, self.config.strides, self.config.rpn)
+        exact = accumulation_dtype(pyramid[0].dtype)
+        return anchors._replace(boxes=anchors.boxes.astype(exact))
 
     def __call__(
         self,

@@ -123,7 +123,7 @@ def _next_block(
     front = jnp.argsort(~stays, stable=True)
 
     def append(buffer: Array, rows: Array) -> Array:
-        at = (state.count,) + (0,) * (buffer.ndim - 1)
+        at = (state.count,) + (jnp.int32(0),) * (buffer.ndim - 1)
         return jax.lax.dynamic_update_slice(buffer, rows[front], at)
 
     return _State(

@@ -20,44 +20,53 @@ from natjax.dense.ops.masks import paste_masks
 
 NAMES = golden_detection.NAMES
 # In the measure of the goldens' README, which says how the official float32 run errs against the
-# float64 one that the gradients are of; about ten times that.
-FEATURES, LOSS, GRADIENT, DETECTIONS = 1e-5, 2e-6, 4e-4, 5e-6
+# float64 one that losses and gradients are compared with.
+FEATURES, DETECTIONS = 1e-5, 5e-6
+# In float64 the official run still encodes deltas in float32, and its gradients are stored so.
+LOSS = {"float32": 2e-6, "float64": 1e-7}
+GRADIENT = {"float32": 4e-5, "float64": 1e-5}
+# In float32 a ReLU of Cascade's second head lies so near 0 that rounding decides its gradient.
+RUNS = [("maskrcnn_nat", "float32"), ("cascade_dinat", "float64")]
 
 
 @functools.cache
-def _trained(name):
+def _trained(name, dtype):
     """Loss, its parts, gradients of parameters and images, and statistics after the step."""
-    graph, params, statistics = nnx.split(golden_detection.model(name), nnx.Param, ...)
-    images, sizes, truth = golden_detection.batch(name)
+    with jax.enable_x64(dtype == "float64"):
+        model = golden_detection.model(name, param_dtype=jnp.dtype(dtype))
+        images, sizes, truth = golden_detection.batch(name, dtype=jnp.dtype(dtype))
+        graph, params, statistics = nnx.split(model, nnx.Param, ...)
 
-    def loss(params, images, statistics):
-        model = nnx.merge(graph, params, statistics, copy=True)
-        keys = jax.random.split(jax.random.key(0), len(images))
-        total, parts = model.loss(images, sizes, truth, keys=keys, subset=every_nth)
-        return total, (parts, nnx.state(model, nnx.BatchStat))
+        def loss(params, images, statistics):
+            model = nnx.merge(graph, params, statistics, copy=True)
+            keys = jax.random.split(jax.random.key(0), len(images))
+            total, parts = model.loss(images, sizes, truth, keys=keys, subset=every_nth)
+            return total, (parts, nnx.state(model, nnx.BatchStat))
 
-    run = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
-    (total, (parts, after)), gradients = run(params, images, statistics)
-    return total, parts, gradients, after
+        run = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
+        (total, (parts, after)), gradients = run(params, images, statistics)
+        return jax.tree.map(np.asarray, (total, parts, gradients, after))
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_losses(name):
-    total, parts, _, _ = _trained(name)
+@pytest.mark.parametrize(("name", "dtype"), RUNS)
+def test_losses(name, dtype):
+    total, parts, _, _ = _trained(name, dtype)
     golden = goldens.load(f"{name}_train")
-    assert float(total) == pytest.approx(float(golden["loss/total64"]), rel=LOSS)
+    assert total.dtype == dtype
+    assert float(total) == pytest.approx(float(golden["loss/total64"]), rel=LOSS[dtype])
     for part, (value, weight) in parts.items():
         key = f"loss/{part}".replace("accuracy", "acc")
         scale = 100 if "acc" in key else 1
         expected = float(golden[f"{key}64"].sum())  # of all levels
-        assert scale * float(value / weight) == pytest.approx(expected, rel=LOSS), part
+        ours = scale * float(value) / float(weight)
+        assert ours == pytest.approx(expected, rel=LOSS[dtype]), part
     keys = {key.removesuffix("64") for key in golden.files if key.startswith("loss/")}
     assert len(keys) == len(parts) + 1
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_gradients_of_every_parameter(name):
-    _, _, (params, images), _ = _trained(name)
+@pytest.mark.parametrize(("name", "dtype"), RUNS)
+def test_gradients_of_every_parameter(name, dtype):
+    _, _, (params, images), _ = _trained(name, dtype)
     ours = golden_upernet.named(params)
     theirs = golden_detection.to_ours(goldens.under(f"{name}_grads", "grad/param"))
     heads = {key for key in ours if not key.startswith("backbone.")}
@@ -65,20 +74,20 @@ def test_gradients_of_every_parameter(name):
     largest = max(np.abs(gradient).max() for gradient in theirs.values())
     for key, gradient in theirs.items():
         scale = max(np.abs(gradient).max(), 1e-3 * largest)
-        assert np.abs(ours[key] - gradient).max() < GRADIENT * scale, key
+        assert np.abs(ours[key] - gradient).max() < GRADIENT[dtype] * scale, key
     golden = goldens.load(f"{name}_grads")
     if "grad/input0" in golden.files:
         first = images[:1].transpose(0, 3, 1, 2)
-        assert goldens.error(first, golden["grad/input0"]) < GRADIENT
+        assert goldens.error(first, golden["grad/input0"]) < GRADIENT[dtype]
 
 
 def test_running_statistics_after_the_step():
     """Of the norms of Cascade's heads, which see the sampled boxes of the whole batch."""
-    after = golden_upernet.named(_trained("cascade_dinat")[3])
+    after = golden_upernet.named(_trained("cascade_dinat", "float64")[3])
     expected = golden_detection.to_ours(goldens.under("cascade_dinat_grads", "after"))
     assert after.keys() == expected.keys()
     for key, array in expected.items():
-        assert np.abs(after[key] - array).max() < 1e-5 * max(np.abs(array).max(), 1), key
+        assert np.abs(after[key] - array).max() < 1e-6 * max(np.abs(array).max(), 1), key
 
 
 @pytest.mark.slow

@@ -89,6 +89,12 @@ def test_equal_scores_go_by_index():
     assert kept.valid.tolist() == [True, False, False]
 
 
+def test_in_float64(x64):
+    boxes = jnp.asarray([[0.0, 0, 4, 4], [9, 9, 12, 12], [0, 0, 4, 5]])
+    kept = nms(boxes, jnp.arange(3.0), iou_threshold=0.5, max_kept=2)
+    assert kept.indices.tolist() == [2, 1]
+
+
 def test_a_chain_is_decided_one_after_the_other():
     """Each box overlaps its neighbors alone, so every other one stays: the longest decision."""
     left = np.arange(100, dtype=np.float32)
