@@ -101,7 +101,7 @@ def _test(dry_run: bool, seconds: float) -> bool:
         return suite.run(["tests/kernels/test_merge.py"], processes=2, seconds=seconds)
     # Compiling takes most of the time, on the CPU; memory of the GPU is taken as needed.
     processes = max(1, min(16, (os.cpu_count() or 1) - 2))
-    return suite.run(["tests/kernels"], processes=processes, seconds=seconds)
+    return suite.run(["tests/kernels"], processes, seconds, suite.ON_DEVICE)
 
 
 class _Measurements:

@@ -20,25 +20,25 @@ _OPTIONS = [
     "no:cacheprovider",
     "-p",
     "benchmarks.gpu.shard",
-    # What depends on the device. Slow is what is interpreted elsewhere; here it is compiled.
-    "-k",
-    "(triton or (xla and not slow)) and not toy",
     "-q",
     "-rfEs",
     "--tb=short",
 ]
 
+# What depends on the device. Slow is what is interpreted elsewhere; here it is compiled.
+ON_DEVICE = "(triton or (xla and not slow)) and not toy"
 # What pytest prints of tests as they end: "..s.F      [ 50%]".
 _DOTS = re.compile(r"[.sxXEF]+( +\[ *\d+%\])?")
 
 
-def run(tests: Sequence[str], processes: int, seconds: float) -> bool:
+def run(tests: Sequence[str], processes: int, seconds: float, select: str = "") -> bool:
     """Run tests and print what each process says last; True if all passed in time.
 
     Args:
       tests: files or folders.
       processes: how many share the tests.
       seconds: when those still running are ended.
+      select: which tests, as pytest's option -k has it; all by default.
     """
     begin = time.monotonic()
     environment = os.environ | {"PYTHONPATH": str(_ROOT), "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
@@ -51,6 +51,7 @@ def run(tests: Sequence[str], processes: int, seconds: float) -> bool:
                 "pytest",
                 *tests,
                 *_OPTIONS,
+                f"-k={select}",
                 f"--shard={i}/{processes}",
             ]
             log = pathlib.Path(folder, str(i))
