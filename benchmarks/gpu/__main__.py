@@ -70,7 +70,7 @@ def main() -> int:
     outcome = "not run" if not options.tests else "passed" if passed else "FAILED"
     page = report.document(measurements.environment, measurements.rows, outcome)
     measurements.path.with_suffix(".md").write_text(page)
-    print(page)
+    print(page, end="")
     if not passed:
         print("THE TESTS FAILED, see above: what is fast here need not be right", file=sys.stderr)
     return int(not passed)

@@ -85,9 +85,9 @@ matrices. "MB" is memory besides the arguments. The last columns tell how many t
 others take: "xla", our plain implementation; full attention by cuDNN, which takes no bias; blocked
 attention, ours with the stride of the window; compiled FlexAttention. Below 1, natjax loses.
 
-{table(rows)}
-
 {reasons(rows)}
+
+{table(rows)}
 """
 
 
