@@ -18,7 +18,7 @@ def base_anchors(stride: int, scale: float, ratios: Sequence[float]) -> np.ndarr
     All have the area ``(scale * stride) ** 2``, a ratio of height to width each, and their centre
     in the cell's top left corner.
 
-    >>> base_anchors(4, 8, [1.0]).tolist()
+    >>> base_anchors(4, 8.0, [1.0]).tolist()
     [[-16.0, -16.0, 16.0, 16.0]]
     """
     roots = np.sqrt(np.asarray(ratios, np.float32))
