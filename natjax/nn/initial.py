@@ -60,8 +60,9 @@ class Initialiser:
         if orders is not None:
             return orders.add(self, shape, dtype)
         exact = accumulation_dtype(jnp.dtype(dtype))
-        drawn = _draw(self.distribution, key, math.prod(shape), exact)
-        return (self.scale * drawn).reshape(shape).astype(dtype)
+        # In its shape: a device that holds a part of a parameter then draws that part alone.
+        drawn = _draw(self.distribution, key, tuple(shape), exact)
+        return (self.scale * drawn).astype(dtype)
 
 
 # The published initialiser cuts at +-2 absolute, 100 deviations, which a normal never reaches.
@@ -159,7 +160,7 @@ def _fill(orders: list[_Order], key: Array) -> list[Array]:
     keys = jax.random.split(key, max(1, len(pools)))
     # NumPy cuts, as JAX would compile a program for each shape.
     drawn = {
-        (distribution, dtype): np.asarray(_draw(distribution, keys[i], count, dtype))
+        (distribution, dtype): np.asarray(_draw(distribution, keys[i], (count,), dtype))
         for i, ((distribution, dtype), count) in enumerate(pools.items())
     }
     return [_cut(drawn[x.pool], start, x) for x, start in zip(orders, starts, strict=True)]
@@ -171,7 +172,9 @@ def _cut(pool: Float[np.ndarray, " n"], start: int, order: _Order) -> Array:
 
 
 @jax.jit(static_argnums=(0, 2, 3))
-def _draw(distribution: Distribution, key: Array, count: int, dtype: DTypeLike) -> Array:
+def _draw(
+    distribution: Distribution, key: Array, shape: tuple[int, ...], dtype: DTypeLike
+) -> Array:
     if distribution == "normal":
-        return jax.random.normal(key, (count,), dtype)
-    return jax.random.uniform(key, (count,), dtype, -1, 1)
+        return jax.random.normal(key, shape, dtype)
+    return jax.random.uniform(key, shape, dtype, -1, 1)
