@@ -282,13 +282,8 @@ def _run(
 ) -> Arrays:
     """Run a kernel on its arrays, the table made from the bias if it takes one, and its plan.
 
-    Args:
-      call: what the kernel is specialised for.
-      kernel: which kernel.
-      arrays: its arguments as `_SIGNATURES` has them.
-      rpb: the bias, if any.
-      plan: what the kernel takes last; by default the kind of each tile, with a table, and which
-        chunks each tile meets.
+    The arrays are those of `_SIGNATURES`. The plan is by default the kind of each tile, where there
+    is a table, and which chunks each tile meets.
     """
     signature, blocks = _SIGNATURES[kernel], call.blocks(kernel)
     if kernel in call.with_table:
