@@ -175,23 +175,25 @@ def budget(kernel: Kernel, spec: CallSpec) -> tuple[int, int]:
 def warps(kernel: Kernel, rows: int, columns: int, spec: CallSpec) -> int:
     """Warps that share a block: accumulators and a block of logits fit their registers.
 
-    Of those that fit into four warps, at most one for every 16 rows: further warps would repeat the
-    matrix products and exponentials of the others.
+    Of those that fit into four warps, at most one for every 16 rows: further warps would repeat what
+    the others do on tensor cores, which take 16 rows. (float32 products are not done there.)
     """
     accumulators = 2 if kernel == "dkeyvalue" else 1
     entries = rows * (columns + 2 * accumulators * _width(spec))
-    if entries * (2 if spec.dtype == "float32" else 1) >= _EIGHT_WARPS:
+    is_float32 = spec.dtype == "float32"
+    if entries * (2 if is_float32 else 1) >= _EIGHT_WARPS:
         return 8
-    return min(4 if entries >= _FOUR_WARPS else 2, rows // 16)
+    wanted = 4 if entries >= _FOUR_WARPS else 2 if rows >= 32 else 1
+    return wanted if is_float32 else min(wanted, rows // 16)
 
 
 def stages(kernel: Kernel, spec: CallSpec) -> int:
-    """Chunks in flight: two, or three where narrow heads leave shared memory for them.
+    """Chunks in flight: two, or three where heads leave shared memory for them.
 
     That is for gradients of keys, whose chunks bring most along. With two, ptxas spills 8 bytes on
-    a B200, with no more than 80 registers in use.
+    a B200, with no more than 80 registers in use, and on an A100.
     """
-    narrow = _width(spec) <= 32 and spec.dtype != "float32"
+    narrow = _width(spec) <= 64 and spec.dtype != "float32"
     return 3 if kernel == "dkeyvalue" and narrow else 2
 
 

@@ -37,7 +37,7 @@ def forward(q_ref, k_ref, v_ref, *refs, call: KernelCall, heads: int, kv_heads: 
         logits = program.dot(q, columns.load(k_ref, kv_head, kv_heads), transpose=True) * factor
         logits = penalty.select(logits, rows, columns, chunk)
         new_top = jnp.maximum(top, logits.max(axis=1))
-        shrink = program.exp2(top - new_top)
+        shrink = jnp.exp2(top - new_top)
         probs = program.exp2(logits - new_top[:, None])
         v = columns.load(v_ref, kv_head, kv_heads)
         acc = acc * shrink[:, None] + program.dot(probs.astype(v.dtype), v)
