@@ -175,8 +175,8 @@ def budget(kernel: Kernel, spec: CallSpec) -> tuple[int, int]:
 def warps(kernel: Kernel, rows: int, columns: int, spec: CallSpec) -> int:
     """Warps that share a block: accumulators and a block of logits fit their registers.
 
-    Of those that fit into four warps, at most one for every 16 rows: further warps would repeat what
-    the others do on tensor cores, which take 16 rows. (float32 products are not done there.)
+    Of those that fit into four warps, at most one for every 16 rows: further warps would repeat
+    what the others do on tensor cores, which take 16 rows. (float32 products are not done there.)
     """
     accumulators = 2 if kernel == "dkeyvalue" else 1
     entries = rows * (columns + 2 * accumulators * _width(spec))
