@@ -185,7 +185,11 @@ def test_summary_errors(args, message):
 def test_list_models_matches_patterns():
     assert natjax.list_models("dinat_s_*") == sorted(n for n in PUBLISHED if "dinat_s_" in n)
     assert natjax.list_models("*nat_mini") == [
+        "cascade_mask_rcnn_dinat_mini",
+        "cascade_mask_rcnn_nat_mini",
         "dinat_mini",
+        "mask_rcnn_dinat_mini",
+        "mask_rcnn_nat_mini",
         "nat_mini",
         "upernet_dinat_mini",
         "upernet_nat_mini",

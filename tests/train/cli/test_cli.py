@@ -31,7 +31,7 @@ from natjax.cli import main
         ),
         ("eval gs://bucket/run", "RUN must be a folder .*got gs://bucket/run"),
         ("predict nowhere x.png", "nowhere is no run folder"),
-        ("predict nowhere", "required: IMAGE"),
+        ("predict nowhere", "a run and images, or images and --model; got nowhere"),
         ("models zat_tny", "no model matches 'zat_tny'; did you mean 'nat_tiny'"),
     ],
 )
