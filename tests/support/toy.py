@@ -68,8 +68,7 @@ def heads(x, like):
 
 
 def to_keys(x, like):
-    shared = x.shape[2] // like.shape[2]
-    return x.reshape(*like.shape[:3], shared, x.shape[-1]).sum(axis=3).astype(like.dtype)
+    return jnp.stack(jnp.split(x, like.shape[2], axis=2), 2).sum(axis=3).astype(like.dtype)
 
 
 def forward(call, q, k, v, *table):
@@ -98,12 +97,10 @@ def unfused(kernel, call, x, y, *table):
     keys, visible = call.spec.neighborhood.neighbor_table()
     window = (..., jnp.arange(len(keys))[:, None], keys)
     if kernel == "qk":
-        z = logits(kernel, call, x, y, table)[window]
-        return (z.swapaxes(1, 2).astype(x.dtype),)
+        return (logits(kernel, call, x, y, table)[window].swapaxes(1, 2).astype(x.dtype),)
     weights = jnp.where(visible[None, :, None], x, 0).swapaxes(1, 2)
     dense = jnp.zeros((*weights.shape[:3], len(keys)), x.dtype).at[window].add(weights)
     if kernel == "av":
-        out = call.scale * product("bnqk,bknd->bqnd", dense, heads(y, x))
-        return (out.astype(x.dtype),)
+        return ((call.scale * product("bnqk,bknd->bqnd", dense, heads(y, x))).astype(x.dtype),)
     out = call.scale * product("bnqk,bqnd->bknd", dense, y)
     return (to_keys(out, y[:, :, : max(1, y.shape[2] // call.groups)]),)
