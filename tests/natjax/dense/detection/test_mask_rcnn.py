@@ -93,6 +93,7 @@ def _is_finite(tree):
     return all(np.isfinite(x).all() for x in jax.tree.leaves(tree))
 
 
+@pytest.mark.slow
 def test_samples_are_a_pure_function_of_the_keys():
     first, again = (run(STATE, _images(), _truth(), _keys()) for _ in range(2))
     jax.tree.map(np.testing.assert_array_equal, first, again)

@@ -114,6 +114,7 @@ def test_an_interrupted_run_goes_on_to_the_same_state(finished, folder, tmp_path
         np.testing.assert_array_equal(state[name], value, err_msg=name)
 
 
+@pytest.mark.slow
 def test_devices_and_parts_change_rounding_alone(finished, folder, tmp_path):
     """Statistics are those of the batch over all devices; pixels weigh the parts of a batch."""
     spread = tmp_path / "spread"
