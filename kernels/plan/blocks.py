@@ -206,7 +206,7 @@ class Blocks:
 
     def tile_at(self, index: Ints) -> Tile:
         """The tile with a number."""
-        return Tile(self, index, _unravel(index, [axis.num_tiles for axis in self.axes]))
+        return Tile(self, index, unravel(index, [axis.num_tiles for axis in self.axes]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,7 +239,7 @@ class Tile:
     def columns(self, chunk: Ints) -> tuple[Ints, ...]:
         """Position of each column of a chunk along each axis."""
         axes = self.blocks.axes
-        chunks = _unravel(chunk, [axis.num_chunks for axis in axes])
+        chunks = unravel(chunk, [axis.num_chunks for axis in axes])
         within = _unravel_lanes(
             jnp.arange(self.blocks.num_columns, dtype=jnp.int32), [axis.chunk for axis in axes]
         )
@@ -281,7 +281,8 @@ class Tile:
         return slot
 
 
-def _unravel(index: Ints, sizes: Sequence[int]) -> tuple[Ints, ...]:
+def unravel(index: Ints, sizes: Sequence[Ints]) -> tuple[Ints, ...]:
+    """The index along each axis of a row-major number."""
     parts = []
     for size in reversed(sizes):
         parts.append(index % size)
@@ -290,9 +291,9 @@ def _unravel(index: Ints, sizes: Sequence[int]) -> tuple[Ints, ...]:
 
 
 def _unravel_lanes(index: Ints, sizes: Sequence[int]) -> tuple[Ints, ...]:
-    """As `_unravel`; for powers of two by shifts, without a test of the sign on every lane."""
+    """As `unravel`; for powers of two by shifts, without a test of the sign on every lane."""
     if any(size & (size - 1) for size in sizes):
-        return _unravel(index, sizes)
+        return unravel(index, sizes)
     parts = []
     for size in reversed(sizes):
         parts.append(index & (size - 1))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,7 @@ from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array
 
 from natjax.kernels.backends.pallas_triton.config import padded_head_dim
-from natjax.kernels.plan.blocks import Blocks, Tile
+from natjax.kernels.plan.blocks import Blocks, Tile, unravel
 from natjax.kernels.plan.pattern import HIDDEN
 from natjax.kernels.plan.reach import num_blocks
 from natjax.kernels.spec import Kernel, KernelCall
@@ -121,7 +122,7 @@ class Penalty:
     """What to add to the logits of each block of a program: from a table, or the mask alone."""
 
     def __init__(self, program: Program, refs: tuple[Any, ...], head: Any) -> None:
-        self.current_program = program
+        self._program = program
         self._table = None
         if refs:
             self._table, kinds = refs
@@ -143,7 +144,7 @@ class Penalty:
         """The logits of a block with bias and mask."""
         if self._table is not None:
             return logits + self._table[self._head, self._kind, chunk]
-        return jnp.where(self.current_program.seen(rows, columns), logits, HIDDEN)
+        return jnp.where(self._program.seen(rows, columns), logits, HIDDEN)
 
 
 class Slab:
@@ -151,29 +152,25 @@ class Slab:
 
     def __init__(self, program: Program, reach: Any) -> None:
         self._axes = program.tile.blocks.axes
-        number = program.tile.number
-        self._reach = [
-            (reach[number, axis, 0], reach[number, axis, 1]) for axis in range(len(self._axes))
-        ]
+        number, axes = program.tile.number, range(len(self._axes))
+        self._first = [reach[number, axis, 0] for axis in axes]
+        self._count = [reach[number, axis, 1] for axis in axes]
 
     def fold(self, body: Callable[[Any, Any], Any], start: Any) -> Any:
         """``body(last chunk, ... body(first chunk, start))``."""
-        count = functools.reduce(lambda a, b: a * b, (count for _, count in self._reach))
 
         def step(index: Any, carry: Any) -> Any:
             return body(self._chunk(index), carry)
 
-        return jax.lax.fori_loop(jnp.int32(0), count, step, start)
+        total = functools.reduce(operator.mul, self._count)
+        return jax.lax.fori_loop(jnp.int32(0), total, step, start)
 
     def _chunk(self, index: Any) -> Any:
         """Number among all chunks of a slab of one of those that are met."""
-        along = []
-        for first, count in reversed(self._reach):
-            along.append(first + index % count)
-            index = index // count
         chunk = jnp.int32(0)
-        for axis, position in zip(self._axes, reversed(along), strict=True):
-            chunk = chunk * axis.num_chunks + position
+        within = unravel(index, self._count)
+        for axis, first, i in zip(self._axes, self._first, within, strict=True):
+            chunk = chunk * axis.num_chunks + first + i
         return chunk
 
 
