@@ -34,7 +34,8 @@ from torch_writer import (
 
 import natjax
 from natjax.weights import WeightsError, convert_weights
-from natjax.weights.download.cache import cached_path, download
+from natjax.weights.cache import cached_path
+from natjax.weights.download import download
 from natjax.weights.errors import show
 from natjax.weights.files import read_file
 from natjax.weights.structure import _levels
