@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from io import FileIO
 from pathlib import Path
 
-from natjax.weights.errors import WeightsError
+from natjax.weights.untrusted import WeightsError
 
 _POLL = 0.1  # seconds between two looks at a lock
 

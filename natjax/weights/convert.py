@@ -10,11 +10,10 @@ from flax import nnx
 from natjax.backbones.isotropic import Isotropic
 from natjax.backbones.nat import NAT, NATConfig
 from natjax.create import model_config
-from natjax.weights.errors import WeightsError
+from natjax.weights.comparison import LoadReport
 from natjax.weights.load import Weights, fit_arrays, named_params, open_weights
 from natjax.weights.names import Shape
 from natjax.weights.published import find_published, is_published_name
-from natjax.weights.report import LoadReport
 from natjax.weights.save import check_target, default_naming, write_weights
 from natjax.weights.state_dict import StateDict
 from natjax.weights.structure import (
@@ -27,6 +26,7 @@ from natjax.weights.structure import (
     source_structure,
 )
 from natjax.weights.tables import has_pair_index
+from natjax.weights.untrusted import WeightsError
 
 # Index tables of ViT-RPB may take so many bytes, or as many as the weights.
 _MOST_INDEX = 2**25

@@ -26,7 +26,7 @@ from time import sleep
 from typing import TYPE_CHECKING
 
 from natjax.weights.cache import Origin, PartialFile, cached_path, partial_file
-from natjax.weights.errors import WeightsError, show
+from natjax.weights.untrusted import WeightsError, show
 
 if TYPE_CHECKING:
     import urllib3

@@ -13,14 +13,14 @@ from flax import nnx
 
 from natjax.backbones.base import VisionModel
 from natjax.nn.position_bias import resize_rpb as resize_table
-from natjax.weights.errors import WeightsError
-from natjax.weights.files import SourceFile, read_file
+from natjax.weights.comparison import LoadReport, MismatchError, compare
+from natjax.weights.formats import SourceFile, read_file
 from natjax.weights.names import Naming, Shape
 from natjax.weights.published import resolve
-from natjax.weights.report import LoadReport, MismatchError, compare
 from natjax.weights.state_dict import StateDict, find_state_dict
 from natjax.weights.structure import Config, config_names, config_structure, read_config
 from natjax.weights.tables import NAMINGS, namings_of
+from natjax.weights.untrusted import WeightsError
 
 Weights = str | os.PathLike[str] | Mapping[str, np.ndarray | jax.Array]
 
@@ -68,7 +68,7 @@ def load_weights(
     >>> natjax.load_weights(model, "nat_tiny.pth")
     Traceback (most recent call last):
     ...
-    natjax.weights.errors.WeightsError: there is no file nat_tiny.pth
+    natjax.weights.untrusted.WeightsError: there is no file nat_tiny.pth
     """
     state = open_weights(weights, models=published_names(model), ema=ema, namings=namings_of(model))
     if strict and isinstance(model, VisionModel):

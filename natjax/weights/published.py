@@ -14,7 +14,7 @@ from typing import Any
 
 from natjax.weights.cache import cache_folder
 from natjax.weights.download import download
-from natjax.weights.errors import WeightsError, show
+from natjax.weights.untrusted import WeightsError, show
 
 _URL = re.compile(r"\w[\w+.-]*://")
 _HUB_NAME = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(\w[\w./-]*))?", re.ASCII)

@@ -12,12 +12,12 @@ import numpy as np
 from flax import nnx
 
 from natjax.backbones.nat import NATConfig
-from natjax.weights.errors import WeightsError
 from natjax.weights.load import named_params
 from natjax.weights.names import Naming
 from natjax.weights.structure import Config, config_names, write_metadata
 from natjax.weights.tables import HUGGING_FACE, NAMINGS, naming_of, namings_of
 from natjax.weights.torchfile.writer import write_torch
+from natjax.weights.untrusted import WeightsError
 
 _TORCH = (".pth", ".pt", ".bin")
 _SUFFIXES = (".safetensors", *_TORCH)

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from natjax.weights.errors import WeightsError, show
 from natjax.weights.names import Naming
 from natjax.weights.tables import NAMINGS
 from natjax.weights.torchfile.tensors import Skipped
+from natjax.weights.untrusted import WeightsError, show
 
 if TYPE_CHECKING:
-    from natjax.weights.files import SourceFile
+    from natjax.weights.formats import SourceFile
 
 # Where training programs put the weights, and the averaged ones.
 _CONTAINERS = ("state_dict", "model")
@@ -58,7 +58,7 @@ def find_state_dict(
     """Find the weights in what a file holds.
 
     Args:
-      file: as `natjax.weights.files.read_file` gives it.
+      file: as `natjax.weights.formats.read_file` gives it.
       ema: take the averaged weights of a training checkpoint.
       namings: tables of the names that the keys may be.
 

@@ -13,9 +13,9 @@ import natjax
 from natjax.backbones.isotropic import IsotropicConfig
 from natjax.backbones.nat import NATConfig
 from natjax.backbones.variants import VARIANTS
-from natjax.weights.errors import WeightsError, show
 from natjax.weights.names import SAME, Shape, match_template
 from natjax.weights.state_dict import StateDict
+from natjax.weights.untrusted import WeightsError, show
 
 Config = NATConfig | IsotropicConfig
 

@@ -13,7 +13,6 @@ from flax import nnx
 
 from natjax.backbones.base import VisionModel
 from natjax.backbones.isotropic import IsotropicConfig
-from natjax.weights.errors import WeightsError
 from natjax.weights.names import (
     CONV,
     COUNT,
@@ -29,6 +28,7 @@ from natjax.weights.names import (
     Rule,
     Shape,
 )
+from natjax.weights.untrusted import WeightsError
 
 
 def weight_and_bias(

@@ -36,8 +36,8 @@ from natjax.dense.detection.targets import Regions, Truth, usable
 from natjax.dense.ops.sample import Subset, random_subset
 from natjax.kernels.api import Implementation
 from natjax.kernels.checks import accumulation_dtype
-from natjax.weights.errors import WeightsError
 from natjax.weights.names import Naming
+from natjax.weights.untrusted import WeightsError
 
 
 class Instances(NamedTuple):

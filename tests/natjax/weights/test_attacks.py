@@ -1,6 +1,6 @@
 """Files and servers made to hurt: each is refused, or costs no more than an honest one.
 
-Memory is bounded by what `natjax.weights.source` promises, measured by tracemalloc; work by the
+Memory is bounded by what `natjax.weights.untrusted` promises, measured by tracemalloc; work by the
 same budget, since whatever is copied or built is charged to it.
 """
 
@@ -36,13 +36,13 @@ import natjax
 from natjax.weights import WeightsError, convert_weights
 from natjax.weights.cache import cached_path
 from natjax.weights.download import download
-from natjax.weights.errors import show
-from natjax.weights.files import read_file
+from natjax.weights.formats import read_file
 from natjax.weights.structure import _levels
+from natjax.weights.untrusted import show
 
 PROTO = b"\x80\2"
 MIB = 2**20
-# What natjax.weights.source promises.
+# What natjax.weights.untrusted promises.
 ALLOWED, FACTOR = 32 * MIB, 4
 
 
@@ -125,7 +125,7 @@ COSTLY = {
 CHEAP = {"unknown class": rebuilt(*REBUILT["unknown class"])}
 READ = """
 import json, sys, tracemalloc
-from natjax.weights.files import read_file
+from natjax.weights.formats import read_file
 for path in sys.argv[1:]:
     tracemalloc.start()
     try:

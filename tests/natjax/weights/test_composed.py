@@ -9,7 +9,7 @@ from flax import nnx
 
 import natjax
 from natjax.weights import MismatchError, WeightsError
-from natjax.weights.files import read_file
+from natjax.weights.formats import read_file
 from natjax.weights.load import named_params
 from natjax.weights.names import Buffer
 from natjax.weights.tables import OFFICIAL, batch_norm, conv, linear, namings_of

@@ -15,7 +15,7 @@ import natjax
 from natjax.cli import main
 from natjax.weights import WeightsError, convert_weights, published_weights
 from natjax.weights.convert import find_model
-from natjax.weights.files import read_file
+from natjax.weights.formats import read_file
 from natjax.weights.save import rename_arrays
 from natjax.weights.state_dict import StateDict
 from natjax.weights.structure import (

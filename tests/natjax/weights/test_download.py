@@ -18,7 +18,7 @@ import pytest
 from natjax.weights import download as module
 from natjax.weights.cache import cache_folder, cached_path
 from natjax.weights.download import check_url, download, redirected
-from natjax.weights.errors import WeightsError
+from natjax.weights.untrusted import WeightsError
 
 CONTENT = bytes(range(256)) * 400  # 102,400 bytes
 
@@ -801,7 +801,7 @@ def test_no_progress_unless_seen(server, tmp_path, monkeypatch):
 
 
 def test_reading_and_downloading_need_no_other_library():
-    code = "import natjax.weights.download, natjax.weights.files, sys; print(*sys.modules)"
+    code = "import natjax.weights.download, natjax.weights.formats, sys; print(*sys.modules)"
     command = [sys.executable, "-c", code]
     loaded = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
     assert not {"jax", "flax", "safetensors", "rich", "urllib3"} & set(loaded)

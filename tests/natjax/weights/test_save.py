@@ -15,7 +15,7 @@ from safetensors import safe_open
 
 import natjax
 from natjax.weights import WeightsError
-from natjax.weights.files import read_file
+from natjax.weights.formats import read_file
 from natjax.weights.load import named_params
 from natjax.weights.save import rename_arrays
 from natjax.weights.torchfile.writer import write_torch

@@ -3,13 +3,13 @@
 import numpy as np
 
 from natjax import UPerNet
-from natjax.weights.errors import WeightsError
-from natjax.weights.files import read_file
+from natjax.weights.comparison import LoadReport
+from natjax.weights.formats import read_file
 from natjax.weights.load import fit_arrays, named_params
 from natjax.weights.published import resolve
-from natjax.weights.report import LoadReport
 from natjax.weights.state_dict import StateDict, find_state_dict
 from natjax.weights.tables import namings_of
+from natjax.weights.untrusted import WeightsError
 
 _BACKBONE = "backbone."
 _CLASSIFIER = "decode_head.conv_seg.bias"

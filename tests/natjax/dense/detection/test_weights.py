@@ -13,7 +13,7 @@ from flax import nnx
 import natjax
 from natjax import MaskRCNN
 from natjax.weights import MismatchError, WeightsError
-from natjax.weights.files import read_file
+from natjax.weights.formats import read_file
 from natjax.weights.load import named_params
 from natjax.weights.tables import namings_of
 

@@ -14,7 +14,7 @@ from torch_writer import tensors, zip_file
 import natjax
 from natjax.dense.segmentation.variants import SEGMENTORS
 from natjax.weights import WeightsError, published_weights
-from natjax.weights.files import read_file
+from natjax.weights.formats import read_file
 from natjax.weights.published import find_published
 
 NAME = "upernet_dinats"

@@ -13,9 +13,8 @@ from typing import Any, Literal
 import ml_dtypes
 import numpy as np
 
-from natjax.weights.errors import WeightsError, show
-from natjax.weights.source import Source
 from natjax.weights.torchfile.reader import read_torch
+from natjax.weights.untrusted import Source, WeightsError, show
 
 Format = Literal["torch", "safetensors", "arrays"]
 
@@ -74,7 +73,7 @@ class SourceFile:
 
 
 def read_file(path: str | os.PathLike[str]) -> SourceFile:
-    """Read a file of weights, once, within its budget (`natjax.weights.source`).
+    """Read a file of weights, once, within its budget (`natjax.weights.untrusted`).
 
     Args:
       path: The file.
