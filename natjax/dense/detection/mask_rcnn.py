@@ -8,7 +8,7 @@ References:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,6 @@ from natjax.dense.detection import losses as loss
 from natjax.dense.detection.config import MaskRCNNConfig
 from natjax.dense.detection.fpn import FPN
 from natjax.dense.detection.losses import Sum
-from natjax.dense.detection.names import mmdet_naming, published_names
 from natjax.dense.detection.roi_head import RoIHead
 from natjax.dense.detection.rpn import (
     Anchors,
@@ -36,8 +35,9 @@ from natjax.dense.detection.targets import Regions, Truth, usable
 from natjax.dense.ops.sample import Subset, random_subset
 from natjax.kernels.api import Implementation
 from natjax.kernels.checks import accumulation_dtype
-from natjax.weights.names import Naming
-from natjax.weights.untrusted import WeightsError
+
+if TYPE_CHECKING:
+    from natjax.weights.names import Naming
 
 
 class Instances(NamedTuple):
@@ -113,16 +113,7 @@ class MaskRCNN(nnx.Module):
         Raises:
           WeightsError: the backbone is one of one's own.
         """
-        if not isinstance(self.config.backbone, NATConfig):
-            raise WeightsError(
-                "a detector with a backbone of one's own has no table of names; save its"
-                " flax.nnx.state"
-            )
-        return (mmdet_naming(len(self.config.stages)),)
-
-    def published_names(self) -> list[str]:
-        """Names of the published detectors that it may be."""
-        return published_names(self.config)
+        return self.config.namings()
 
     def pyramid(
         self, images: Float[Array, "B H W I"], rngs: nnx.Rngs | None = None

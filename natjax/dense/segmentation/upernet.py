@@ -62,6 +62,12 @@ class UPerNetConfig:
         scales = arguments.check_sizes("pool_scales", self.pool_scales, None, "branch")
         object.__setattr__(self, "pool_scales", scales)
 
+    def namings(self) -> tuple[Naming, ...]:
+        """Tables of the names that weights of such a model have elsewhere."""
+        from natjax.dense.segmentation.names import UPERNET
+
+        return (UPERNET,)
+
     @property
     def levels(self) -> tuple[int, ...]:
         """Channels of each map of the backbone."""
@@ -170,31 +176,7 @@ class UPerNet(Module):
 
     def namings(self) -> tuple[Naming, ...]:
         """Tables of the names that its weights have elsewhere, for `natjax.load_weights`."""
-        from natjax.dense.segmentation.names import UPERNET
-
-        return (UPERNET,)
-
-    def published_names(self) -> list[str]:
-        """Names of the published segmentors that have its shape, dilations included."""
-        from natjax.dense.segmentation.variants import SEGMENTORS
-
-        mine = _shape(self.config)
-        return [name for name, config in SEGMENTORS.items() if _shape(config) == mine]
-
-
-def _shape(config: UPerNetConfig) -> UPerNetConfig:
-    """A config without what changes no weights: classes, rates, sizes of images."""
-    backbone = dataclasses.replace(
-        config.backbone, drop_path=0.0, dropout=0.0, attn_dropout=0.0, input_size=1
-    )
-    return dataclasses.replace(
-        config,
-        backbone=backbone,
-        num_classes=1,
-        dropout=0.0,
-        auxiliary_weight=0.0,
-        summary_size=(1, 1),
-    )
+        return self.config.namings()
 
 
 def _auxiliary_head(config: UPerNetConfig, **options: Any) -> FCNHead | None:

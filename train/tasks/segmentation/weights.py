@@ -6,9 +6,9 @@ from natjax import UPerNet
 from natjax.weights.comparison import LoadReport
 from natjax.weights.formats import read_file
 from natjax.weights.load import fit_arrays, named_params
+from natjax.weights.names import namings_of
 from natjax.weights.published import resolve
 from natjax.weights.state_dict import StateDict, find_state_dict
-from natjax.weights.tables import namings_of
 from natjax.weights.untrusted import WeightsError
 
 _BACKBONE = "backbone."
@@ -32,7 +32,7 @@ def read_weights(
     backbone = name.partition("_")[2]
     file = read_file(resolve(source, [name, backbone, f"{backbone}_21k"]))
     try:
-        state = find_state_dict(file, namings=namings_of(model))
+        state = find_state_dict(file, namings=namings_of(model).values())
     except WeightsError:  # of no whole segmentor: of a backbone, or the error says of what
         arrays, report = _fit(find_state_dict(file), model.backbone, drop_head=True)
         return {f"{_BACKBONE}{key}": array for key, array in arrays.items()}, str(report)
