@@ -69,8 +69,9 @@ def with_backbone(config: Config, changes: Mapping[str, Any]) -> Config:
       changes: fields and values.
     """
     backbone = dataclasses.replace(backbone_of(config), **changes)
-    whole = backbone_of(config) is not config
-    return dataclasses.replace(config, backbone=backbone) if whole else backbone
+    if isinstance(config, UPerNetConfig | MaskRCNNConfig):
+        return dataclasses.replace(config, backbone=backbone)
+    return backbone
 
 
 def config_structure(config: Config) -> Structure:

@@ -8,7 +8,7 @@ References:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -214,9 +214,18 @@ class MaskRCNN(nnx.Module):
         )
         return first | more, scalars
 
-    def loss(self, *args: Any, **kwargs: Any) -> tuple[Float[Array, ""], dict[str, Sum]]:
+    def loss(
+        self,
+        images: Float[Array, "B H W I"],
+        sizes: Float[Array, "B 2"] | Int[Array, "B 2"],
+        truth: Truth,
+        *,
+        keys: Key[Array, "B"],
+        rngs: nnx.Rngs | None = None,
+        subset: Subset = random_subset,
+    ) -> tuple[Float[Array, ""], dict[str, Sum]]:
         """The loss that is minimised, and all losses and scalars by name; arguments of `losses`."""
-        losses, scalars = self.losses(*args, **kwargs)
+        losses, scalars = self.losses(images, sizes, truth, keys=keys, rngs=rngs, subset=subset)
         return loss.mean_loss(losses), losses | scalars
 
 

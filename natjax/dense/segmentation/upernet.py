@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Unpack
 
 import jax.numpy as jnp
 from flax import nnx
@@ -16,6 +16,7 @@ from natjax.dense.resize import resize_bilinear
 from natjax.dense.segmentation.heads import FCNHead, UPerHead
 from natjax.kernels.api import Implementation
 from natjax.nn import arguments
+from natjax.nn.layers import LayerOptions
 from natjax.nn.mode import Module
 
 if TYPE_CHECKING:
@@ -179,7 +180,7 @@ class UPerNet(Module):
         return self.config.namings()
 
 
-def _auxiliary_head(config: UPerNetConfig, **options: Any) -> FCNHead | None:
+def _auxiliary_head(config: UPerNetConfig, **options: Unpack[LayerOptions]) -> FCNHead | None:
     if not config.auxiliary_channels:
         return None
     return FCNHead(
