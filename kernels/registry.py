@@ -3,7 +3,7 @@
 An implementation is a module of `natjax.kernels.backends`. One of plain JAX has functions
 ``attention``, ``qk`` and ``av`` of one signature (see `natjax.kernels.backends.reference`). One of
 kernels has what `natjax.kernels.spec.KernelBackend` says, and `natjax.kernels.autodiff` makes the
-ops of it. Either says "not here" (wrong device, dtype or shape for it) by raising
+ops of it; or it makes them itself, for one platform, which they take as their first argument. Either says "not here" (wrong device, dtype or shape for it) by raising
 `NotImplementedError`, naming what would work.
 """
 
@@ -49,13 +49,14 @@ class Implementation:
 # Best first. None picks the first that does not decline; "reference" accepts everything.
 IMPLEMENTATIONS = (
     Implementation("pallas_triton", platform="gpu", aliases=("triton",)),
+    Implementation("mosaic_tpu", platform="tpu"),
     Implementation("xla"),
     Implementation("reference"),
 )
 
 
 # What JAX calls a platform when it lowers for it.
-_LOWERED_AS = {"gpu": "cuda"}
+_LOWERED_AS = {"gpu": "cuda", "tpu": "tpu"}
 
 
 @functools.cache
@@ -140,6 +141,8 @@ def load(op: Op, name: str, platform: str | None = None) -> Callable[..., Any]:
         from natjax.kernels import autodiff  # which needs this module
 
         return functools.partial(getattr(autodiff, op), module, platform)
+    if available()[name].platform is not None:
+        return functools.partial(getattr(module, op), platform)
     return getattr(module, op)
 
 
