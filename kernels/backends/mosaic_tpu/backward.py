@@ -34,7 +34,7 @@ def backward(
     dquery: Map,
     dkey: Map,
     dvalue: Map,
-    dtable: Ref | None,
+    dtable: Ref,
     scratch: tuple[Ref, Ref, Ref, Ref],
     *,
     scale: float,
@@ -69,8 +69,7 @@ def backward(
         x = x * (scale * LOG2_E) + table[tile.kind]
         e = jnp.exp2(x - x.max(axis=0, keepdims=True))
         w = e * (1 / e.sum(axis=0, keepdims=True))
-        image = (first + tile.map) // program.layout.groups
-        delta = (w * dw).sum(axis=0, keepdims=True) - dlse[image, pl.ds(tile.number, 1), :]
+        delta = (w * dw).sum(axis=0, keepdims=True) - dlse[tile.image, pl.ds(tile.number, 1), :]
         dx = w * (dw - delta)
         if dtable is not None:
             dtable[tile.kind] += dx

@@ -52,8 +52,7 @@ def forward(
         top = x.max(axis=0, keepdims=True)
         e = jnp.exp2(x - top)
         total = e.sum(axis=0, keepdims=True)
-        image = (first + tile.map) // program.layout.groups
-        lse[image, pl.ds(tile.number, 1), :] = (top + jnp.log2(total)) * (1 / LOG2_E)
+        lse[tile.image, pl.ds(tile.number, 1), :] = (top + jnp.log2(total)) * (1 / LOG2_E)
         return (e * (1 / total)).astype(program.dtype)
 
     def finish(first: Any, tile: Tile, w: jax.Array) -> None:

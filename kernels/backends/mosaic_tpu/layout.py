@@ -17,9 +17,11 @@ import math
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int
 
 from natjax.kernels.neighborhood import AxisWindow, Neighborhood
 from natjax.kernels.plan.blocks import AxisBlocks, Blocks, axis_blocks, columns_met
+from natjax.kernels.plan.pattern import pattern_of
 
 LANES = 128
 SUBLANES = 8
@@ -189,6 +191,25 @@ class Layout:
     def copy(self) -> tuple[int, ...]:
         """Positions and columns of the copy of a map of keys."""
         return (*self.positions[:-1], self.columns.columns)
+
+    def plan(self) -> Int[np.ndarray, "F"]:
+        """Kind, first positions and starts of slabs of every tile, one dilation group after the other; see `program.Tile`.
+
+        Kernels look up what would take a scalar unit some divisions.
+        """
+        axes = self.blocks.axes
+        groups = np.indices(self.dilation).reshape(len(axes), -1, 1)
+        index = np.indices([axis.per_group for axis in axes]).reshape(len(axes), 1, -1)
+        tiles = [
+            g * axis.per_group + i for axis, g, i in zip(axes, groups, index, strict=True)
+        ]
+        counts = [axis.num_tiles for axis in axes]
+        kind = pattern_of(self.blocks).kind[np.ravel_multi_index(tiles, counts)]
+        located = [axis.locate(tile) for axis, tile in zip(axes, tiles, strict=True)]
+        starts = [start for _, _, start in located]
+        starts[-1] = starts[-1] + self.columns.shift
+        fields = [kind, *(first for _, first, _ in located), *starts]
+        return np.stack(np.broadcast_arrays(*fields), axis=-1).reshape(-1).astype(np.int32)
 
 
 def _at_least_2d(neighborhood: Neighborhood) -> Neighborhood:

@@ -17,7 +17,7 @@ _BUDGET = 52 * 2**20
 # A program's share of the batch: images of a few tiles are too little work for one.
 _BLOCK_BYTES = 2**19
 # Tiles side by side, and what their logits take at most, in float32.
-_TILES = 8
+TILES = 8
 _LOGIT_BYTES = 2**20
 SMALLEST_HEAD = 16
 
@@ -35,9 +35,9 @@ def layout_of(spec: CallSpec, heads: int) -> Layout:
 
 def steps_of(layout: Layout, batch: int, itemsize: int) -> Steps:
     """How much a program does at once: enough tiles side by side, if need be of several images."""
-    wanted = max(1, _TILES // layout.tiles_of_group)
+    wanted = max(1, TILES // layout.tiles_of_group)
     logits = layout.keys * round_up(layout.logit_lanes, LANES) * 4
-    tiles = max(1, min(_TILES, _LOGIT_BYTES // logits))
+    tiles = max(1, min(TILES, _LOGIT_BYTES // logits))
     if layout.groups > 1:
         return Steps(1, _divisor(layout.groups, wanted), _even(layout, wanted, tiles))
     image = math.prod(layout.tiled) * round_up(layout.lanes, LANES) * itemsize

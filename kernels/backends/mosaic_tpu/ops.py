@@ -124,15 +124,14 @@ def _attention_gradients(
 
 
 def _plan(layout: Layout, rpb: Arrays) -> tuple[tuple[Dims, ...], Arrays]:
-    """What kernels take besides maps, with its dimensions: table, kinds and starts."""
+    """What kernels take besides maps, with its dimensions: the table, and `Layout.plan`."""
     pattern = pattern_of(layout.blocks)
     bias = rpb[0].reshape(-1, *pattern.bias_shape) if rpb else None
     arrays = (
         pattern.table(bias, HIDDEN, LOG2_E),
-        jnp.asarray(pattern.kind),
-        jnp.asarray(layout.columns.starts, jnp.int32),
+        jnp.asarray(layout.plan()),
     )
-    return (_BIAS_TABLE if rpb else _MASK_TABLE, _VECTOR, _VECTOR), arrays
+    return (_BIAS_TABLE if rpb else _MASK_TABLE, _VECTOR), arrays
 
 
 @functools.lru_cache(256)

@@ -59,7 +59,7 @@ def unpack_table(
 
 
 def pack_rows(x: Float[Array, "B T N"], layout: Layout) -> Float[Array, "G B tiles lanes"]:
-    """A row of lanes for each tile; zeros where there is no query or head."""
+    """A row of lanes for each tile, in the order of `Layout.plan`; zeros where there is no query or head."""
     batch, _, heads = x.shape
     groups = num_blocks(heads, layout)
     x = x.reshape(batch, *layout.tokens, heads)
@@ -69,7 +69,7 @@ def pack_rows(x: Float[Array, "B T N"], layout: Layout) -> Float[Array, "G B til
     x = jnp.pad(x, ((0, 0), *((0, n) for n in missing), (0, groups * layout.heads - heads)))
     x = x.reshape(batch, *_by_tile(layout), groups, layout.heads)
     n = len(axes)
-    outer = [1 + 3 * i + part for i in range(n) for part in (2, 0)]
+    outer = [1 + 3 * i + part for part in (2, 0) for i in range(n)]
     inner = [2 + 3 * i for i in range(n)]
     x = x.transpose(1 + 3 * n, 0, *outer, 2 + 3 * n, *inner)
     return x.reshape(groups, batch, layout.blocks.num_tiles, layout.logit_lanes)
@@ -82,9 +82,9 @@ def unpack_rows(
     groups, batch = x.shape[:2]
     axes = layout.blocks.axes
     n = len(axes)
-    outer = [size for axis in axes for size in (axis.window.dilation, axis.per_group)]
+    outer = [*layout.dilation, *(axis.per_group for axis in axes)]
     x = x.reshape(groups, batch, *outer, layout.heads, *(axis.tile for axis in axes))
-    within = [part for i in range(n) for part in (3 + 2 * i, 3 + 2 * n + i, 2 + 2 * i)]
+    within = [2 + part for i in range(n) for part in (n + i, 2 * n + 1 + i, i)]
     x = x.transpose(1, *within, 0, 2 + 2 * n)
     x = x.reshape(batch, *(axis.num_tiles * axis.tile for axis in axes), groups * layout.heads)
     x = x[:, *(slice(size) for size in layout.tokens), :heads]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,7 +11,6 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from natjax.kernels.backends.mosaic_tpu.layout import SUBLANES, Layout
-from natjax.kernels.plan.blocks import unravel
 
 type Ref = Any
 type Ints = Any
@@ -45,14 +43,16 @@ class Tile:
 
     Attributes:
       map: which of the maps at hand.
+      image: which of the images of the block.
       kind: of its blocks, a number of the table.
-      number: among the tiles of an image.
+      number: among the tiles of an image, one dilation group after the other.
       first: first position along each axis.
       rows: its queries along each axis.
       slab: its keys along each axis of the copy.
     """
 
-    map: Ints
+    map: int
+    image: Ints
     kind: Ints
     number: Ints
     first: tuple[Ints, ...]
@@ -69,26 +69,26 @@ class Program:
       steps: how much is done at once.
       dtype: of the operands of products.
       heads: heads in all, of which the last block of lanes may have fewer.
-      kinds: for each tile, its kind.
-      starts: for each tile along the last axis, where its slab starts in the copy.
+      plan: `Layout.plan`.
+      head_of_lane: ``[1, lanes]``; -1 where a block of lanes goes on behind the last head.
     """
 
     layout: Layout
     steps: Steps
     dtype: Any
     heads: int
-    kinds: Ref
-    starts: Ref
+    plan: Ref
+    head_of_lane: jax.Array
 
-    def head_of_lane(self) -> jax.Array:
-        """``[1, lanes]``; -1 where a block of lanes goes on behind the last head."""
-        layout = self.layout
+    @classmethod
+    def of(cls, layout: Layout, steps: Steps, dtype: Any, heads: int, plan: Ref) -> Program:
+        """A program of a kernel, inside of it; arguments as the attributes."""
         lane = jax.lax.broadcasted_iota(jnp.int32, (1, layout.lanes), 1)
-        head = lane // layout.head_dim
-        if self.heads % layout.heads == 0:
-            return head
-        left = self.heads - pl.program_id(0) * layout.heads
-        return jnp.where(head < left, head, -1)
+        head = lane >> (layout.head_dim.bit_length() - 1)
+        if heads % layout.heads:
+            left = heads - pl.program_id(0) * layout.heads
+            head = jnp.where(head < left, head, -1)
+        return cls(layout, steps, dtype, heads, plan, head)
 
     def product(self, a: jax.Array, b: jax.Array, dims: Any) -> jax.Array:
         """A matrix product in float32; float32 operands are not rounded."""
@@ -102,7 +102,7 @@ class Program:
         layout = self.layout
         x = x.astype(jnp.float32)
         if self.heads % layout.heads:
-            own = (self.head_of_lane() >= 0).reshape((1,) * (x.ndim - 1) + (-1,))
+            own = (self.head_of_lane >= 0).reshape((1,) * (x.ndim - 1) + (-1,))
             x = jnp.where(own, x, jnp.zeros_like(x))
         before = layout.columns.shift
         after = layout.columns.columns - before - x.shape[-2]
@@ -110,7 +110,7 @@ class Program:
         parts = [part for part in (zeros[0], x, zeros[1]) if part.shape[-2]]
         copy[...] = jnp.concatenate(parts, axis=-2) if len(parts) > 1 else x
 
-    def uncopied(self, copy: jax.Array) -> jax.Array:
+    def uncopied(self, copy: Ref) -> jax.Array:
         """The map that a copy is of."""
         first = self.layout.columns.shift
         return copy[..., first : first + self.layout.positions[-1], :]
@@ -122,7 +122,7 @@ class Program:
 
     def by_head(self, x: jax.Array) -> jax.Array:
         """``[queries, lanes]`` once for each head, with zeros in the lanes of the others."""
-        own = self.head_of_lane()
+        own = self.head_of_lane
         x = x.reshape(self.layout.queries, self.layout.lanes).astype(self.dtype)
         copies = [
             jnp.where(own == head, x, jnp.zeros_like(x)) for head in range(self.layout.heads)
@@ -132,11 +132,9 @@ class Program:
     def own_lanes(self, x: jax.Array) -> jax.Array:
         """The lanes of each head from its own rows of ``[heads * queries, lanes]``, as a tile."""
         n, layout = self.layout.queries, self.layout
-        lane = jax.lax.broadcasted_iota(jnp.int32, (n, layout.lanes), 1)
-        head = lane // layout.head_dim
         out = x[:n]
         for i in range(1, layout.heads):
-            out = jnp.where(head == i, x[i * n : (i + 1) * n], out)
+            out = jnp.where(self.head_of_lane == i, x[i * n : (i + 1) * n], out)
         return out.reshape(*(axis.tile for axis in layout.blocks.axes), layout.lanes)
 
     def rows_beyond(self, tile: Tile, x: jax.Array) -> jax.Array:
@@ -150,26 +148,22 @@ class Program:
                 x = jnp.where(position < length, x, jnp.zeros_like(x))
         return x
 
-    def locate(self, first_map: Ints, number: Ints) -> Tile:
-        """A tile of the maps at hand, by its number among theirs."""
+    def locate(self, first_map: Ints, map_: int, number: Ints) -> Tile:
+        """A tile of a map at hand, by its number among those of the map."""
         layout = self.layout
         axes = layout.blocks.axes
-        map_, number = number // layout.tiles_of_group, number % layout.tiles_of_group
-        index = unravel(number, [axis.per_group for axis in axes])
-        groups = unravel((first_map + map_) % layout.groups, layout.dilation)
-        tiles = [g * axis.per_group + i for g, axis, i in zip(groups, axes, index, strict=True)]
-        number = functools.reduce(
-            lambda total, pair: total * pair[0].num_tiles + pair[1],
-            zip(axes, tiles, strict=True),
-            0,
+        if layout.groups > 1:
+            number = (first_map + map_) * layout.tiles_of_group + number
+        kind, *places = (
+            self.plan[number * (1 + 2 * len(axes)) + i] for i in range(1 + 2 * len(axes))
         )
-        first = tuple(i * axis.tile for axis, i in zip(axes, index, strict=True))
-        last = pl.multiple_of(first[-1], SUBLANES)
-        rows = [pl.ds(at, axis.tile) for at, axis in zip((*first[:-1], last), axes, strict=True)]
-        starts = [axis.locate(t)[2] for axis, t in zip(axes[:-1], tiles, strict=False)]
-        starts.append(pl.multiple_of(self.starts[tiles[-1]], SUBLANES))
+        for last in (len(axes) - 1, -1):
+            places[last] = pl.multiple_of(places[last], SUBLANES)
+        first, starts = places[: len(axes)], places[len(axes) :]
+        rows = [pl.ds(at, axis.tile) for at, axis in zip(first, axes, strict=True)]
         slab = [pl.ds(at, axis.halo) for at, axis in zip(starts, axes, strict=True)]
-        return Tile(map_, self.kinds[number], number, first, tuple(rows), tuple(slab))
+        image = 0 if layout.groups > 1 else first_map + map_
+        return Tile(map_, image, kind, number, tuple(first), tuple(rows), tuple(slab))
 
     def each_step(self, body: Callable[[Ints], None], maps: int) -> None:
         """Call ``body(first map)`` for all maps, so many at a time."""
@@ -178,20 +172,25 @@ class Program:
 
     def each_tiles(self, first_map: Ints, body: Callable[[Sequence[Tile]], None]) -> None:
         """Call ``body(tiles)`` for all tiles of the maps at hand, so many at a time."""
-        total = self.steps.maps * self.layout.tiles_of_group
-        size = min(self.steps.tiles, total)
+        per_map, size = self.layout.tiles_of_group, self.steps.tiles
 
-        def run(first: Ints, count: int) -> None:
-            body([self.locate(first_map, first + i) for i in range(count)])
+        def run(tiles: Sequence[tuple[int, Ints]]) -> None:
+            body([self.locate(first_map, *tile) for tile in tiles])
 
-        _loop(total // size, lambda i: run(i * size, size))
-        if total % size:
-            run(jnp.int32(total // size * size), total % size)
+        if self.steps.maps == 1:
+            _loop(per_map // size, lambda i: run([(0, i * size + j) for j in range(size)]))
+            every = [(0, j) for j in range(per_map // size * size, per_map)]
+        else:
+            # Several maps are at hand only where they have few tiles.
+            every = [(m, j) for m in range(self.steps.maps) for j in range(per_map)]
+        for i in range(0, len(every), size):
+            run(every[i : i + size])
 
 
 def _loop(count: int, body: Callable[[Ints], None]) -> None:
-    if count == 1:
-        body(jnp.int32(0))
+    if count <= 1:
+        for i in range(count):
+            body(jnp.int32(i))
         return
 
     def step(i: Ints, carry: tuple[()]) -> tuple[()]:

@@ -22,6 +22,9 @@ from natjax.kernels.backends.mosaic_tpu.program import Program, Steps
 from natjax.kernels.sharding.partitioning import align_varying
 from natjax.kernels.spec import KernelCall
 
+# Pallas' plain interpreter. Tests also set `pltpu.InterpretParams`, which has memory as a TPU has.
+INTERPRETER: Any = True
+
 
 @dataclasses.dataclass(frozen=True)
 class _Launch:
@@ -103,8 +106,9 @@ class _Launch:
         maps = pltpu.VMEM((self.steps.maps, *layout.tiled, layout.lanes), jnp.float32)
         return [image, maps] * tiled + [image] * whole
 
-    def program(self, kinds: Any, starts: Any) -> Program:
-        return Program(self.layout, self.steps, self.dtype, self.heads, kinds, starts)
+    def program(self, plan: Any) -> Program:
+        """What a kernel is specialised for."""
+        return Program.of(self.layout, self.steps, self.dtype, self.heads, plan)
 
     def operands(self, tiled: list[Any], whole: list[Any], scratch: list[Any]) -> list[Any]:
         """The blocks of maps with their scratch memory, as in `raised`; first those by tiles."""
@@ -118,19 +122,19 @@ class _Launch:
         self,
         name: str,
         body: Callable[..., None],
-        plan: tuple[Array, Array],
+        plan: Array,
         inputs: list[tuple[Array, pl.BlockSpec]],
         outputs: list[tuple[jax.ShapeDtypeStruct, pl.BlockSpec]],
         scratch: list[Any],
-    ) -> list[Array]:
+    ) -> tuple[Array, ...]:
         """Run a kernel over blocks of lanes and, within those, over the batch in order."""
-        arrays = align_varying(*plan, *(x for x, _ in inputs))
+        arrays = align_varying(plan, *(x for x, _ in inputs))
         varying = jax.typeof(arrays[0]).manual_axis_type
         grid = (packing.num_blocks(self.heads, self.layout), self.batch // self.steps.images)
         call = pl.pallas_call(
             body,
             grid_spec=pltpu.PrefetchScalarGridSpec(
-                num_scalar_prefetch=2,
+                num_scalar_prefetch=1,
                 grid=grid,
                 in_specs=[spec for _, spec in inputs],
                 out_specs=[spec for _, spec in outputs],
@@ -140,13 +144,13 @@ class _Launch:
                 jax.ShapeDtypeStruct(x.shape, x.dtype, manual_axis_type=varying)
                 for x, _ in outputs
             ],
-            interpret=self.call.interpret,
+            interpret=INTERPRETER if self.call.interpret else False,
             compiler_params=pltpu.CompilerParams(
                 dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=VMEM_LIMIT
             ),
             name=name,
         )
-        return call(*arrays)
+        return tuple(call(*arrays))
 
 
 def attention(
@@ -156,7 +160,7 @@ def attention(
     k: Float[Array, "B T M D"],
     v: Float[Array, "B T M Dv"],
     table: Float[Array, "_ kinds 1 queries keys"],
-    *plan: Array,
+    plan: Array,
 ) -> tuple[Float[Array, "B T N Dv"], Float[Array, "B T N"]]:
     """The output and its log-sum-exp.
 
@@ -167,7 +171,7 @@ def attention(
       k: keys.
       v: values.
       table: what is added to the logits of each kind of tile, for each head or all alike.
-      *plan: kind of each tile, and `AlignedBlocks.starts`.
+      plan: `Layout.plan`.
     """
     launch = _Launch.of(call, layout, q)
     layout = launch.layout
@@ -176,10 +180,10 @@ def attention(
     maps = _maps(q, k, v, layout)
     packed = packing.pack_table(table, layout)
 
-    def body(kinds: Any, starts: Any, *refs: Any) -> None:
+    def body(plan_ref: Any, *refs: Any) -> None:
         q_ref, k_ref, v_ref, table_ref, out_ref, lse_ref, keys, values, *raised = refs
         query, out, key, value = launch.operands([q_ref, out_ref], [k_ref, v_ref], raised)
-        program = launch.program(kinds, starts)
+        program = launch.program(plan_ref)
         forward(
             program,
             query,
@@ -216,7 +220,7 @@ def attention_gradients(
     do: Float[Array, "B T N Dv"],
     dlse: Float[Array, "B T N"],
     table: Float[Array, "_ kinds 1 queries keys"],
-    *plan: Array,
+    plan: Array,
 ) -> tuple[Array, ...]:
     """Gradients of queries, keys, values and, if there is a bias, of the table.
 
@@ -229,7 +233,7 @@ def attention_gradients(
       do: gradient of the output.
       dlse: gradient of the log-sum-exp.
       table: what is added to the logits.
-      *plan: kinds and starts.
+      plan: `Layout.plan`.
     """
     launch = _Launch.of(call, layout, q)
     layout, has_bias = launch.layout, call.spec.has_bias
@@ -238,14 +242,14 @@ def attention_gradients(
     maps = [*_maps(q, k, v, layout), packing.as_map(do, layout)]
     rows, packed = packing.pack_rows(dlse, layout), packing.pack_table(table, layout)
 
-    def body(kinds: Any, starts: Any, *refs: Any) -> None:
+    def body(plan_ref: Any, *refs: Any) -> None:
         q_ref, k_ref, v_ref, do_ref, dlse_ref, table_ref, dq_ref, dk_ref, dv_ref, *rest = refs
         dtable_ref = rest.pop(0) if has_bias else None
         copies, raised = tuple(rest[:4]), rest[4:]
         query, dout, dquery, key, value, dkey, dvalue = launch.operands(
             [q_ref, do_ref, dq_ref], [k_ref, v_ref, dk_ref, dv_ref], raised
         )
-        program = launch.program(kinds, starts)
+        program = launch.program(plan_ref)
         backward(
             program,
             query,
