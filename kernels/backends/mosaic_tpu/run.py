@@ -50,7 +50,8 @@ class _Launch:
     def of(cls, call: KernelCall, layout: Layout, query: Array) -> _Launch:
         # A device may have fewer heads than there are in all.
         layout = dataclasses.replace(layout, heads=min(layout.heads, query.shape[2]))
-        steps = steps_of(layout, query.shape[0], query.dtype.itemsize)
+        # An empty batch has no steps, and reaches no kernel.
+        steps = steps_of(layout, max(1, query.shape[0]), query.dtype.itemsize)
         return cls(call, layout, steps, query.shape[0], query.shape[2], query.dtype)
 
     @property
