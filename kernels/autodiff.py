@@ -255,9 +255,7 @@ def _second_derivative(op: Operation, call: KernelCall, primals: Any, tangents: 
     return _gradients(op, call, *primals), moved
 
 
-def _plain_gradients(
-    op: Operation, call: KernelCall, arrays: Arrays, cotangents: Arrays
-) -> Arrays:
+def _plain_gradients(op: Operation, call: KernelCall, arrays: Arrays, cotangents: Arrays) -> Arrays:
     return jax.vjp(functools.partial(op.plain, call), *arrays)[1](cotangents)
 
 

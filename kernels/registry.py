@@ -3,7 +3,8 @@
 An implementation is a module of `natjax.kernels.backends`. One of plain JAX has functions
 ``attention``, ``qk`` and ``av`` of one signature (see `natjax.kernels.backends.reference`). One of
 kernels has what `natjax.kernels.spec.KernelBackend` says, and `natjax.kernels.autodiff` makes the
-ops of it; or it makes them itself, for one platform, which they take as their first argument. Either says "not here" (wrong device, dtype or shape for it) by raising
+ops of it; or else it makes them itself, and they take the platform that a program must be lowered
+for as their first argument. Each says "not here" (wrong device, dtype or shape for it) by raising
 `NotImplementedError`, naming what would work.
 """
 

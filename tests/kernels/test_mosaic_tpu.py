@@ -154,13 +154,13 @@ def test_a_machine_without_a_tpu_says_so(monkeypatch):
         pytest.skip("this is about machines without a TPU")
     monkeypatch.delenv("NATJAX_INTERPRET", raising=False)
     x = jnp.zeros((1, 9, 1, 8))
-    with pytest.raises(NotImplementedError, match='needs a TPU; got .*use implementation="xla"'):
+    with pytest.raises(NotImplementedError, match=r'needs a TPU; got .*use implementation="xla"'):
         natjax.na1d(x, x, x, 3, implementation="mosaic_tpu")
 
 
 @pytest.mark.oldest
 def test_what_runs_is_chosen_when_a_program_is_lowered(monkeypatch):
-    """On a machine with a TPU, `None` has kernels in programs for it, and none in those for CPUs."""
+    """On a machine with a TPU: `None` has kernels in programs for it, but not in those for CPUs."""
     monkeypatch.delenv("NATJAX_INTERPRET", raising=False)
     chip = types.SimpleNamespace(platform="tpu", device_kind="TPU v5 lite")
     monkeypatch.setattr(device, "targets", lambda: (chip,))

@@ -193,16 +193,15 @@ class Layout:
         return (*self.positions[:-1], self.columns.columns)
 
     def plan(self) -> Int[np.ndarray, "F"]:
-        """Kind, first positions and starts of slabs of every tile, one dilation group after the other; see `program.Tile`.
+        """Of every tile: its kind, its first position and the start of its slab along each axis.
 
-        Kernels look up what would take a scalar unit some divisions.
+        One dilation group comes after the other. Kernels look up here what would take the scalar
+        unit many divisions (`program.Program.locate`).
         """
         axes = self.blocks.axes
         groups = np.indices(self.dilation).reshape(len(axes), -1, 1)
         index = np.indices([axis.per_group for axis in axes]).reshape(len(axes), 1, -1)
-        tiles = [
-            g * axis.per_group + i for axis, g, i in zip(axes, groups, index, strict=True)
-        ]
+        tiles = [g * axis.per_group + i for axis, g, i in zip(axes, groups, index, strict=True)]
         counts = [axis.num_tiles for axis in axes]
         kind = pattern_of(self.blocks).kind[np.ravel_multi_index(tiles, counts)]
         located = [axis.locate(tile) for axis, tile in zip(axes, tiles, strict=True)]

@@ -23,7 +23,7 @@ SMALLEST_HEAD = 16
 
 
 def padded_head_dim(spec: CallSpec) -> int:
-    """Channels of a head in a kernel: a power of two from 16, for queries, keys and values alike."""
+    """Channels of a head in a kernel, of queries, keys and values alike: a power of two from 16."""
     return max(SMALLEST_HEAD, 1 << (max(spec.head_dim, spec.value_dim) - 1).bit_length())
 
 

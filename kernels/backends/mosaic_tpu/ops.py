@@ -105,9 +105,7 @@ def _attention(call: KernelCall, q: Array, k: Array, v: Array, *rpb: Array) -> A
     return _wrapped(run.attention, call, layout, signature)(q, k, v, *plan)
 
 
-def _attention_gradients(
-    call: KernelCall, arrays: Arrays, _: Arrays, cotangents: Arrays
-) -> Arrays:
+def _attention_gradients(call: KernelCall, arrays: Arrays, _: Arrays, cotangents: Arrays) -> Arrays:
     (q, k, v, *rpb), (do, dlse) = arrays, cotangents
     layout = layout_of(call.spec, q.shape[2])
     dims, plan = _plan(layout, tuple(rpb))
@@ -116,7 +114,7 @@ def _attention_gradients(
         (_QUERY, _KEY, _KEY, *((_BIAS_TABLE,) if rpb else ())),
     )
     kernel = _wrapped(run.attention_gradients, call, layout, signature)
-    *gradients, = kernel(q, k, v, do, dlse, *plan)
+    (*gradients,) = kernel(q, k, v, do, dlse, *plan)
     if not rpb:
         return tuple(gradients)
     drpb = pattern_of(layout.blocks).bias_gradient(gradients.pop())

@@ -22,9 +22,7 @@ def as_map(x: Float[Array, "B T N D"], layout: Layout) -> Float[Array, "B *X C"]
     return x.reshape(x.shape[0], *layout.tokens, x.shape[2] * x.shape[3])
 
 
-def from_map(
-    x: Float[Array, "B *X C"], layout: Layout, head_dim: int
-) -> Float[Array, "B T N D"]:
+def from_map(x: Float[Array, "B *X C"], layout: Layout, head_dim: int) -> Float[Array, "B T N D"]:
     """The transpose of `as_map`."""
     tokens = math.prod(layout.tokens)
     x = x.reshape(x.shape[0], tokens, x.shape[-1] // layout.head_dim, layout.head_dim)
@@ -59,7 +57,10 @@ def unpack_table(
 
 
 def pack_rows(x: Float[Array, "B T N"], layout: Layout) -> Float[Array, "G B tiles lanes"]:
-    """A row of lanes for each tile, in the order of `Layout.plan`; zeros where there is no query or head."""
+    """A row of lanes for each tile, in the order of `Layout.plan`.
+
+    Zeros where there is no query or head.
+    """
     batch, _, heads = x.shape
     groups = num_blocks(heads, layout)
     x = x.reshape(batch, *layout.tokens, heads)

@@ -98,7 +98,7 @@ class Program:
         )
 
     def copy_keys(self, copy: Ref, x: jax.Array) -> None:
-        """Copy a map into scratch memory, shifted, with zeros around it and behind the last head."""
+        """Copy a map into scratch memory, shifted; zeros around it and behind the last head."""
         layout = self.layout
         x = x.astype(jnp.float32)
         if self.heads % layout.heads:
@@ -124,9 +124,7 @@ class Program:
         """``[queries, lanes]`` once for each head, with zeros in the lanes of the others."""
         own = self.head_of_lane
         x = x.reshape(self.layout.queries, self.layout.lanes).astype(self.dtype)
-        copies = [
-            jnp.where(own == head, x, jnp.zeros_like(x)) for head in range(self.layout.heads)
-        ]
+        copies = [jnp.where(own == head, x, jnp.zeros_like(x)) for head in range(self.layout.heads)]
         return jnp.concatenate(copies, axis=0) if len(copies) > 1 else copies[0]
 
     def own_lanes(self, x: jax.Array) -> jax.Array:

@@ -68,16 +68,12 @@ class _Launch:
     def row_spec(self) -> pl.BlockSpec:
         """A row of lanes for each tile."""
         tiles, lanes = self.layout.blocks.num_tiles, self.layout.logit_lanes
-        return pl.BlockSpec(
-            (None, self.steps.images, tiles, lanes), lambda g, b, *_: (g, b, 0, 0)
-        )
+        return pl.BlockSpec((None, self.steps.images, tiles, lanes), lambda g, b, *_: (g, b, 0, 0))
 
     def table_spec(self, table: tuple[int, ...]) -> pl.BlockSpec:
         """All kinds of tiles for a block of lanes; without a bias, one for all of them."""
         is_shared = table[0] == 1
-        return pl.BlockSpec(
-            (None, *table[1:]), lambda g, b, *_: (0 if is_shared else g, 0, 0, 0)
-        )
+        return pl.BlockSpec((None, *table[1:]), lambda g, b, *_: (0 if is_shared else g, 0, 0, 0))
 
     @property
     def map_result(self) -> jax.ShapeDtypeStruct:
@@ -142,8 +138,7 @@ class _Launch:
                 scratch_shapes=scratch,
             ),
             out_shape=[
-                jax.ShapeDtypeStruct(x.shape, x.dtype, manual_axis_type=varying)
-                for x, _ in outputs
+                jax.ShapeDtypeStruct(x.shape, x.dtype, manual_axis_type=varying) for x, _ in outputs
             ],
             interpret=INTERPRETER if self.call.interpret else False,
             compiler_params=pltpu.CompilerParams(
