@@ -385,6 +385,20 @@ class Neighborhood:
         flat = np.ravel_multi_index(tuple(keys), self.key_shape)
         return np.where(visible, flat, 0), visible
 
+    def token_numbers(self) -> tuple[Int[np.ndarray, "Tq"], Int[np.ndarray, "Tk"]]:
+        """A number for each query at hand and for each key at hand, whatever else is at hand.
+
+        Queries that lie on one key token have its number and, one after the other, as many more as
+        there are tokens.
+        """
+        ratio = tuple(axis.query_ratio for axis in self.axes)
+        queries, keys = self._query_tokens(), tuple(self._key_tokens())
+        token = tuple(query // r for query, r in zip(queries, ratio, strict=True))
+        part = tuple(query % r for query, r in zip(queries, ratio, strict=True))
+        numbers = np.ravel_multi_index(token, self.shape)
+        numbers = numbers + self.num_tokens * np.ravel_multi_index(part, ratio)
+        return numbers, np.ravel_multi_index(keys, self.shape)
+
     def _query_tokens(self) -> list[Int[np.ndarray, "Tq"]]:
         """Along each axis, the index of every query at hand."""
         grids = np.meshgrid(*(axis.query_tokens for axis in self.axes), indexing="ij")
