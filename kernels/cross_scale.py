@@ -16,8 +16,8 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from natjax.kernels.dropout import Dropout
 from natjax.kernels.neighborhood import AxisWindow, Neighborhood
+from natjax.kernels.weighting import Dropout
 
 
 def with_more_heads(op: Callable[..., Any]) -> Callable[..., Any]:
@@ -77,9 +77,7 @@ def _unfold(x: Float[Array, "B *Y NR *C"], ratio: tuple[int, ...]) -> Float[Arra
     return x.transpose(0, *pairs, n + 1, *range(2 * n + 2, x.ndim)).reshape(shape)
 
 
-def _fold_dropout(
-    dropout: Dropout, ratio: tuple[int, ...], neighborhood: Neighborhood
-) -> Dropout:
+def _fold_dropout(dropout: Dropout, ratio: tuple[int, ...], neighborhood: Neighborhood) -> Dropout:
     """Seeds to which the numbers of queries add up as they do before (`token_numbers`)."""
     parts = math.prod(ratio)
     more = jnp.arange(parts, dtype=jnp.uint32) * jnp.uint32(neighborhood.num_tokens)

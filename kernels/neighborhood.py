@@ -203,6 +203,31 @@ class AxisWindow:
         return min(first), max(stop)
 
     @property
+    def aligned_keys(self) -> tuple[int, int]:
+        """`key_range`, after the whole turns of a periodic axis that lead to `needed_keys`."""
+        first, stop = self.key_range
+        turns = (self.needed_keys[0] - first) // self.length if self.is_periodic else 0
+        return first + turns * self.length, stop + turns * self.length
+
+    @property
+    def is_circle(self) -> bool:
+        """Whether the keys at hand are a whole circle."""
+        return self.is_periodic and self.num_keys == self.length
+
+    def require_keys(self) -> None:
+        """Check that the keys that the queries at hand see are at hand.
+
+        Raises:
+          ValueError: one is not.
+        """
+        (first, stop), (low, high) = self.aligned_keys, self.needed_keys
+        if not self.is_circle and not first <= low < high <= stop:
+            raise ValueError(
+                f"key must hold every key that a query sees, tokens {low} to {high - 1} along an "
+                f"axis; got tokens {first} to {stop - 1}"
+            )
+
+    @property
     def is_plain(self) -> bool:
         """Whether all queries and keys are at hand, one query a key, between two borders."""
         return (
@@ -232,7 +257,7 @@ class AxisWindow:
         return self.group_length(0)
 
     def start(self, query: Ints) -> Ints:
-        """Group position of the first key that ``query`` sees; below 0 where a window goes round."""
+        """Group position of the first key that ``query`` sees, below 0 if the window goes round."""
         token = query // self.query_ratio
         length = self.group_length(token % self.dilation)
         return window_start(token // self.dilation, length, **self._shape)

@@ -16,9 +16,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from natjax.kernels.checks import accumulation_dtype
-from natjax.kernels.dropout import Dropout, factors
 from natjax.kernels.neighborhood import Neighborhood
-from natjax.kernels.soft_cap import soft_capped
+from natjax.kernels.weighting import Dropout, dropout_factors, soft_capped
 
 
 @functools.partial(jax.jit, static_argnames=("neighborhood", "scale", "soft_cap"))
@@ -70,8 +69,8 @@ def _dropout_factors(
     """What to multiply the weights by; additional keys are numbered after all tokens."""
     queries, keys = neighborhood.token_numbers()
     more = neighborhood.num_tokens + np.arange(weights.shape[-1] - len(keys))
-    keys = np.concatenate([keys, more])
-    return factors(dropout, dropout.seeds, queries, keys, weights.dtype)
+    numbers = jnp.asarray(queries), jnp.asarray(np.concatenate([keys, more]))
+    return dropout_factors(dropout, dropout.seeds, *numbers, weights.dtype)
 
 
 @functools.partial(jax.jit, static_argnames=("neighborhood", "scale"))

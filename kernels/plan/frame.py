@@ -42,14 +42,9 @@ class AxisFrame:
     start: Int[np.ndarray, "P d q"]
     end: Int[np.ndarray, "P d q"]
 
-    @property
-    def goes_round(self) -> bool:
-        """Whether the keys at hand are a whole circle."""
-        return self.window.is_periodic and self.window.num_keys == self.window.length
-
     def split_keys(self, x: Array, axis: int) -> Array:
         """Replace an axis of keys by ``(dilation, key positions)``."""
-        if self.goes_round:
+        if self.window.is_circle:
             x = jnp.roll(x, self.padding, axis=axis)
         else:
             x = _pad(x, axis, self.padding, 0)
@@ -65,12 +60,10 @@ def axis_frame(window: AxisWindow) -> AxisFrame:
     """
     if window.query_ratio != 1:
         raise ValueError(f"a frame has one query a key token; got {window.query_ratio}")
-    d, first_query, first_key = window.dilation, window.query_range[0], window.key_range[0]
-    goes_round = window.is_periodic and window.num_keys == window.length
-    if not goes_round:
-        _require_keys(window)
-    padding = (first_key - first_query) % d
-    first_key += _turns(window) - padding
+    window.require_keys()
+    d, first_query = window.dilation, window.query_range[0]
+    padding = (window.key_range[0] - first_query) % d
+    first_key = window.aligned_keys[0] - padding
     positions = -(-window.num_queries // d)
     group = np.arange(d)[:, None]
     # Positions past the end of a group repeat its last query, or the first query of all where the
@@ -84,31 +77,12 @@ def axis_frame(window: AxisWindow) -> AxisFrame:
     return AxisFrame(
         window=window,
         query_positions=positions,
-        key_positions=-(-(window.num_keys + (0 if goes_round else padding)) // d),
+        key_positions=-(-(window.num_keys + (0 if window.is_circle else padding)) // d),
         padding=padding,
         ahead=(first_query - first_key) // d,
         start=start,
         end=start + window.end(query) - window.start(query),
     )
-
-
-def _turns(window: AxisWindow) -> int:
-    """What to add to the keys at hand so that they lie where windows look for them: whole turns."""
-    if not window.is_periodic:
-        return 0
-    needed, first = window.needed_keys[0], window.key_range[0]
-    return (needed - first) // window.length * window.length
-
-
-def _require_keys(window: AxisWindow) -> None:
-    first, stop = window.key_range
-    low, high = window.needed_keys
-    turns = _turns(window)
-    if low < first + turns or high > stop + turns:
-        raise ValueError(
-            f"key must hold every key that a query sees, tokens {low} to {high - 1} along an axis; "
-            f"got tokens {first} to {stop - 1}"
-        )
 
 
 def split_groups(x: Array, axis: int, dilation: int, positions: int) -> Array:

@@ -16,10 +16,9 @@ from natjax.kernels.backends.xla import tiles as tiling
 from natjax.kernels.backends.xla.tiles import AxisTiles
 from natjax.kernels.checks import accumulation_dtype, product_precision
 from natjax.kernels.cross_scale import with_more_heads
-from natjax.kernels.dropout import Dropout, factors
 from natjax.kernels.neighborhood import Neighborhood
 from natjax.kernels.sharding.device_parts import on_device_parts
-from natjax.kernels.soft_cap import soft_capped
+from natjax.kernels.weighting import Dropout, dropout_factors, soft_capped
 
 # Cost of moving a key into a slab, in logits: `python benchmarks/ops.py --sweep` on a CPU.
 _SLAB_OVERHEAD = 64
@@ -288,7 +287,7 @@ def _attend(
         # Additional keys come after all tokens of the map.
         places = [numbers[1], num_tokens + jnp.arange(logits[-1].shape[-1])][: len(logits)]
         weights = [
-            w * factors(dropout, seeds, numbers[0], keys, dtype)
+            w * dropout_factors(dropout, seeds, numbers[0], keys, dtype)
             for w, keys in zip(weights, places, strict=True)
         ]
     parts = (einsum("bmgqk,bkmd->bmgqd", w, y) for w, y in zip(weights, values, strict=True))
@@ -296,8 +295,8 @@ def _attend(
 
 
 def _softmax(
-    logits: list[Float[Array, "B M G q k"]],
-) -> tuple[list[Float[Array, "B M G q k"]], Float[Array, "B M G q"]]:
+    logits: list[Float[Array, "B M G q _"]],
+) -> tuple[list[Float[Array, "B M G q _"]], Float[Array, "B M G q"]]:
     """Weights and log-sum-exp over several sets of keys; zeros and -inf where all are hidden."""
     # Every shift gives the same result, so this one needs no gradient.
     top = functools.reduce(jnp.maximum, (x.max(-1, keepdims=True) for x in logits))

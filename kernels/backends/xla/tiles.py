@@ -112,7 +112,7 @@ def axis_tiles(window: AxisWindow, size: int) -> AxisTiles:
     )
     first, last = start.min((0, 1, 3)), end.max((0, 1, 3))
     tile_start = np.arange(per_group) * size
-    if frame.goes_round:
+    if window.is_circle:
         offset = int((first - tile_start).min())
         halo = int((last - tile_start).max()) - offset
         key_start = tile_start + offset
@@ -189,7 +189,7 @@ def _cut_slabs(x: Array, axis: int, tiles: AxisTiles) -> Array:
     low, high = (int(spaced[0]), int(spaced[-1]) + 2) if len(spaced) > 4 else (0, 0)
 
     def border(begin: int, stop: int) -> list[Array]:
-        cuts = (_cut_round(x, axis, int(s), int(s) + tiles.halo) for s in starts[begin:stop])
+        cuts = (cut_round(x, axis, int(s), int(s) + tiles.halo) for s in starts[begin:stop])
         return [jnp.expand_dims(cut, axis) for cut in cuts]
 
     between = [_cut_blocks(x, axis, tiles, int(starts[low]), high - low)] if high else []
@@ -197,7 +197,7 @@ def _cut_slabs(x: Array, axis: int, tiles: AxisTiles) -> Array:
     return jnp.concatenate(parts, axis=axis)
 
 
-def _cut_round(x: Array, axis: int, start: int, stop: int) -> Array:
+def cut_round(x: Array, axis: int, start: int, stop: int) -> Array:
     """Positions ``start`` to ``stop`` of an axis, from the other end where they are outside."""
     length = x.shape[axis]
     pieces = []

@@ -1,7 +1,7 @@
-"""Attention dropout by key: which weights are dropped is a function of who looks at whom.
+"""What happens to logits and weights on the way: a soft cap, and dropout by key.
 
-Whether a weight is kept is decided by bits that are hashed from a seed of image and head and the
-numbers of query and key. So the same weights are dropped forward and backward, by every
+Whether dropout keeps a weight is decided by bits that are hashed from a seed of image and head and
+the numbers of query and key. So the same weights are dropped forward and backward, by every
 implementation, however it cuts tokens into tiles, and nothing needs to be stored.
 """
 
@@ -29,12 +29,17 @@ class Dropout:
     rate: float
 
 
-def draw(key: Array, rate: float, batch: int, heads: int) -> Dropout:
+def soft_capped(products: Float[Array, "*Y"], soft_cap: float | None) -> Float[Array, "*Y"]:
+    """``soft_cap * tanh(products / soft_cap)``: within the cap, and as it was near 0."""
+    return products if soft_cap is None else soft_cap * jnp.tanh(products / soft_cap)
+
+
+def draw_dropout(key: Array, rate: float, batch: int, heads: int) -> Dropout:
     """The dropout of a call; ``key`` is a key of `jax.random`."""
     return Dropout(jax.random.bits(key, (batch, heads, 2), jnp.uint32), rate)
 
 
-def factors(
+def dropout_factors(
     dropout: Dropout,
     seeds: UInt32[Array, "*Y 2"],
     queries: Integer[Array, "q"],
