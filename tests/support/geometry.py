@@ -95,7 +95,9 @@ class Case:
         options = {**self.window, "key_mask": self.key_mask, "implementation": implementation}
 
         def run(arrays):
-            logits = self.op("_qk")(arrays["query"], arrays["key"], rpb=arrays.get("rpb"), **options)
+            logits = self.op("_qk")(
+                arrays["query"], arrays["key"], rpb=arrays.get("rpb"), **options
+            )
             seen = jnp.isfinite(logits)
             weights = jnp.where(seen, jnp.exp(jnp.where(seen, logits, 0.0)), 0.0)
             return self.op("_av")(weights, arrays["value"], **options), weights

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from natjax.kernels.backends.xla import tiles as tiling
 from natjax.kernels.backends.xla.tiles import AxisTiles
@@ -132,14 +132,14 @@ def _untile(
     return x.reshape(*shape[:-1], x.shape[-1])
 
 
-def _cut_rows(x: Float[Array, "B *X M D"], tiles: AxisTiles) -> Float[Array, "A B M h *Y D"]:
+def _cut_rows(x: Shaped[Array, "B *X M D"], tiles: AxisTiles) -> Shaped[Array, "A B M h *Y D"]:
     x = tiling.split_keys(jnp.moveaxis(x, -2, 1), 2, tiles)
     return jnp.moveaxis(x, 2, 0)
 
 
 def _cut_tiles(
-    x: Float[Array, "B M h *Y D"], tiles: tuple[AxisTiles, ...]
-) -> Float[Array, "R B M k D"]:
+    x: Shaped[Array, "B M h *Y D"], tiles: tuple[AxisTiles, ...]
+) -> Shaped[Array, "R B M k D"]:
     n = len(tiles)
     for axis in reversed(range(n)):
         x = tiling.split_keys(x, 3 + axis, tiles[axis])
