@@ -3,8 +3,6 @@
 import numpy as np
 from jaxtyping import Float, Float32
 
-from natjax.train.tasks.detection.datasets.masks import pack_pixels
-
 Size = tuple[int, int]
 
 

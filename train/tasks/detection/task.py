@@ -43,6 +43,7 @@ from natjax.train.reporting.metrics import Panel, Quantity
 from natjax.train.tasks.detection.config import DetectionConfig
 
 if TYPE_CHECKING:
+    from natjax.train.data.readable import Readable
     from natjax.train.tasks.detection.datasets.registry import Split
 
 # How names of the backbone begin.
@@ -254,24 +255,37 @@ class Detection(Task[DetectionConfig]):
 
         return open_split(self.config.data, split)
 
-    def train_size(self) -> int:
-        """Return the number of training images."""
-        from natjax.train.tasks.detection.examples import trained_on
+    @functools.cached_property
+    def _train_records(self) -> "Readable":
+        from natjax.train.tasks.detection.examples import train_records
 
-        return len(trained_on(self.training))
+        return train_records(self.training)
+
+    @functools.cached_property
+    def _eval_records(self) -> "Readable":
+        from natjax.train.tasks.detection.examples import eval_records
+
+        return eval_records(self.held_out)
+
+    def train_size(self) -> int:
+        """Return the number of images that training takes: those with objects."""
+        from natjax.train.tasks.detection.datasets.registry import check_same_classes
+
+        check_same_classes(self.training, self.held_out)
+        return len(self._train_records)
 
     def train_batches(self, start: int, host: Host) -> Iterator[HostBatch]:
         """Iterate over training batches from a step on."""
         from natjax.train.tasks.detection.examples import train_batches
 
-        return train_batches(self.training, self.config, start, host)
+        return train_batches(self._train_records, self.config, start, host)
 
     def eval_batches(self, host: Host) -> Iterable[HostBatch]:
         """Return batches of all held-out images, each of images that fill up to one size."""
         from natjax.train.tasks.detection.examples import eval_batches
 
         devices = make_mesh(self.config.mesh).size
-        return eval_batches(self.held_out, self.config, devices, host)
+        return eval_batches(self._eval_records, self.config, devices, host)
 
     # The results.
 
@@ -283,7 +297,11 @@ class Detection(Task[DetectionConfig]):
 
     def unread(self, scores: Scores) -> int:
         """Return how many held-out images an evaluation left out."""
-        return len(self.held_out) - int(scores.values["images"])
+        return len(self._eval_records) - int(scores.values["images"])
+
+    def details(self, scores: Scores) -> Any:
+        """Return the table of classes."""
+        return scores.detail.table()
 
     def describe(self) -> list[tuple[str, str]]:
         """Return the lines of model and data."""
@@ -309,14 +327,18 @@ class Detection(Task[DetectionConfig]):
     def pictures(
         self, folder: Path, scores: Scores, sample: tuple[HostBatch, HostBatch] | None
     ) -> dict[str, Path]:
-        """Write a page of detections beside the objects that there are, and all detections."""
+        """Write the table of classes, all detections, and a page of them beside the truth."""
         from natjax.train.tasks.detection.pictures import plot_sample
 
+        classes, detections = folder / "classes.csv", folder / "detections.json"
+        scores.detail.write_classes(classes)
+        scores.detail.write_results(detections)
+        written = {"classes": classes, "detections": detections}
         if sample is None:
-            return {}
+            return written
         page = folder / "predictions.png"
         plot_sample(*sample, self.held_out, page, title=self.title(scores))
-        return {"predictions": page}
+        return {"predictions": page, **written}
 
 
 def unpack_masks(bits: UInt8[Array, "B G H V"], width: int) -> Bool[Array, "B G H W"]:

@@ -106,7 +106,9 @@ def _checked_polygon(polygon: Any, size: Size) -> np.ndarray:
     if not isinstance(polygon, list):
         raise MaskError(f"polygons must be lists of numbers, got {_shown(polygon)}")
     if len(polygon) < 6 or len(polygon) % 2:
-        raise MaskError(f"polygons must have x and y of 3 points or more, got {len(polygon)} values")
+        raise MaskError(
+            f"polygons must have x and y of 3 points or more, got {len(polygon)} values"
+        )
     if any(type(value) not in (int, float) for value in polygon):
         raise MaskError(f"polygons must be lists of numbers, got {_shown(polygon)}")
     points = np.array(polygon, np.float64)
