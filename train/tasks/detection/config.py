@@ -3,7 +3,7 @@
 import dataclasses
 from typing import ClassVar
 
-from natjax.train.config.continuing import FIXED, Rules
+from natjax.train.config.continuing import FIXED, Rule, Rules
 from natjax.train.config.rules import require
 from natjax.train.config.settings import (
     DataConfig,
@@ -19,12 +19,16 @@ class ObjectsConfig(DataConfig):
     """The images with objects.
 
     Attributes:
-      name: Data in COCO's format, such as COCO itself ("coco").
+      name: Data in COCO's format, such as COCO itself ("coco"); COCO's images as TFDS has prepared
+        them, with the official annotations ("coco/2017"); digits on photographs ("digit_scenes").
       objects: Objects of an image that are trained on at most, the first ones of it.
+      least_padding: Evaluation: fill images up to multiples of 32 only, as the published detectors
+        were measured. There is then a program for each of some dozens of sizes.
     """
 
     name: str = "coco"
     objects: int = 100
+    least_padding: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,6 +43,8 @@ class AugmentConfig:
       crop_sides: Shorter sides, of which one is drawn, of the image that is cut.
       crop_range: Shortest and longest side of the part.
       hflip: Chance of a mirror image.
+      buckets: Shorter and longer side of the sizes that batches are padded to, wide or tall: there
+        is a program for each that occurs. A batch gets the smallest that holds its images.
     """
 
     frame: tuple[int, int] = (1333, 800)
@@ -47,6 +53,7 @@ class AugmentConfig:
     crop_sides: tuple[int, ...] = (400, 500, 600)
     crop_range: tuple[int, int] = (384, 600)
     hflip: float = 0.5
+    buckets: tuple[tuple[int, int], ...] = ((640, 1024), (800, 1216), (800, 1344))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,7 +66,11 @@ class DetectionConfig(RunConfig):
       augment: Sizes of images, and random changes of the training images.
     """
 
-    CONTINUING: ClassVar[Rules] = {**RunConfig.CONTINUING, "augment": FIXED}
+    CONTINUING: ClassVar[Rules] = {
+        **RunConfig.CONTINUING,
+        "data.least_padding": Rule(accepted=True, effect="scores may differ a little"),
+        "augment": FIXED,
+    }
 
     data: ObjectsConfig = ObjectsConfig()
     model: ModelConfig = dataclasses.field(
@@ -91,3 +102,13 @@ def _check_augment(augment: AugmentConfig) -> None:
     for name in ("crop", "hflip"):
         chance = getattr(augment, name)
         require(f"augment.{name}", chance, 0 <= chance <= 1, "in [0, 1]")
+    _check_buckets(augment)
+
+
+def _check_buckets(augment: AugmentConfig) -> None:
+    buckets = augment.buckets
+    wide = all(side >= 32 and side % 32 == 0 for sides in buckets for side in sides)
+    require("augment.buckets", buckets, bool(buckets) and wide, "pairs of multiples of 32")
+    short, long = max(*augment.sides, min(augment.frame)), max(augment.frame)
+    holds = any(min(sides) >= short and max(sides) >= long for sides in buckets)
+    require("augment.buckets", buckets, holds, f"such that one holds images of {short} x {long}")

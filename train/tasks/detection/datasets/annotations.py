@@ -52,6 +52,10 @@ class Objects:
         """The masks' pixels, 0 or 1; decoded anew each time."""
         return unpack_masks(self.packed, self.size)
 
+    def mask(self, number: int) -> UInt8[np.ndarray, "H W"]:
+        """Return the pixels of one mask, 0 or 1."""
+        return unpack_masks(self.packed[number : number + 1], self.size)[0]
+
     def take(self, which: Bool[np.ndarray, " N"]) -> "Objects":
         """Return some of them."""
         return Objects(

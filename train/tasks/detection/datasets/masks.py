@@ -43,7 +43,7 @@ def pack_mask(segmentation: Any, size: Size) -> bytes:
         return _pack_polygons(segmentation, size)
     if isinstance(segmentation, dict):
         return _pack_runs(segmentation, size)
-    raise MaskError(f"segmentation must be polygons or run lengths, got {_shown(segmentation)}")
+    raise MaskError(f"segmentation must be polygons or run lengths, got {shown(segmentation)}")
 
 
 def unpack_masks(packed: Sequence[bytes], size: Size) -> UInt8[np.ndarray, "N H W"]:
@@ -84,8 +84,8 @@ def _coco_masks() -> Any:
     return mask
 
 
-def _shown(value: Any) -> str:
-    """A value of a stranger's file, short."""
+def shown(value: Any) -> str:
+    """Return a value of a stranger's file in short, without control characters."""
     text = ascii(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
@@ -104,13 +104,13 @@ def _pack_polygons(polygons: list[Any], size: Size) -> bytes:
 
 def _checked_polygon(polygon: Any, size: Size) -> np.ndarray:
     if not isinstance(polygon, list):
-        raise MaskError(f"polygons must be lists of numbers, got {_shown(polygon)}")
+        raise MaskError(f"polygons must be lists of numbers, got {shown(polygon)}")
     if len(polygon) < 6 or len(polygon) % 2:
         raise MaskError(
             f"polygons must have x and y of 3 points or more, got {len(polygon)} values"
         )
     if any(type(value) not in (int, float) for value in polygon):
-        raise MaskError(f"polygons must be lists of numbers, got {_shown(polygon)}")
+        raise MaskError(f"polygons must be lists of numbers, got {shown(polygon)}")
     points = np.array(polygon, np.float64)
     # Annotators draw over the border of an image, but not by more than an image.
     limits = np.tile([size[1], size[0]], len(points) // 2)
@@ -129,14 +129,14 @@ def _pack_runs(segmentation: dict[str, Any], size: Size) -> bytes:
     if stated != list(size):
         raise MaskError(
             f"run lengths must be of the image's height and width, {list(size)}; got"
-            f" {_shown(stated)}"
+            f" {shown(stated)}"
         )
     if isinstance(counts, str):
         packed = counts.encode("ascii", "backslashreplace")
         _check_runs(unpack_runs(packed), size)
         return packed
     if not isinstance(counts, list) or any(type(count) is not int for count in counts):
-        raise MaskError(f"counts must be a string or a list of whole numbers, got {_shown(counts)}")
+        raise MaskError(f"counts must be a string or a list of whole numbers, got {shown(counts)}")
     if any(not 0 <= count <= size[0] * size[1] for count in counts):
         raise MaskError("run lengths must be from 0 to the pixels of the image")
     _check_runs(np.array(counts, np.int64), size)
