@@ -27,7 +27,9 @@ def detect_demo() -> DetectionConfig:
     return DetectionConfig(
         model=ModelConfig(name="mask_rcnn_micro", init="fan_in"),
         data=ObjectsConfig(name="digit_scenes", objects=8),
-        augment=AugmentConfig(frame=(128, 128), sides=(128,), crop=0.0, hflip=0.0),
+        augment=AugmentConfig(
+            frame=(128, 128), sides=(128,), crop=0.0, hflip=0.0, buckets=((128, 128),)
+        ),
         optimizer=OptimizerConfig(
             learning_rate=2e-3, final_learning_rate=0.0, warmup_steps=50, weight_decay=0.05
         ),
