@@ -1,8 +1,8 @@
 """Handwritten digits on photographs, as a data set in COCO's format: no download.
 
-A scene is a part of a photograph with one to five digits on it (`natjax.train.data.digits_on_photos`
-has both, split by source). An object is what can be seen of a digit: the pixels where its enlarged
-ink is at least half as dark as the darkest, less what later digits cover, which is at most 30 %.
+A scene is a part of a photograph with one to five digits on it (both, split by source, are in
+`natjax.train.data.digits_on_photos`). An object is what is seen of a digit: pixels where its
+enlarged ink is at least half as dark as the darkest, less what later digits cover, at most 30 %.
 
 Scenes are written once, as JSON and zips of JPEG, and read as any data in COCO's format.
 """
