@@ -131,12 +131,12 @@ class TrainBatches:
         """Return the host's rows of a batch, a function of seed and step."""
         how, rows = self.config.augment, self.config.batch_size
         scale = draw_scale(how, np.random.default_rng((self.config.seed, step)))
-        places = self._places(step)
+        places = self._places(step).tolist()
         plans = [self._plan(self._size(place), scale, step, i) for i, place in enumerate(places)]
         bucket = bucket_of([plan.final for plan in plans], how.buckets)
         part = rows // self.host.count
         own = range(self.host.index * part, (self.host.index + 1) * part)
-        made = [self._row(int(places[i]), plans[i], scale, bucket, step, i) for i in own]
+        made = [self._row(places[i], plans[i], scale, bucket, step, i) for i in own]
         return {name: np.stack([row[name] for row in made]) for name in made[0]}
 
     def _places(self, step: int) -> Int64[np.ndarray, " B"]:
@@ -196,7 +196,7 @@ class TrainBatches:
         }
         row["boxes"][: len(kept)] = boxes[kept]
         row["label"][: len(kept)] = objects.labels[kept]
-        for slot, number in enumerate(kept):
+        for slot, number in enumerate(kept.tolist()):
             bits = np.packbits(move_mask(objects.mask(number), plan), axis=1)
             row["masks"][slot, : bits.shape[0], : bits.shape[1]] = bits
         return row
