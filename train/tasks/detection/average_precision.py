@@ -1,6 +1,8 @@
 """Average precision of boxes and masks by pycocotools, whose numbers are the official ones."""
 
+import contextlib
 import dataclasses
+import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +13,7 @@ from jaxtyping import Float, Float32, Int32
 from rich.table import Table
 
 from natjax.train.files import write_whole
+from natjax.train.tasks.detection.datasets.annotations import Annotations
 
 # What pycocotools calls the kinds, and the names of its first six numbers in ours.
 _KINDS = {"box": "bbox", "mask": "segm"}

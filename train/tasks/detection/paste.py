@@ -3,6 +3,8 @@
 import numpy as np
 from jaxtyping import Float, Float32, UInt8
 
+from natjax.train.tasks.detection.datasets.masks import pack_pixels
+
 Size = tuple[int, int]
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int32, Int64, UInt8
 
 from natjax.train import console
-from natjax.train.tasks.detection.datasets.masks import unpack_masks
+from natjax.train.tasks.detection.datasets.masks import unpack_mask, unpack_masks
 
 Size = tuple[int, int]
 
@@ -54,7 +54,7 @@ class Objects:
 
     def mask(self, number: int) -> UInt8[np.ndarray, "H W"]:
         """Return the pixels of one mask, 0 or 1."""
-        return unpack_masks(self.packed[number : number + 1], self.size)[0]
+        return unpack_mask(self.packed[number], self.size)
 
     def take(self, which: Bool[np.ndarray, " N"]) -> "Objects":
         """Return some of them."""

@@ -20,6 +20,7 @@ from natjax.train.tasks.detection.datasets.json_lists import entries, find_lists
 _LISTS = ("images", "categories", "annotations")
 # A few broken entries are passed over; beyond this share something else is wrong.
 _FEW, _SHARE = 16, 0.01
+_LEAST_BUDGET = 2**26
 
 
 def read_annotations(text: str, source: str) -> Annotations:
@@ -42,8 +43,8 @@ def read_annotations(text: str, source: str) -> Annotations:
     images = read_images(found["images"], broken)
     if not images:
         raise UserError("; ".join([f"{source} must have images, got none", *broken[:1]]))
-    # Polygons of a few characters can be masks of many bytes; those of honest files are not.
-    budget = 2**26 + 32 * len(text)
+    # A polygon of a few characters can be a mask of many bytes.
+    budget = _LEAST_BUDGET + 32 * len(text)
     objects = list(read_objects(found["annotations"], images, classes, broken, budget))
     _check_few(broken, len(images) + len(objects), source)
     return _arrays(images, objects, classes, broken)

@@ -193,7 +193,7 @@ def read_objects(
         taken += len(made.packed)
         if taken > budget:
             raise UserError(
-                f"masks must take at most {budget:,} bytes, 32 times their text; annotation"
+                f"all masks must take at most {budget:,} bytes, as the text is short; annotation"
                 f" {made.id} goes beyond it"
             )
         yield made

@@ -103,10 +103,10 @@ def _ids(source: Source, version: Path, split: str) -> Int64[np.ndarray, " N"]:
     known = file_cache.load(kept, stamp, [_KEPT])
     if known is not None and known[_KEPT].shape == (len(source),):
         return known[_KEPT]
-    with console.waiting(f"Finding {len(source):,} images of {version} (once)"):
-        with ThreadPoolExecutor(_THREADS) as pool:
-            found = pool.map(lambda i: int(source[i]["image/id"]), range(len(source)))
-            ids = np.fromiter(found, np.int64, len(source))
+    waiting = console.waiting(f"Finding {len(source):,} images of {version} (once)")
+    with waiting, ThreadPoolExecutor(_THREADS) as pool:
+        found = pool.map(lambda i: int(source[i]["image/id"]), range(len(source)))
+        ids = np.fromiter(found, np.int64, len(source))
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)
         file_cache.save(kept, stamp, {_KEPT: ids})
