@@ -106,6 +106,11 @@ def eval_records(split: Split) -> Readable:
     return Readable(Subset(split, np.arange(len(split))), _as_read, "held-out")
 
 
+def _subset(records: Readable) -> Subset:
+    assert isinstance(records.source, Subset)
+    return records.source
+
+
 @dataclasses.dataclass(frozen=True)
 class TrainBatches:
     """Training batches by step, each of wide images or of tall ones, of about one size.
@@ -139,7 +144,7 @@ class TrainBatches:
         made = [self._row(places[i], plans[i], scale, bucket, step, i) for i in own]
         return {name: np.stack([row[name] for row in made]) for name in made[0]}
 
-    def _places(self, step: int) -> Int64[np.ndarray, " B"]:
+    def _places(self, step: int) -> list[int]:
         """Images of a batch; both groups take turns in proportion, each in an order of its own."""
         share, total = len(self.wide), len(self.wide) + len(self.tall)
         before = step * share // total
@@ -152,12 +157,10 @@ class TrainBatches:
             e: _order(self.config.seed, is_wide_turn, e, len(group)) for e in set(epochs.tolist())
         }
         chosen = [orders[e][i] for e, i in zip(epochs.tolist(), within_epoch, strict=True)]
-        return group[np.array(chosen)]
+        return group[np.array(chosen)].tolist()
 
     def _size(self, place: int) -> Size:
-        source = self.records.source
-        assert isinstance(source, Subset)
-        return source.size(place)
+        return _subset(self.records).size(place)
 
     def _plan(self, size: Size, scale: Scale, step: int, row: int) -> Plan:
         rng = np.random.default_rng((self.config.seed, step, row))
@@ -171,9 +174,7 @@ class TrainBatches:
         if image.shape[:2] != plan.size:  # another took the place of one that cannot be read
             plan = self._plan(image.shape[:2], scale, step, row)
             plan = dataclasses.replace(plan, final=within(plan.final, bucket))
-        source = self.records.source
-        assert isinstance(source, Subset)
-        objects = source.split.objects(record["index"])
+        objects = _subset(self.records).split.objects(record["index"])
         return {
             "image": padded(move_image(image, plan), bucket),
             "size": np.array(plan.final, np.int32),
@@ -234,8 +235,7 @@ def train_batches(
       start: Steps done.
       host: Which rows this process makes.
     """
-    source = records.source
-    assert isinstance(source, Subset)
+    source = _subset(records)
     sizes = source.split.annotations.sizes[source.rows]
     are_wide = np.array([is_wide((height, width)) for height, width in sizes.tolist()])
     batches = TrainBatches(
@@ -298,8 +298,7 @@ def eval_batches(
         few of each size.
       host: Which rows this process makes.
     """
-    source, how = records.source, config.augment
-    assert isinstance(source, Subset)
+    source, how = _subset(records), config.augment
     by_size: dict[Size, list[int]] = {}
     for place in range(len(source)):
         seen = fitted_size(source.size(place), how.frame)
