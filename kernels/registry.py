@@ -19,6 +19,7 @@ from collections.abc import Callable
 from typing import Any
 
 from natjax.kernels import device
+from natjax.kernels.cross_scale import with_more_heads
 from natjax.kernels.spec import Op
 
 _LOG = logging.getLogger(__name__)
@@ -141,9 +142,10 @@ def load(op: Op, name: str, platform: str | None = None) -> Callable[..., Any]:
     if hasattr(module, "launch"):
         from natjax.kernels import autodiff  # which needs this module
 
-        return functools.partial(getattr(autodiff, op), module, platform)
+        run = functools.partial(getattr(autodiff, op), module, platform)
+        return with_more_heads(run)
     if available()[name].platform is not None:
-        return functools.partial(getattr(module, op), platform)
+        return with_more_heads(functools.partial(getattr(module, op), platform))
     return getattr(module, op)
 
 

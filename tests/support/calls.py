@@ -28,13 +28,12 @@ def fused(problem, implementation):
 
 
 def unfused(problem, implementation):
-    """Softmax of the unfused halves; only for stride 1 and without additional keys."""
+    """Softmax of the unfused halves; only without additional keys."""
     if implementation in FUSED_ONLY:
         pytest.skip(f"{implementation} declines the unfused ops")
     qk = getattr(natjax, f"na{problem.ndim}d_qk")
     av = getattr(natjax, f"na{problem.ndim}d_av")
-    kwargs = {k: v for k, v in problem.arguments.items() if k != "stride"}
-    kwargs["implementation"] = implementation
+    kwargs = {**problem.arguments, "implementation": implementation}
 
     def run(arrays):
         rpb = arrays.get("rpb")

@@ -24,6 +24,7 @@ from natjax.kernels.plan.pattern import HIDDEN, pattern_of
 from natjax.kernels.sharding.operands import Dim, Dims, Signature
 from natjax.kernels.sharding.partitioning import split_over_batch_and_heads
 from natjax.kernels.spec import CallSpec, KernelCall
+from natjax.kernels.specialise import require_plain
 
 _QUERY = (Dim.BATCH, Dim.WHOLE, Dim.HEADS, Dim.WHOLE)
 _KEY = (Dim.BATCH, Dim.WHOLE, Dim.KV_HEADS, Dim.WHOLE)
@@ -44,12 +45,15 @@ def attention(
     scale: float,
     additional_keys: Float[Array, "B E M D"] | None,
     additional_values: Float[Array, "B E M Dv"] | None,
+    **beyond: Any,
 ) -> tuple[Float[Array, "B *X N Dv"], Float[Array, "B *X N"]]:
-    """See `natjax.kernels.backends.reference.attention`; ``platform`` as in `autodiff.attention`.
+    """See `natjax.kernels.backends.reference.attention`; ``platform`` and ``beyond`` are as in
+    `natjax.kernels.autodiff.attention`.
 
     Raises:
       NotImplementedError: the kernels do not take the call.
     """
+    require_plain(NAME, neighborhood, beyond)
     spec = CallSpec(
         neighborhood=neighborhood,
         head_dim=key.shape[-1],

@@ -26,8 +26,6 @@ def require_support(spec: CallSpec, heads: int) -> None:
     _require_device()
     if spec.dtype not in _DTYPES:
         raise _refusal(f"takes the dtypes {_DTYPES}; got {spec.dtype}")
-    if any(axis.queries or axis.keys for axis in spec.neighborhood.axes):
-        raise _refusal("takes all queries and keys of an axis, not a part of them")
     largest = max(spec.head_dim, spec.value_dim)
     if largest > LANES:
         raise _refusal(f"takes head sizes up to {LANES}; got {largest}")
