@@ -56,6 +56,7 @@ def export_run(
     from natjax.train import console
     from natjax.train.cli.runs import load_run
     from natjax.train.tasks.classification.task import Classification
+    from natjax.train.tasks.detection.task import Detection
     from natjax.train.tasks.segmentation.task import Segmentation
     from natjax.weights.formats import check_target
     from natjax.weights.load import named_params
@@ -65,8 +66,10 @@ def export_run(
     target = check_target(out)
     run = load_run(path, step=step, kind=kind)
     task = run.task
-    if not isinstance(task, Classification | Segmentation) or task.has_own_network:
-        raise UserError(f"export is for classifiers and segmentors of natjax, which {path} is not")
+    if not isinstance(task, Classification | Segmentation | Detection) or task.has_own_network:
+        raise UserError(
+            f"export is for classifiers, segmentors and detectors of natjax, which {path} is not"
+        )
     model = nnx.eval_shape(task.model_builder())
     values = run.params | run.statistics
     for name, variable in named_params(model).items():
