@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
+from natjax.cli.attention import add_attention
 from natjax.cli.convert import add_convert
 from natjax.cli.tune import add_tune
 from natjax.train.cli.data import add_data
@@ -71,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     add_train(commands)
     add_eval(commands)
     add_predict(commands)
+    add_attention(commands)
     add_export(commands)
     add_convert(commands)
     add_data(commands)
