@@ -9,7 +9,7 @@ from natjax import __version__
 
 project = "natjax"
 author = "the natjax contributors"
-copyright = author  # noqa: A001 - Sphinx' name
+copyright = author
 release = version = __version__
 
 extensions = [

@@ -1,6 +1,6 @@
 """Draw the pictures of docs/concepts.md: one for each argument that changes what a query sees.
 
-    python docs/pictures/concepts.py        # writes docs/pictures/concept-*.png
+python docs/pictures/concepts.py        # writes docs/pictures/concept-*.png
 """
 
 from __future__ import annotations

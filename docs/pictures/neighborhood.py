@@ -1,6 +1,6 @@
 """Draw the README's picture: a photo, three queries, and the keys that each of them sees.
 
-    python docs/pictures/neighborhood.py        # writes docs/pictures/neighborhood.png
+python docs/pictures/neighborhood.py        # writes docs/pictures/neighborhood.png
 """
 
 from __future__ import annotations

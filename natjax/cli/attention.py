@@ -28,9 +28,7 @@ def add_attention(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--label", type=int, help="class that pixels matter to (the likeliest)")
     parser.add_argument("--size", type=int, help="side of the prepared photo (the model's)")
-    parser.add_argument(
-        "--out", type=Path, metavar="FILE", help="picture (default: attention.png)"
-    )
+    parser.add_argument("--out", type=Path, metavar="FILE", help="picture (default: attention.png)")
     parser.set_defaults(command=_attention)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -58,7 +58,7 @@ def plot_attention(
         raise ValueError(f"image must be a batch of one; got {len(image)}")
     at = (image.shape[1] // 2, image.shape[2] // 2) if at is None else tuple(at)
     maps = {path: np.asarray(x[0]) for path, x in attention_maps(model, image, at).items()}
-    rows = {path: maps[path] for path in _shown_blocks(maps)}
+    rows = {path: maps[path] for path in deepest(maps)}
     columns = 1 + min(_MOST_HEADS, max(map(len, rows.values())))
     figure = Figure(figsize=(1 + 1.7 * columns, 2 * (1 + len(rows))), layout="constrained")
     places = figure.subplots(1 + len(rows), columns, squeeze=False)
@@ -73,8 +73,13 @@ def plot_attention(
     return figure
 
 
-def _shown_blocks(paths: Sequence[str] | dict[str, np.ndarray]) -> list[str]:
-    """The last block of each level, or some of the only one, in order of depth."""
+def deepest(paths: Iterable[str]) -> list[str]:
+    """The last block of each level, or some of the only one, in order of depth.
+
+    Args:
+      paths: of attention modules, as `natjax.attention_maps` calls them.
+    """
+    paths = list(paths)
     levels: dict[str, list[str]] = {}
     for path in paths:  # such as "levels.0.blocks.1.attn", or "layers.3.attn"
         levels.setdefault(path.rpartition(".blocks.")[0], []).append(path)
@@ -123,9 +128,7 @@ def _draw_block(
         axes.set_title(title, fontsize=8)
 
 
-def _frame_window(
-    axes: Axes, size: tuple[int, ...], at: Sequence[int], heads: np.ndarray
-) -> None:
+def _frame_window(axes: Axes, size: tuple[int, ...], at: Sequence[int], heads: np.ndarray) -> None:
     """Frame the token, and what lies between the outermost keys that it sees."""
     from matplotlib.patches import Rectangle
 

@@ -69,8 +69,8 @@ def plot_neighborhood(
 ) -> Axes:
     """Draw the tokens, a query among them, and the keys that it sees.
 
-    One axis is drawn as a strip, two as a grid, three as grids side by side. Needs matplotlib, which
-    ``pip install 'natjax[train]'`` brings.
+    One axis is drawn as a strip, two as a grid, three as grids side by side. Needs matplotlib,
+    which ``pip install 'natjax[train]'`` brings.
 
     Args:
       size: tokens along each axis, of which there are one to three.

@@ -11,10 +11,11 @@ from natjax.train.engine.trainer import Trainer
 
 def run_summary(trainer: Trainer) -> str:
     """Return model, data, steps, devices and memory of a run, as a table in plain text."""
-    return "\n".join(f"{name:<9}{text}" for name, text in _rows(trainer))
+    return "\n".join(f"{name:<9}{text}" for name, text in summary_rows(trainer))
 
 
-def _rows(trainer: Trainer) -> list[tuple[str, str]]:
+def summary_rows(trainer: Trainer) -> list[tuple[str, str]]:
+    """Return the lines of `run_summary`: a heading, and what it is about."""
     config, task, state = trainer.config, trainer.task, trainer.compiled.target
     parameters = sum(math.prod(leaf.shape) for leaf in state.params.values())
     flops, total = task.example_flops(), trainer.total_steps
