@@ -14,6 +14,7 @@ import numpy as np
 import natjax
 
 SIZE = (12, 12)
+SEEN = np.random.default_rng(3).uniform(size=(1, *SIZE)) < 0.7
 # File, and its panels: title, query, arguments.
 PICTURES: dict[str, list[tuple[str, tuple[int, ...], dict[str, Any]]]] = {
     "window": [
@@ -35,6 +36,25 @@ PICTURES: dict[str, list[tuple[str, tuple[int, ...], dict[str, Any]]]] = {
         ("stride=3, one query", (3, 3), {"kernel_size": 5, "stride": 3}),
         ("its neighbor, the same window", (5, 4), {"kernel_size": 5, "stride": 3}),
         ("stride=kernel_size=4: blocks", (5, 4), {"kernel_size": 4, "stride": 4}),
+    ],
+    "periodic": [
+        ("is_periodic=(False, True)", (5, 11), {"kernel_size": 5, "is_periodic": (False, True)}),
+        ("is_periodic=True", (0, 11), {"kernel_size": 5, "is_periodic": True}),
+        (
+            "with dilation=3",
+            (5, 11),
+            {"kernel_size": 3, "dilation": 3, "is_periodic": (False, True)},
+        ),
+    ],
+    "mask": [
+        ("no mask", (5, 6), {"kernel_size": 5}),
+        ("key_mask", (7, 5), {"kernel_size": 5, "key_mask": SEEN}),
+        ("a hidden query still looks", (5, 6), {"kernel_size": 5, "key_mask": SEEN}),
+    ],
+    "ratio": [
+        ("query_ratio=1", (5, 6), {"kernel_size": 5}),
+        ("query_ratio=2", (11, 12), {"kernel_size": 5, "query_ratio": 2}),
+        ("query_ratio=4", (20, 27), {"kernel_size": 5, "query_ratio": 4}),
     ],
     "causal": [
         ("is_causal=False", (5, 6), {"kernel_size": 5}),

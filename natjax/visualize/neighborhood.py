@@ -28,7 +28,7 @@ def visible_keys(
     """Which keys a query sees, found by asking the op itself for a gradient.
 
     Args:
-      size: tokens along each axis, of which there are one to three.
+      size: keys along each axis, of which there are one to three.
       query: index of the query along each axis.
       **options: keyword arguments of `natjax.na1d`, `na2d` or `na3d`, ``kernel_size`` among them.
 
@@ -40,23 +40,25 @@ def visible_keys(
     array([1, 1, 1, 0, 0, 0, 0, 0])
     """
     size, query = tuple(size), tuple(query)
-    _check(size, query)
-    zeros = jnp.zeros((1, *size, 1, 1))
-
-    def output(value: Float[Array, "1 *X 1 1"]) -> Float[Array, ""]:
-        return _OPS[len(size)](zeros, zeros, value, **options)[0, *query, 0, 0]
-
-    return np.asarray(jax.grad(output)(zeros))[0, ..., 0, 0] > 0
-
-
-def _check(size: tuple[int, ...], query: tuple[int, ...]) -> None:
     if len(size) not in _OPS:
         raise ValueError(f"size must have one to three axes; got {size}")
-    inside = len(query) == len(size) and all(
-        0 <= at < n for at, n in zip(query, size, strict=False)
-    )
-    if not inside:
-        raise ValueError(f"query must be a token of {size}; got {query}")
+    queries = tuple(n * r for n, r in zip(size, _ratios(len(size), options), strict=True))
+    inside = [0 <= at < n for at, n in zip(query, queries, strict=False)]
+    if len(query) != len(queries) or not all(inside):
+        raise ValueError(f"query must be a token of {queries}; got {query}")
+    keys = jnp.zeros((1, *size, 1, 1))
+
+    def output(value: Float[Array, "1 *X 1 1"]) -> Float[Array, ""]:
+        zeros = jnp.zeros((1, *queries, 1, 1))
+        return _OPS[len(size)](zeros, keys, value, **options)[0, *query, 0, 0]
+
+    return np.asarray(jax.grad(output)(keys))[0, ..., 0, 0] > 0
+
+
+def _ratios(axes: int, options: dict[str, Any]) -> tuple[int, ...]:
+    """Queries for each key along each axis."""
+    ratio = options.get("query_ratio", 1)
+    return (ratio,) * axes if isinstance(ratio, int) else tuple(ratio)
 
 
 def plot_neighborhood(
@@ -73,8 +75,8 @@ def plot_neighborhood(
     which ``pip install 'natjax[train]'`` brings.
 
     Args:
-      size: tokens along each axis, of which there are one to three.
-      query: index of the query along each axis.
+      size: keys along each axis, of which there are one to three.
+      query: index of the query along each axis; with ``query_ratio``, on the finer grid.
       image: an RGB photo to lay below a grid of two axes, dimmed where the query does not look;
         its sides must be multiples of the grid's.
       axes: where to draw; None is a new figure.
@@ -107,7 +109,8 @@ def plot_neighborhood(
         _draw_cells(axes, seen, corners)
     else:
         _draw_photo(axes, seen, np.asarray(image))
-    _mark_query(axes, corners, tuple(query), _QUERY if image is None else _QUERY_ON_PHOTO)
+    ratios = _ratios(len(seen.shape), options)
+    _mark_query(axes, corners, tuple(query), ratios, _QUERY if image is None else _QUERY_ON_PHOTO)
     axes.set(xlim=(-0.1, columns + 0.1), ylim=(rows + 0.1, -0.1), aspect="equal")
     axes.set_axis_off()
     return axes
@@ -158,11 +161,18 @@ def _draw_photo(axes: Axes, seen: np.ndarray, image: np.ndarray) -> None:
 
 
 def _mark_query(
-    axes: Axes, corners: list[tuple[int, int]], query: tuple[int, ...], color: str
+    axes: Axes,
+    corners: list[tuple[int, int]],
+    query: tuple[int, ...],
+    ratios: tuple[int, ...],
+    color: str,
 ) -> None:
+    """Frame the query, which is smaller than a key where queries are finer."""
     from matplotlib.patches import Rectangle
 
     frame, row, column = (0, 0, 0, *query)[-3:]
-    top, left = corners[frame]
-    mark = Rectangle((left + column, top + row), 1, 1, fill=False, edgecolor=color, linewidth=2)
+    frames, rows, columns = (1, 1, 1, *ratios)[-3:]
+    top, left = corners[frame // frames]
+    place = (left + column / columns, top + row / rows)
+    mark = Rectangle(place, 1 / columns, 1 / rows, fill=False, edgecolor=color, linewidth=2)
     axes.add_patch(mark)
