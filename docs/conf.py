@@ -62,7 +62,8 @@ shutil.copytree(
 def _links_to_results(app: Sphinx, page: str, source: list[str]) -> None:
     """Lead links between docs/ and benchmarks/results/ to the copies."""
     del app
-    source[0] = source[0].replace("](../benchmarks/results/", "](results/")
+    up = "../" * page.count("/")
+    source[0] = source[0].replace(f"](../{up}benchmarks/results/", f"]({up}results/")
     if page.startswith("results/"):
         source[0] = source[0].replace("](../../docs/", "](../")
 
