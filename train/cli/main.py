@@ -11,11 +11,11 @@ from typing import NoReturn
 
 from natjax.cli.attention import add_attention
 from natjax.cli.convert import add_convert
+from natjax.cli.models import add_models
 from natjax.cli.tune import add_tune
 from natjax.train.cli.data import add_data
 from natjax.train.cli.evaluate import add_eval
 from natjax.train.cli.export import add_export
-from natjax.train.cli.models import add_models
 from natjax.train.cli.predict import add_predict
 from natjax.train.cli.train import add_train
 from natjax.train.cluster import processes

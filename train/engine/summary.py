@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 
+from natjax.cli.models import with_unit
 from natjax.train.engine.sharding import describe
 from natjax.train.engine.trainer import Trainer
 
@@ -49,12 +50,6 @@ def memory_per_device(tree: Any) -> int:
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)
     )
-
-
-def with_unit(count: int) -> str:
-    """Return a count in millions or, from 1e9 on, in units of 1e9."""
-    unit, size = ("G", 1e9) if count >= 1e9 else ("M", 1e6)
-    return f"{count / size:.2f} {unit}"
 
 
 def _bytes(count: float | int) -> str:
