@@ -301,13 +301,14 @@ class Classification(Task[ClassificationConfig]):
         self, folder: Path, scores: Scores, sample: tuple[HostBatch, HostBatch] | None
     ) -> dict[str, Path]:
         """Write what is taken for what, and a grid of the first test images with predictions."""
-        from natjax.train.tasks.classification.confusion import write_counts
-        from natjax.train.tasks.classification.pictures import plot_confusion, plot_sample
+        from natjax.train.reporting.confusion import write_counts
+        from natjax.train.reporting.confusion_map import plot_confusion
+        from natjax.train.tasks.classification.pictures import plot_sample
 
         names, title = self.spec.class_names, self.title(scores)
         confusion, predictions = folder / "confusion.png", folder / "predictions.png"
-        plot_confusion(scores.detail, names, confusion, title)
-        write_counts(scores.detail, names, folder / "confusion.csv")
+        plot_confusion(scores.detail, names, confusion, title=title, unit=self.unit)
+        write_counts(scores.detail, names, folder / "confusion.csv", unit=self.unit)
         if sample is None:
             return {"confusion": confusion}
         batch, predicted = sample

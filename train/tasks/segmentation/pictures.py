@@ -1,9 +1,10 @@
 """Pictures of label maps: colours of classes, overlays with a legend, pages of results."""
 
-import colorsys
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
+import cv2
 import numpy as np
 from jaxtyping import Integer, UInt8
 from matplotlib.axes import Axes
@@ -15,22 +16,35 @@ from natjax.train.tasks.segmentation.transforms import IGNORE
 
 _SHARE = 0.6
 _NAMED = 24
-_GOLDEN_ANGLE = 0.381966
+# The first colour, a quiet one: the first class is often what lies behind all others.
+_FIRST = (208, 212, 216)
+# What cannot be told from black, which is no label, or from the white of the page is left out.
+_LIGHTNESS = (30, 85)
 
 
+@functools.cache
 def class_colors(classes: int) -> UInt8[np.ndarray, "L 3"]:
-    """Return a colour for each class; neighbours in the list differ most.
+    """Return a colour for each class: light gray, then each as far from all before as can be.
 
-    Hues go round the circle by the golden angle; brightness changes every few classes, as there are
-    more classes than hues that can be told apart.
+    Distances are those of the CIELAB space, in which they say how different colours look.
     """
-    colors = [
-        colorsys.hsv_to_rgb(
-            (0.6 + i * _GOLDEN_ANGLE) % 1, (0.75, 0.5, 0.95)[i // 3 % 3], (0.95, 0.7)[i // 9 % 2]
-        )
-        for i in range(classes)
-    ]
-    return np.rint(255 * np.asarray(colors)).astype(np.uint8).reshape(classes, 3)
+    steps = np.linspace(0, 255, 18).round()
+    grid = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), -1).reshape(-1, 3)
+    seen = _lab(grid)
+    low, high = _LIGHTNESS
+    grid = grid[(low <= seen[:, 0]) & (seen[:, 0] <= high)]
+    seen = _lab(grid)
+    colors = [np.array(_FIRST)]
+    nearest = np.full(len(grid), np.inf)
+    while len(colors) < classes:
+        nearest = np.minimum(nearest, np.linalg.norm(seen - _lab(colors[-1:]), axis=-1))
+        colors.append(grid[nearest.argmax()])
+    return np.stack(colors[:classes]).astype(np.uint8)
+
+
+def _lab(colors: np.ndarray) -> np.ndarray:
+    """Colours of sRGB, 0 to 255, in CIELAB."""
+    return cv2.cvtColor(np.float32(colors)[None] / 255, cv2.COLOR_RGB2LAB)[0]
 
 
 def paint(
@@ -57,11 +71,14 @@ def legend_of(
     class_names: Sequence[str],
     colors: UInt8[np.ndarray, "L 3"],
 ) -> list[tuple[str, np.ndarray]]:
-    """Return names and colours of the classes that are there, those of most pixels first."""
+    """Return names and colours of the classes that are there, in the order of the list.
+
+    Of more than 24 classes, those of most pixels.
+    """
     counts = sum(np.bincount(one.ravel(), minlength=IGNORE + 1) for one in labels)
     counts = np.asarray(counts)[: len(class_names)]
-    order = [i for i in np.argsort(-counts, kind="stable") if counts[i]][:_NAMED]
-    return [(class_names[i], colors[i]) for i in order]
+    largest = [i for i in np.argsort(-counts, kind="stable") if counts[i]][:_NAMED]
+    return [(class_names[i], colors[i]) for i in sorted(largest)]
 
 
 def plot_overlay(
@@ -139,5 +156,7 @@ def _legend(
     figure: Figure, entries: list[tuple[str, np.ndarray]], *, loc: str, columns: int
 ) -> None:
     patches = [Patch(color=color / 255, label=name) for name, color in entries]
+    # Matplotlib goes down the columns; a list is read along the rows.
+    patches = [patch for column in range(columns) for patch in patches[column::columns]]
     if patches:
         figure.legend(handles=patches, loc=loc, ncols=columns, fontsize=8, frameon=False)

@@ -305,14 +305,19 @@ class Segmentation(Task[SegmentationConfig]):
         self, folder: Path, scores: Scores, sample: tuple[HostBatch, HostBatch] | None
     ) -> dict[str, Path]:
         """Write the table of classes, what is taken for what, and a page of results."""
+        from natjax.train.reporting.confusion import confusion_of, write_counts
+        from natjax.train.reporting.confusion_map import plot_confusion
         from natjax.train.tasks.segmentation.pictures import plot_results
-        from natjax.train.tasks.segmentation.scores import write_class_scores, write_counts
+        from natjax.train.tasks.segmentation.scores import write_class_scores
 
-        names, classes = self.maps.class_names, folder / "classes.csv"
-        write_class_scores(scores.detail, names, classes)
-        write_counts(scores.detail.counts, names, folder / "confusion.csv")
+        names, title = self.maps.class_names, self.title(scores)
+        written = {"confusion": folder / "confusion.png", "classes": folder / "classes.csv"}
+        confusion = confusion_of(scores.detail.counts)
+        write_class_scores(scores.detail, names, written["classes"])
+        write_counts(confusion, names, folder / "confusion.csv", unit="pixels")
+        plot_confusion(confusion, names, written["confusion"], title=title, unit="pixels")
         if sample is None:
-            return {"classes": classes}
+            return written
         batch, predicted = sample
         shown = [i for i, counts in enumerate(batch["mask"]) if counts][:_SHOWN]
         page = folder / "predictions.png"
@@ -322,9 +327,9 @@ class Segmentation(Task[SegmentationConfig]):
             [predicted["classes"][i] for i in shown],
             names,
             page,
-            title=self.title(scores),
+            title=title,
         )
-        return {"predictions": page, "classes": classes}
+        return {"predictions": page, **written}
 
 
 def _inside(images: Array, sizes: Int32[Array, "B 2"]) -> Bool[Array, "B H W"]:

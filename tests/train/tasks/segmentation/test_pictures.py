@@ -1,5 +1,6 @@
 """Colours of classes and what is written of them."""
 
+import cv2
 import numpy as np
 from PIL import Image
 
@@ -8,9 +9,15 @@ from natjax.train.tasks.segmentation import pictures
 
 def test_colors_of_classes_differ():
     colors = pictures.class_colors(150)
-    assert len({tuple(color) for color in colors.tolist()}) == 150
-    steps = np.abs(np.diff(colors.astype(int), axis=0)).max(1)
-    assert steps.min() > 60  # neighbours, channel by channel
+    assert colors.shape == (150, 3)
+    np.testing.assert_array_equal(colors[:11], pictures.class_colors(11))
+    lab = cv2.cvtColor(np.float32(colors)[None] / 255, cv2.COLOR_RGB2LAB)[0]
+    # 2.3 is a difference that one just sees.
+    for classes, least in ((11, 50), (150, 12)):
+        apart = np.linalg.norm(lab[:classes, None] - lab[None, :classes], axis=-1)
+        assert apart[np.triu_indices(classes, 1)].min() > least
+    assert lab[1:, 0].min() >= 29
+    assert lab[1:, 0].max() <= 86
 
 
 def test_overlay_tints_classes_and_leaves_what_has_none():
@@ -21,11 +28,15 @@ def test_overlay_tints_classes_and_leaves_what_has_none():
     np.testing.assert_array_equal(tinted[0, 1], [100, 100, 100])
 
 
-def test_legend_has_the_classes_that_are_there_largest_first():
-    colors = pictures.class_colors(4)
-    found = pictures.legend_of([np.array([[2, 2, 0, 255]])], ("a", "b", "c", "d"), colors)
-    assert [name for name, _ in found] == ["c", "a"]
-    np.testing.assert_array_equal(found[0][1], colors[2])
+def test_legend_has_the_classes_that_are_there_in_the_order_of_the_list():
+    colors, names = pictures.class_colors(30), tuple(map(str, range(30)))
+    found = pictures.legend_of([np.array([[2, 2, 0, 255]])], names, colors)
+    assert [name for name, _ in found] == ["0", "2"]
+    np.testing.assert_array_equal(found[1][1], colors[2])
+    # Of many, the largest: all but the first six, which have a pixel each.
+    labels = np.concatenate([np.arange(30), np.arange(6, 30)])[None]
+    found = pictures.legend_of([labels], names, colors)
+    assert [name for name, _ in found] == list(names[6:])
 
 
 def test_pictures_are_written(tmp_path):
