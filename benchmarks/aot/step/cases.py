@@ -96,6 +96,10 @@ def all_cases() -> list[StepCase]:
         for batch in (16, 64)
         for machine in ("8xH100", "v5e:4x4")
     ]
+    detector = StepCase(
+        task="detection", model="mask_rcnn_nat_tiny", machine="8xH100", batch=16, size=(800, 1344)
+    )
+    cases += [dataclasses.replace(detector, machine=name) for name in ("8xH100", "v5e:4x4")]
     return cases
 
 
@@ -107,16 +111,19 @@ def quick_cases() -> list[StepCase]:
     """Small steps for each kind of machine, with everything that could move activations.
 
     Parameters are split, images are mixed, batches accumulate, and the maps are smaller than the
-    window, so that they are padded. Segmentation adds norms over the batch, and resizes maps.
+    window, so that they are padded. Segmentation adds norms over the batch, and resizes maps;
+    detection adds loops over boxes, whose number differs between images.
     """
     small = StepCase(model=SMALL, machine="8xH100", batch=32, size=(24, 24), fsdp=4, accumulate=2)
     segmentor = dataclasses.replace(small, task="segmentation", size=(40, 40))
     machines = ("8xH100", "v5e:2x4")
-    return [
+    cases = [
         dataclasses.replace(case, machine=machine)
         for case in (small, segmentor)
         for machine in machines
     ]
+    detector = dataclasses.replace(small, task="detection", machine="v5e:2x4", size=(64, 64))
+    return [*cases, dataclasses.replace(detector, batch=16, accumulate=1)]
 
 
 def config_of(case: StepCase) -> RunConfig:
