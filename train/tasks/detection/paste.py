@@ -31,7 +31,7 @@ def paste_mask(
     mask: Float[np.ndarray, "S S"], box: Float32[np.ndarray, " 4"], size: Size
 ) -> UInt8[np.ndarray, "H W"]:
     """Return the pixels of a mask, 0 or 1; none where the box has no area."""
-    pasted = np.zeros(size, np.uint8)
+    pasted = np.zeros(size, np.uint8, order="F")  # as run lengths go
     cells = mask.shape[0]
     (top, rows), (left, columns) = (
         _axis_weights(box[1 - axis], box[3 - axis], size[axis], cells) for axis in range(2)

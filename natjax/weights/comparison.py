@@ -8,9 +8,9 @@ from collections.abc import Collection, Iterable, Mapping
 
 import numpy as np
 
-from natjax.weights.errors import WeightsError, show, show_some
 from natjax.weights.names import Binding, Shape
 from natjax.weights.state_dict import StateDict
+from natjax.weights.untrusted import WeightsError, show, show_some
 
 _RESIZE = "resize_rpb=True (--resize-rpb) resizes it"
 

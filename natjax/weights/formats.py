@@ -1,10 +1,11 @@
-"""Reader of files of weights, whose format is told by the content."""
+"""Files of weights: read, their format told by the content, and written."""
 
 import json
 import math
 import os
 import stat
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from io import BufferedIOBase
 from pathlib import Path
@@ -13,11 +14,14 @@ from typing import Any, Literal
 import ml_dtypes
 import numpy as np
 
-from natjax.weights.errors import WeightsError, show
-from natjax.weights.source import Source
 from natjax.weights.torchfile.reader import read_torch
+from natjax.weights.torchfile.writer import write_torch
+from natjax.weights.untrusted import Source, WeightsError, show
 
 Format = Literal["torch", "safetensors", "arrays"]
+
+TORCH_SUFFIXES = (".pth", ".pt", ".bin")
+_SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
 
 _HEAD = 512
 _LEGACY_MAGIC = b"\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"  # pickled
@@ -74,7 +78,7 @@ class SourceFile:
 
 
 def read_file(path: str | os.PathLike[str]) -> SourceFile:
-    """Read a file of weights, once, within its budget (`natjax.weights.source`).
+    """Read a file of weights, once, within its budget (`natjax.weights.untrusted`).
 
     Args:
       path: The file.
@@ -220,3 +224,43 @@ def _entries(header: dict[str, Any], source: Source) -> Iterator[tuple[str, _Pla
 
 def _damaged(source: Source, what: str) -> WeightsError:
     return source.error(f"the file is not as safetensors files must be ({what}); download it again")
+
+
+def check_target(path: str | os.PathLike[str]) -> Path:
+    """Check what can be wrong with a file to be written, before anything is read or computed.
+
+    Args:
+      path: The file.
+
+    Raises:
+      WeightsError: an unknown ending, or no such folder.
+    """
+    target = Path(path).expanduser()
+    if target.suffix not in _SUFFIXES:
+        raise WeightsError(f"the file must end in one of {', '.join(_SUFFIXES)}; got {target.name}")
+    if not target.parent.is_dir():
+        raise WeightsError(f"there is no folder {target.parent}")
+    return target
+
+
+def write_file(path: Path, arrays: Mapping[str, np.ndarray], metadata: dict[str, str]) -> None:
+    """Write a file of weights, beside the one of that name and then in its place.
+
+    Args:
+      path: The file, checked by `check_target`; its ending says the format.
+      arrays: By key.
+      metadata: Texts, which PyTorch's format has no place for.
+
+    Raises:
+      WeightsError: The format has no such dtype.
+    """
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".natjax-") as folder:
+        partial = Path(folder) / path.name
+        if path.suffix in TORCH_SUFFIXES:
+            write_torch(partial, arrays)
+        else:
+            from safetensors.numpy import save_file
+
+            ordered = {key: np.asarray(array, order="C") for key, array in arrays.items()}
+            save_file(ordered, partial, metadata)
+        os.replace(partial, path)

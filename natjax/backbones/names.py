@@ -1,4 +1,4 @@
-"""The tables of names of the backbones: official, Hugging Face, natjax.
+"""Names of the backbones' weights: official, and Hugging Face's.
 
 Detectors and segmentors (mmdet, mmseg, Mask2Former) and training checkpoints use the official names
 behind prefixes and inside containers, which `natjax.weights.state_dict` takes off.
@@ -6,71 +6,27 @@ behind prefixes and inside containers, which `natjax.weights.state_dict` takes o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
 
 import numpy as np
-from flax import nnx
 
-from natjax.backbones.base import VisionModel
 from natjax.backbones.isotropic import IsotropicConfig
-from natjax.weights.errors import WeightsError
+from natjax.backbones.nat import NATConfig
 from natjax.weights.names import (
-    CONV,
-    COUNT,
-    LINEAR,
     QKV_BIAS,
     QKV_KERNEL,
     ROOT,
     ROWS,
     SAME,
     Buffer,
-    Layout,
     Naming,
     Rule,
     Shape,
+    by_name,
+    conv,
+    linear,
+    norm,
 )
-
-
-def weight_and_bias(
-    theirs: str, ours: str, layout: Layout, weight: str = "kernel"
-) -> tuple[Rule, ...]:
-    """Rules of a layer with a weight and a bias; a bias that a model lacks is of no matter.
-
-    Args:
-      theirs: name of the layer in the source.
-      ours: name of the layer here.
-      layout: of the weight.
-      weight: what the weight is called here.
-    """
-    return (
-        Rule((f"{theirs}.weight",), (f"{ours}.{weight}",), layout),
-        Rule((f"{theirs}.bias",), (f"{ours}.bias",), SAME),
-    )
-
-
-def norm(theirs: str, ours: str) -> tuple[Rule, ...]:
-    """Rules of a normalisation; arguments as for `weight_and_bias`."""
-    return weight_and_bias(theirs, ours, SAME, "scale")
-
-
-def linear(theirs: str, ours: str) -> tuple[Rule, ...]:
-    """Rules of a linear layer; arguments as for `weight_and_bias`."""
-    return weight_and_bias(theirs, ours, LINEAR)
-
-
-def conv(theirs: str, ours: str) -> tuple[Rule, ...]:
-    """Rules of a two-dimensional convolution; arguments as for `weight_and_bias`."""
-    return weight_and_bias(theirs, ours, CONV)
-
-
-def batch_norm(theirs: str, ours: str) -> tuple[Rule, ...]:
-    """Rules of a batch norm with its running statistics; arguments as for `weight_and_bias`."""
-    return (
-        *norm(theirs, ours),
-        Rule((f"{theirs}.running_mean",), (f"{ours}.mean",), SAME),
-        Rule((f"{theirs}.running_var",), (f"{ours}.var",), SAME),
-        Rule((f"{theirs}.num_batches_tracked",), (f"{ours}.num_batches",), COUNT),
-    )
 
 
 def _block(at: str) -> tuple[Rule, ...]:
@@ -118,7 +74,7 @@ def pair_index(rpb: Shape) -> np.ndarray:
     return index.astype(np.int64)
 
 
-# Indices into the bias of ViT-RPB, which follow from its size. Written for that model alone.
+# Indices into the bias of ViT-RPB, which follow from its size.
 _PAIR_INDEX = ".attn.relative_position_index"
 
 OFFICIAL = Naming(
@@ -180,49 +136,31 @@ HUGGING_FACE = Naming(
     ),
 )
 
-# Our own: whatever the official table calls ours, under its own name.
-NATJAX = OFFICIAL.of_ours()
-
-NAMINGS = {naming.name: naming for naming in (NATJAX, OFFICIAL, HUGGING_FACE)}
+# Of the backbones alone; a file is told apart by these where nobody says what it is of.
+BACKBONE = tuple(by_name((OFFICIAL, HUGGING_FACE)).values())
 
 
-def namings_of(model: nnx.Module) -> Mapping[str, Naming]:
-    """The tables of names that a model's weights may have, by name.
+def backbone_namings(config: NATConfig | IsotropicConfig) -> tuple[Naming, ...]:
+    """The tables of names for the weights of one model.
 
-    A module offers its own by a method ``namings()`` that returns a sequence of `Naming`. Natjax's
-    own names follow from the first of them.
+    The official ViT-RPB keeps an index table in its state dict, which is written and not read.
+    Hugging Face puts the family before the keys of a classifier, and has no other models.
 
     Args:
-      model: a backbone of natjax, or any module.
-
-    Raises:
-      WeightsError: the module offers none.
+      config: of the model.
     """
-    if isinstance(model, VisionModel):
-        return NAMINGS
-    offered = getattr(model, "namings", None)
-    if offered is None:
-        raise WeightsError(
-            f"a {type(model).__name__} has no names that weights could have: it must be a model of"
-            " natjax, or have a method namings() (natjax.weights.tables.namings_of)"
-        )
-    tables = tuple(offered())
-    return {naming.name: naming for naming in (tables[0].of_ours(), *tables)}
-
-
-def naming_of(config: object, name: str) -> Naming:
-    """The table by which the weights of a backbone are written.
-
-    Args:
-      config: of the backbone.
-      name: of the naming.
-    """
-    naming = NAMINGS[name]
-    if name == OFFICIAL.name and has_pair_index(config):
-        return naming.joined(buffers=(Buffer(_PAIR_INDEX, ".attn.rpb", pair_index),))
-    return naming
-
-
-def has_pair_index(config: object) -> bool:
-    """Whether the official model of a config keeps `pair_index` in its state dict."""
-    return isinstance(config, IsotropicConfig) and config.kernel_size is None
+    official = OFFICIAL
+    if isinstance(config, IsotropicConfig) and config.kernel_size is None:
+        official = OFFICIAL.joined(buffers=(Buffer(_PAIR_INDEX, ".attn.rpb", pair_index),))
+    if isinstance(config, IsotropicConfig) or not config.num_classes:
+        return official, HUGGING_FACE
+    dilated = any(dilation > 1 for level in config.dilations for dilation in level)
+    refusal = (
+        "Hugging Face has no model with classifier and output norms; make it with num_classes=0, or"
+        " with output_norms=False"
+    )
+    return official, dataclasses.replace(
+        HUGGING_FACE,
+        root="dinat." if dilated else "nat.",
+        refusal=refusal if config.output_norms else "",
+    )

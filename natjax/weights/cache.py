@@ -1,4 +1,4 @@
-"""A file that is being downloaded: locked, resumable, and complete once it has its name.
+"""Where downloads are kept: a name for each address, and files that come in parts.
 
 The folder may be one that others can write to, so what has the name of a part or of its note is
 opened only where it is a plain file: a link could lead to any file of the caller's.
@@ -6,19 +6,53 @@ opened only where it is a plain file: a link could lead to any file of the calle
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
+import re
 import stat
 import tempfile
 import time
+import urllib.parse
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from io import FileIO
 from pathlib import Path
 
-from natjax.weights.errors import WeightsError
+from natjax.weights.untrusted import WeightsError
 
 _POLL = 0.1  # seconds between two looks at a lock
+
+
+def cache_folder() -> Path:
+    """Return the folder where downloads are kept; it need not exist.
+
+    It is ``$NATJAX_CACHE``, else ``$XDG_CACHE_HOME/natjax``, else ``~/.cache/natjax``.
+
+    Raises:
+      WeightsError: nothing is set and there is no home folder.
+    """
+    try:
+        if own := os.environ.get("NATJAX_CACHE"):
+            return Path(own).expanduser()
+        base = os.environ.get("XDG_CACHE_HOME", "")
+        # The XDG specification: a relative path is invalid and to be ignored.
+        return (Path(base) if Path(base).is_absolute() else Path.home() / ".cache") / "natjax"
+    except RuntimeError as error:
+        raise WeightsError("NATJAX_CACHE must name a folder, as there is no home folder") from error
+
+
+def cached_path(url: str, folder: Path) -> Path:
+    """Return where the file of an address is kept: two addresses never share one.
+
+    Args:
+      url: The address.
+      folder: The folder for downloads.
+    """
+    address = urllib.parse.urldefrag(url).url
+    name = urllib.parse.unquote(urllib.parse.urlsplit(address).path).rpartition("/")[2]
+    name = re.sub(r"[^A-Za-z0-9._-]", "_", name)[-32:] or "weights"
+    return folder / f"{hashlib.sha256(address.encode()).hexdigest()}-{name}"
 
 
 @dataclass(frozen=True)
@@ -40,7 +74,6 @@ class PartialFile:
     Attributes:
       size: How many they are.
       origin: What they are of; None where that is not known and they are of no use.
-      finished: Whether the file has its final name.
       folder: Where it is.
     """
 
@@ -49,8 +82,7 @@ class PartialFile:
         self._path = path
         self._note = path.with_name(f"{path.name}.json")
         self.size = file.seek(0, os.SEEK_END)
-        self.origin = self._read_note()
-        self.finished = False
+        self.origin = self._read_note() if self.size else None
         self.folder = path.parent
 
     def begin(self, origin: Origin) -> None:
@@ -76,14 +108,8 @@ class PartialFile:
             self.size += count
             left = left[count:]
 
-    def content(self) -> FileIO:
-        """Return the file, at its beginning, to be read."""
-        self._file.seek(0)
-        return self._file
-
     def discard(self) -> None:
         """Remove the bytes."""
-        self.origin = None
         self._note.unlink(missing_ok=True)
         with contextlib.suppress(PermissionError):  # open, on Windows
             self._path.unlink(missing_ok=True)
@@ -95,12 +121,9 @@ class PartialFile:
             self._file.close()
         self._note.unlink(missing_ok=True)
         os.replace(self._path, target)
-        self.finished = True
 
     def _read_note(self) -> Origin | None:
         """A note that is missing or damaged means to begin again."""
-        if not self.size:
-            return None
         try:
             with _open_own(self._note) as file:
                 note = json.loads(file.read(10_000))
@@ -122,6 +145,9 @@ def partial_file(target: Path, waiting: Callable[[], None]) -> Iterator[PartialF
 
     Yields:
       The partial file. What is worth resuming stays when the block is left.
+
+    Raises:
+      WeightsError: the folder cannot be written, or somebody has put a link in the file's place.
     """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -136,16 +162,14 @@ def partial_file(target: Path, waiting: Callable[[], None]) -> Iterator[PartialF
             try:
                 yield part
             finally:
-                if not part.finished and not (resumable and part.size and part.origin):
+                if path.exists() and not (resumable and part.size and part.origin):
                     part.discard()
     except OSError as error:
         raise _storage_error(target.parent, error) from error
 
 
 def _open_own(path: Path) -> FileIO:
-    """Open a file, made if need be, that is nothing but one: in a folder that others can write to,
-    its name may be a link to any file of the caller's.
-    """
+    """Open a file, made if need be, that is a plain one and nobody's link."""
     flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     try:
         file = os.fdopen(os.open(path, flags, 0o666), "r+b", buffering=0)
