@@ -31,6 +31,7 @@ napoleon_attr_annotations = False  # shapes such as "*B N" are no reStructuredTe
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
 autodoc_typehints = "signature"
+python_maximum_signature_line_length = 80  # longer ones have a line for each argument
 
 myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 3
@@ -46,6 +47,7 @@ html_theme_options = {
     "use_download_button": False,
     "show_toc_level": 2,
     "home_page_in_toc": True,
+    "navbar_persistent": [],  # the search is in the sidebar already
 }
 
 
