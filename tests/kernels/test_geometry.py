@@ -1,6 +1,7 @@
 """What neighborhoods can be beyond NATTEN's: circles, masks, parts, queries on a finer grid."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -56,7 +57,10 @@ def test_any_combination_agrees_with_the_reference(case):
             if function == case.unfused:
                 arrays = {k: v for k, v in arrays.items() if k in ("query", "key", "value", "rpb")}
             expected = value_and_gradients(function("reference"), arrays)
-            assert_close(value_and_gradients(function("xla"), arrays), expected, "float64")
+            actual = value_and_gradients(function("xla"), arrays)
+            # Where all is hidden all is 0, and has no size to compare with.
+            close = functools.partial(np.testing.assert_allclose, rtol=1e-11, atol=1e-12)
+            jax.tree.map(close, actual, expected)
 
 
 @pytest.mark.parametrize(
