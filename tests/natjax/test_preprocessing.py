@@ -121,5 +121,5 @@ def test_names_of_classes():
     folder = pathlib.Path(class_names_file).parent
     assert "WordNet 3.0 Copyright 2006 by Princeton" in (folder / "WORDNET-LICENSE").read_text()
     assert sum(path.stat().st_size for path in folder.glob("*1k.txt")) < 100_000
-    with pytest.raises(ValueError, match="name must be one of 'imagenet1k'; got 'imagenet'"):
+    with pytest.raises(ValueError, match="name must be one of 'imagenet1k', 'coco'; got"):
         natjax.labels("imagenet")
