@@ -37,7 +37,7 @@ def class_colors(classes: int) -> UInt8[np.ndarray, "L 3"]:
     colors = [np.array(_FIRST)]
     nearest = np.full(len(grid), np.inf)
     while len(colors) < classes:
-        nearest = np.minimum(nearest, np.linalg.norm(seen - _lab(colors[-1:]), axis=-1))
+        nearest = np.minimum(nearest, np.linalg.norm(seen - _lab(colors[-1][None]), axis=-1))
         colors.append(grid[nearest.argmax()])
     return np.stack(colors[:classes]).astype(np.uint8)
 
