@@ -17,11 +17,13 @@ class Measured(TypedDict):
     Attributes:
       seconds: by the clock.
       cpu_seconds: of all threads of the process together.
-      extra_bytes: most memory in use meanwhile, above what was in use before.
+      peak_bytes: most memory that the process has had in use meanwhile.
+      extra_bytes: the same, above what was in use before.
     """
 
     seconds: float
     cpu_seconds: float
+    peak_bytes: int
     extra_bytes: int
 
 
@@ -32,8 +34,10 @@ def measured(call: Callable[[], Any]) -> Measured:
     cpu, clock = time.process_time(), time.perf_counter()
     call()
     seconds, cpu_seconds = time.perf_counter() - clock, time.process_time() - cpu
-    extra = _resident("VmHWM") - before
-    return Measured(seconds=seconds, cpu_seconds=cpu_seconds, extra_bytes=extra)
+    peak = _resident("VmHWM")
+    return Measured(
+        seconds=seconds, cpu_seconds=cpu_seconds, peak_bytes=peak, extra_bytes=peak - before
+    )
 
 
 def _resident(which: str) -> int:

@@ -11,6 +11,8 @@ from natjax.train.tasks.segmentation.datasets.registry import LabelMaps
 
 IMAGENET_IMAGES = 1_281_167
 ADE20K_IMAGES = 20_210
+# Those with objects.
+COCO_IMAGES = 117_266
 
 
 def _no_images(*_: object) -> Any:

@@ -14,6 +14,7 @@ from .dense.segmentation.create import create_segmentor as create_segmentor
 from .dense.segmentation.create import segmentor_config as segmentor_config
 from .dense.segmentation.upernet import UPerNet as UPerNet
 from .dense.segmentation.upernet import UPerNetConfig as UPerNetConfig
+from .kernels.api import attention as attention
 from .kernels.api import merge_attentions as merge_attentions
 from .kernels.api import na1d as na1d
 from .kernels.api import na1d_av as na1d_av
@@ -29,6 +30,7 @@ from .kernels.explain import explain as explain
 from .nn.attention import NeighborhoodAttention1D as NeighborhoodAttention1D
 from .nn.attention import NeighborhoodAttention2D as NeighborhoodAttention2D
 from .nn.attention import NeighborhoodAttention3D as NeighborhoodAttention3D
+from .nn.masks import mask_of_sizes as mask_of_sizes
 from .preprocessing import preprocess as preprocess
 from .registry import list_models as list_models
 from .summary import ModelSummary as ModelSummary

@@ -96,6 +96,10 @@ def all_cases() -> list[StepCase]:
         for batch in (16, 64)
         for machine in ("8xH100", "v5e:4x4")
     ]
+    detector = StepCase(
+        task="detection", model="mask_rcnn_nat_tiny", machine="8xH100", batch=16, size=(800, 1344)
+    )
+    cases += [dataclasses.replace(detector, machine=name) for name in ("8xH100", "v5e:4x4")]
     return cases
 
 
@@ -108,11 +112,15 @@ def quick_cases() -> list[StepCase]:
     machine, and one of each other task.
 
     Parameters are split, images are mixed, batches accumulate, and the maps are smaller than the
-    window, so that they are padded. Segmentation adds norms over the batch, and resizes maps.
+    window, so that they are padded. Segmentation adds norms over the batch, and resizes maps;
+    detection adds loops over boxes, whose number differs between images.
     """
     small = StepCase(model=SMALL, machine="8xH100", batch=32, size=(24, 24), fsdp=4, accumulate=2)
     segmentor = dataclasses.replace(small, task="segmentation", size=(40, 40))
-    return [small, dataclasses.replace(small, machine="v5e:2x4"), segmentor]
+    detector = dataclasses.replace(
+        small, task="detection", machine="v5e:2x4", batch=16, size=(64, 64), accumulate=1
+    )
+    return [small, dataclasses.replace(small, machine="v5e:2x4"), segmentor, detector]
 
 
 def config_of(case: StepCase) -> RunConfig:

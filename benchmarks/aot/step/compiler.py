@@ -21,7 +21,7 @@ from natjax.train.engine.compile import compile_training
 from natjax.train.engine.sharding import device_grid, mesh_of
 
 # Without them libtpu looks for a TPU, and complains.
-_NO_TPU = {
+NO_TPU = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
     "TPU_WORKER_HOSTNAMES": "localhost",
@@ -83,7 +83,7 @@ def _topology(machine: Machine) -> topologies.TopologyDescription:
             target_config=chip.description,
             topology=machine.topology,
         )
-    os.environ.update(_NO_TPU)
+    os.environ.update(NO_TPU)
     return topologies.get_topology_desc(platform="tpu", topology_name=machine.topology)
 
 

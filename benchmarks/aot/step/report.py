@@ -23,9 +23,11 @@ _INTRODUCTION = """\
 Compiled with jax {jax} on the day of each row, on a machine without GPU or TPU: **nothing here was
 run, and nothing says how fast it is.** A step is that of a preset (stochastic depth, AdamW, their
 averages if any, and what it changes at random on the devices: mixup and CutMix, random erasing) in
-bfloat16, on a mesh of all devices as `natjax train` makes it. Presets are {presets}. Attention is
-our Triton kernels on the H100, and the plain implementation ("xla") on TPUs, for which there is no
-kernel yet: its temporaries are larger than a kernel's would be.
+bfloat16, on a mesh of all devices as `natjax train` makes it. Attention is our Triton kernels on the
+H100, and the plain implementation ("xla") on TPUs: its temporaries are larger than a kernel's would
+be. The presets are
+
+{presets}
 
 *Batch* is the images a step, over all devices. *Arguments* are state and batch, *peak* the most
 that the program needs at once, as its compiler counts, both in GB (1e9 bytes) a device. An H100 has
@@ -87,7 +89,7 @@ def document(rows: Mapping[str, Row], environment: Mapping[str, str]) -> str:
     table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
     left = [case.key for case in all_cases() if case.key not in rows]
     missing = f"\nNot compiled yet: {'; '.join(left)}.\n" if left else ""
-    presets = "; ".join(f"{task.title} ({name})" for name, task in TASKS.items())
+    presets = "\n".join(f"- {name}: {task.title}" for name, task in TASKS.items())
     introduction = _INTRODUCTION.format(**environment, presets=presets)
     return f"{introduction}\n{table}{missing}"
 

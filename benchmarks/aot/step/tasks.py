@@ -11,14 +11,33 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from benchmarks.steps import ADE20K, ADE20K_IMAGES, IMAGENET, IMAGENET_IMAGES, step_of
+import natjax
+from benchmarks.steps import (
+    ADE20K,
+    ADE20K_IMAGES,
+    COCO_IMAGES,
+    IMAGENET,
+    IMAGENET_IMAGES,
+    step_of,
+)
 from natjax.backbones.nat import NAT, NATConfig
+from natjax.dense.detection.config import (
+    BoxHeadConfig,
+    MaskRCNNConfig,
+    ProposalConfig,
+    RPNConfig,
+    SamplerConfig,
+)
 from natjax.dense.segmentation.upernet import UPerNetConfig
 from natjax.train.engine.network import split_network
 from natjax.train.engine.step import StepSetup
 from natjax.train.tasks.classification.config import ClassificationConfig
 from natjax.train.tasks.classification.recipes import imagenet_preset
 from natjax.train.tasks.classification.task import Classification
+from natjax.train.tasks.detection.config import DetectionConfig, ObjectsConfig
+from natjax.train.tasks.detection.recipes import RECIPES as COCO_RECIPES
+from natjax.train.tasks.detection.recipes import coco_config
+from natjax.train.tasks.detection.task import Detection
 from natjax.train.tasks.segmentation.config import SegmentationConfig
 from natjax.train.tasks.segmentation.recipes import RECIPES, ade20k_config
 from natjax.train.tasks.segmentation.task import Segmentation
@@ -93,6 +112,54 @@ class _SmallSegmentation(Segmentation):
         )
 
 
+def _coco(model: str, size: Size) -> DetectionConfig:
+    published = "mask_rcnn_nat_tiny" if model == SMALL else model
+    (recipe,) = (recipe for recipe in COCO_RECIPES if recipe.model == published)
+    preset = coco_config(recipe)
+    return dataclasses.replace(preset, model=dataclasses.replace(preset.model, name=model))
+
+
+def _coco_step(config: DetectionConfig) -> StepSetup:
+    kind = _SmallDetection if config.model.name == SMALL else Detection
+    return step_of(kind(config, natjax.labels("coco")), COCO_IMAGES)
+
+
+class _SmallDetection(Detection):
+    @functools.cached_property
+    def model_config(self) -> MaskRCNNConfig:
+        backbone = NATConfig(
+            dim=32,
+            depths=(1, 1, 1, 1),
+            num_heads=(1, 2, 4, 8),
+            kernel_size=3,
+            num_classes=0,
+            output_norms=True,
+        )
+        few = ProposalConfig(per_level=64, kept=64)
+        return MaskRCNNConfig(
+            backbone=backbone,
+            channels=32,
+            rpn=RPNConfig(
+                sampler=SamplerConfig(number=32, positive_fraction=0.5), training=few, inference=few
+            ),
+            box_head=BoxHeadConfig(linear_channels=64),
+            mask_channels=32,
+            sampler=SamplerConfig(number=16, positive_fraction=0.25),
+        )
+
+
+def _objects(size: Size) -> Rows:
+    places = ObjectsConfig().objects
+    return {
+        "image": ((*size, 3), jnp.uint8),
+        "size": ((2,), jnp.int32),
+        "boxes": ((places, 4), jnp.float32),
+        "label": ((places,), jnp.int32),
+        "valid": ((places,), jnp.bool_),
+        "masks": ((places, size[0], size[1] // 8), jnp.uint8),
+    }
+
+
 TASKS = {
     "classification": StepTask(
         "`nat_tiny_imagenet` and `nat_base_imagenet` at 224x224",
@@ -110,4 +177,5 @@ TASKS = {
             "size": ((2,), jnp.int32),
         },
     ),
+    "detection": StepTask("`mask_rcnn_nat_tiny_coco` at 800x1344", _coco, _coco_step, _objects),
 }

@@ -1,10 +1,8 @@
-"""Pictures of label maps: colours of classes, overlays with a legend, pages of results."""
+"""Pictures of label maps: overlays with a legend, pages of results."""
 
-import functools
 from collections.abc import Sequence
 from pathlib import Path
 
-import cv2
 import numpy as np
 from jaxtyping import Integer, UInt8
 from matplotlib.axes import Axes
@@ -13,57 +11,9 @@ from matplotlib.patches import Patch
 
 from natjax.train.reporting.curves import INK, save
 from natjax.train.tasks.segmentation.transforms import IGNORE
+from natjax.visualize.overlays import class_colors, overlay, paint
 
-_SHARE = 0.6
 _NAMED = 24
-# The first colour, a quiet one: the first class is often what lies behind all others.
-_FIRST = (208, 212, 216)
-# What cannot be told from black, which is no label, or from the white of the page is left out.
-_LIGHTNESS = (30, 85)
-
-
-@functools.cache
-def class_colors(classes: int) -> UInt8[np.ndarray, "L 3"]:
-    """Return a colour for each class: light gray, then each as far from all before as can be.
-
-    Distances are those of the CIELAB space, in which they say how different colours look.
-    """
-    steps = np.linspace(0, 255, 18).round()
-    grid = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), -1).reshape(-1, 3)
-    seen = _lab(grid)
-    low, high = _LIGHTNESS
-    grid = grid[(low <= seen[:, 0]) & (seen[:, 0] <= high)]
-    seen = _lab(grid)
-    colors = [np.array(_FIRST)]
-    nearest = np.full(len(grid), np.inf)
-    while len(colors) < classes:
-        nearest = np.minimum(nearest, np.linalg.norm(seen - _lab(colors[-1][None]), axis=-1))
-        colors.append(grid[nearest.argmax()])
-    return np.stack(colors[:classes]).astype(np.uint8)
-
-
-def _lab(colors: np.ndarray) -> np.ndarray:
-    """Colours of sRGB, 0 to 255, in CIELAB."""
-    return cv2.cvtColor(np.float32(colors)[None] / 255, cv2.COLOR_RGB2LAB)[0]
-
-
-def paint(
-    labels: Integer[np.ndarray, "H W"], colors: UInt8[np.ndarray, "L 3"]
-) -> UInt8[np.ndarray, "H W 3"]:
-    """Return label maps in the colours of their classes; what has no label is black."""
-    table = np.zeros((IGNORE + 1, 3), np.uint8)
-    table[: len(colors)] = colors
-    return table[labels]
-
-
-def overlay(
-    image: UInt8[np.ndarray, "H W 3"],
-    labels: Integer[np.ndarray, "H W"],
-    colors: UInt8[np.ndarray, "L 3"],
-) -> UInt8[np.ndarray, "H W 3"]:
-    """Return an image tinted in the colours of its classes; what has no label stays as it is."""
-    tint = _SHARE * paint(labels, colors) + (1 - _SHARE) * image
-    return np.where((labels == IGNORE)[:, :, None], image, np.rint(tint).astype(np.uint8))
 
 
 def legend_of(

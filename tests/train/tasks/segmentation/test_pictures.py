@@ -1,35 +1,14 @@
-"""Colours of classes and what is written of them."""
+"""Legends, and pictures that are written."""
 
-import cv2
 import numpy as np
 from PIL import Image
 
 from natjax.train.tasks.segmentation import pictures
-
-
-def test_colors_of_classes_differ():
-    colors = pictures.class_colors(150)
-    assert colors.shape == (150, 3)
-    np.testing.assert_array_equal(colors[:11], pictures.class_colors(11))
-    lab = cv2.cvtColor(np.float32(colors)[None] / 255, cv2.COLOR_RGB2LAB)[0]
-    # 2.3 is a difference that one just sees.
-    for classes, least in ((11, 50), (150, 12)):
-        apart = np.linalg.norm(lab[:classes, None] - lab[None, :classes], axis=-1)
-        assert apart[np.triu_indices(classes, 1)].min() > least
-    assert lab[1:, 0].min() >= 29
-    assert lab[1:, 0].max() <= 86
-
-
-def test_overlay_tints_classes_and_leaves_what_has_none():
-    image = np.full((1, 2, 3), 100, np.uint8)
-    colors = np.array([[0, 200, 50]], np.uint8)
-    tinted = pictures.overlay(image, np.array([[0, 255]]), colors)
-    np.testing.assert_array_equal(tinted[0, 0], [40, 160, 70])
-    np.testing.assert_array_equal(tinted[0, 1], [100, 100, 100])
+from natjax.visualize.overlays import class_colors
 
 
 def test_legend_has_the_classes_that_are_there_in_the_order_of_the_list():
-    colors, names = pictures.class_colors(30), tuple(map(str, range(30)))
+    colors, names = class_colors(30), tuple(map(str, range(30)))
     found = pictures.legend_of([np.array([[2, 2, 0, 255]])], names, colors)
     assert [name for name, _ in found] == ["0", "2"]
     np.testing.assert_array_equal(found[1][1], colors[2])
