@@ -300,7 +300,8 @@ def test_every_kind_of_machine_is_compiled_for_in_ci():
     kinds = {step_cases.MACHINES[case.machine].attention for case in quick}
     assert kinds == {"triton", "xla"}
     assert {case.task for case in quick} == set(TASKS)
-    assert all(case.fsdp > 1 and case.accumulate > 1 for case in quick)
+    assert all(case.fsdp > 1 for case in quick)
+    assert all(case.accumulate > 1 for case in quick if case.task != "detection")
     row = {"moved": ["all-gather of x"], "kernels": 1}
     assert "activations move" in aot_step.failed(quick[0], row)
     assert "no kernel of ours" in aot_step.failed(quick[0], {"moved": [], "kernels": 0})

@@ -23,9 +23,9 @@ _INTRODUCTION = """\
 Compiled with jax {jax} on the day of each row, on a machine without GPU or TPU: **nothing here was
 run, and nothing says how fast it is.** A step is that of a preset (stochastic depth, AdamW, their
 averages if any, and what it changes at random on the devices: mixup and CutMix, random erasing) in
-bfloat16, on a mesh of all devices as `natjax train` makes it. Attention is our Triton kernels on the
-H100, and the plain implementation ("xla") on TPUs: its temporaries are larger than a kernel's would
-be. The presets are
+bfloat16, on a mesh of all devices as `natjax train` makes it. *Kernels* are ours that the program
+holds; without any, attention is the plain implementation ("xla"), whose temporaries are larger than
+a kernel's. The presets are
 
 {presets}
 
@@ -61,6 +61,7 @@ _HEADER = [
     "peak",
     "fits",
     "collectives",
+    "kernels",
     "TFLOP",
     "CPU s",
     "day",
@@ -104,6 +105,7 @@ def _cells(case: StepCase, row: Row) -> list[str]:
         _giga(row.get("peak")),
         _fits(case, row),
         "; ".join(f"{kind} {_exchange(x)}" for kind, x in row.get("collectives", {}).items()),
+        str(row.get("kernels", "")),
         f"{row['flops'] / 1e12:.2f}" if "flops" in row else "",
         str(row["seconds"]) if "seconds" in row else "",
         row["day"],
