@@ -39,7 +39,7 @@ def _op(name: str, op: Callable[..., Any], tokens: str) -> Callable[..., Any]:
         dilation: int | Sequence[int] | None = 1,
         is_causal: bool | Sequence[bool] | None = False,
         rpb: Float[Array, "N *R"] | None = None,
-        scale: float | None = None,
+        scale: float | int | None = None,
         additional_keys: Float[Array, "B E M D"] | None = None,
         additional_values: Float[Array, "B E M Dv"] | None = None,
         return_lse: bool = False,
