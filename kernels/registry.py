@@ -48,6 +48,7 @@ class Implementation:
 
 # Best first. None picks the first that does not decline; "reference" accepts everything.
 IMPLEMENTATIONS = (
+    Implementation("jax_triton", platform="gpu"),
     Implementation("pallas_triton", platform="gpu", aliases=("triton",)),
     Implementation("xla"),
     Implementation("reference"),

@@ -19,26 +19,39 @@ def supports(op: Op, spec: CallSpec) -> None:
       NotImplementedError: they do not; the message says what would work.
     """
     del op
-    _require_device()
+    require(NAME, spec)
+
+
+def require(name: str, spec: CallSpec) -> None:
+    """Check that kernels which Triton compiles take a call.
+
+    Args:
+      name: the implementation whose kernels they are.
+      spec: what they are specialised for.
+
+    Raises:
+      NotImplementedError: they do not; the message says what would work.
+    """
+    _require_device(name)
     if spec.dtype not in _DTYPES:
         raise NotImplementedError(
-            f'implementation "{NAME}" takes the dtypes {_DTYPES}; got {spec.dtype}; use '
+            f'implementation "{name}" takes the dtypes {_DTYPES}; got {spec.dtype}; use '
             'implementation="xla"'
         )
     largest = max(spec.head_dim, spec.value_dim)
     if largest > _LARGEST_HEAD:
         raise NotImplementedError(
-            f'implementation "{NAME}" takes head sizes up to {_LARGEST_HEAD}; got {largest}; use '
+            f'implementation "{name}" takes head sizes up to {_LARGEST_HEAD}; got {largest}; use '
             'implementation="xla"'
         )
 
 
-def _require_device() -> None:
+def _require_device(name: str) -> None:
     target = device.target("gpu")
     if device.is_interpreted() or _is_ampere_or_later(target):
         return
     raise NotImplementedError(
-        f'implementation "{NAME}" needs an NVIDIA GPU, Ampere or later; got {target.device_kind!r} '
+        f'implementation "{name}" needs an NVIDIA GPU, Ampere or later; got {target.device_kind!r} '
         f'({target.platform}); use implementation="xla", or set the environment variable '
         f"{device.INTERPRET}=1 to run the kernels interpreted, slowly, for tests"
     )

@@ -1,0 +1,137 @@
+"""Running the kernels on a CPU, by Triton's own interpreter: slow, and for tests.
+
+The interpreter asks for PyTorch's tensors, of which it uses little more than their address; arrays of
+NumPy with that little stand in for them. It reads and writes memory as a kernel would, without
+asking what is there, so arrays lie between bands of nan, and the bands behind them are looked at
+afterwards.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import triton
+import triton.language as tl
+from triton.runtime import interpreter, jit
+
+_TYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16", "int32": "i32"}
+# Entries before and behind an array.
+_BAND = 256
+# The interpreter replaces functions of Triton's while it runs.
+_LOCK = threading.RLock()
+
+
+class _Tensor:
+    """What the interpreter wants of a tensor: the address of an array between two bands."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        guard = -(2**30) if array.dtype.kind == "i" else np.nan
+        self._whole = np.full(array.size + 2 * _BAND, guard, array.dtype)
+        self.array = self._whole[_BAND : _BAND + array.size].reshape(array.shape)
+        self.array[...] = array
+        self.dtype = _TYPES[array.dtype.name]
+
+    def data_ptr(self) -> int:
+        return self.array.ctypes.data if self.array.size else self._whole[_BAND:].ctypes.data
+
+    def check_bands(self) -> None:
+        """Raise an error if something was written outside of the array."""
+        bands = self._whole[:_BAND], self._whole[len(self._whole) - _BAND :]
+        for band in bands:
+            untouched = band < 0 if band.dtype.kind == "i" else np.isnan(band.astype(np.float32))
+            if not untouched.all():
+                raise RuntimeError("a kernel wrote outside of its arrays")
+
+    # A device's memory, and its copy on the host, are one here.
+    def untyped_storage(self) -> _Tensor:
+        return self
+
+    def cpu(self) -> _Tensor:
+        return self
+
+    def new_empty(self, *_: Any, **__: Any) -> _Tensor:
+        return self
+
+    def storage_offset(self) -> int:
+        return 0
+
+    def size(self) -> tuple[int, ...]:
+        return ()
+
+    def stride(self) -> tuple[int, ...]:
+        return ()
+
+    def set_(self, *_: Any) -> None:
+        pass
+
+    def copy_(self, _: Any) -> None:
+        pass
+
+
+def call(
+    kernel: Any,
+    grid: int,
+    arrays: Sequence[jax.Array],
+    outputs: Sequence[jax.ShapeDtypeStruct],
+    **statics: Any,
+) -> tuple[jax.Array, ...]:
+    """Run a kernel interpreted; arguments as of `natjax.kernels.backends.jax_triton.library.call`.
+
+    What it does not write is nan.
+    """
+
+    def run(*values: Any) -> tuple[np.ndarray, ...]:
+        ins = [_Tensor(np.asarray(x)) for x in values]
+        outs = [_Tensor(np.full(x.shape, np.nan, x.dtype)) for x in outputs]
+        with _LOCK, _interpreting(), np.errstate(all="ignore"):
+            interpreter.InterpretedFunction(kernel.fn)[(grid,)](*ins, *outs, **statics)
+        for tensor in (*ins, *outs):
+            tensor.check_bands()
+        return tuple(x.array for x in outs)
+
+    return tuple(jax.pure_callback(run, tuple(outputs), *arrays, vmap_method="sequential"))
+
+
+@contextlib.contextmanager
+def _interpreting() -> Iterator[None]:
+    """Let functions of Triton's language call one another on arrays of NumPy.
+
+    They do already where TRITON_INTERPRET was set before Triton was imported; but then nothing can
+    be compiled in the same process.
+    """
+    with (
+        _replaced(jit.JITFunction, "__call__", _call_interpreted),
+        _replaced(interpreter.InterpreterBuilder, "create_dot", _dot),
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def _replaced(owner: Any, name: str, value: Callable[..., Any]) -> Iterator[None]:
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
+
+
+def _call_interpreted(function: triton.JITFunction, *args: Any, **kwargs: Any) -> Any:
+    return interpreter.InterpretedFunction(function.fn).rewrite()(*args, **kwargs)
+
+
+def _dot(_: Any, a: Any, b: Any, acc: Any, *__: Any) -> Any:
+    """A product in float32; the interpreter's own multiplies the bits of bfloat16."""
+    total = np.matmul(_as_float32(a), _as_float32(b)) + acc.data
+    return interpreter.TensorHandle(total, acc.dtype.scalar)
+
+
+def _as_float32(x: Any) -> np.ndarray:
+    if x.dtype.scalar == tl.bfloat16:  # which the interpreter keeps as integers
+        return (x.data.astype(np.uint32) << 16).view(np.float32)
+    return x.data.astype(np.float32)
