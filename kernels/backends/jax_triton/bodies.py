@@ -7,10 +7,18 @@ from typing import Any
 
 import jax
 
-from natjax.kernels.backends.jax_triton import fused, interpreter, library
+from natjax.kernels.backends.jax_triton import fused, interpreter, library, unfused
 from natjax.kernels.spec import Kernel
 
-_BODIES: dict[Kernel, Any] = {"forward": fused.forward}
+_BODIES: dict[Kernel, Any] = {
+    "forward": fused.forward,
+    "dquery": fused.dquery,
+    "dkeyvalue": fused.dkeyvalue,
+    "dbias": fused.dbias,
+    "qk": unfused.qk,
+    "av": unfused.av,
+    "av_transposed": unfused.av_transposed,
+}
 
 
 def run(

@@ -15,6 +15,10 @@ from natjax.kernels.plan.pattern import HIDDEN
 from natjax.kernels.sharding.partitioning import align_varying
 from natjax.kernels.spec import Kernel, KernelCall
 
+# What the programs that sum blocks for the gradient of the bias should number, at most, and the
+# entries of what they sum into.
+_DBIAS_PROGRAMS = 2048
+_LARGEST_SUMS = 2**26
 # What tables of half-precision calls hold instead of larger numbers, and of hidden.
 _LARGEST_BIAS = 2.0**15
 
@@ -102,4 +106,105 @@ def _forward(call: KernelCall, q: Array, k: Array, v: Array, *plan: Array) -> tu
     )
 
 
-_LAUNCHES: dict[Kernel, Callable[..., tuple[Array, ...]]] = {"forward": _forward}
+def _dquery(call: KernelCall, *arrays: Array) -> tuple[Array, ...]:
+    (q, k, v), plan = arrays[:3], arrays[6:]
+    return _run(
+        call,
+        "dquery",
+        q.shape[0] * q.shape[2] * call.blocks("dquery").num_tiles,
+        [(q.shape, q.dtype)],
+        *arrays[:6],
+        *_plan(call, plan),
+        **_sizes(q, k, v, plan),
+    )
+
+
+def _dkeyvalue(call: KernelCall, *arrays: Array) -> tuple[Array, ...]:
+    (q, k, v), plan = arrays[:3], arrays[6:]
+    return _run(
+        call,
+        "dkeyvalue",
+        k.shape[0] * k.shape[2] * call.blocks("dkeyvalue").num_tiles,
+        [(k.shape, k.dtype), (v.shape, v.dtype)],
+        *arrays[:6],
+        *_plan(call, plan),
+        **_sizes(q, k, v, plan),
+    )
+
+
+def _dbias(call: KernelCall, *arrays: Array) -> tuple[Array, ...]:
+    """Sums of the gradients of all blocks that took the same entries of the table."""
+    (q, k, v), (table, order, begin) = arrays[:3], arrays[6:]
+    items = q.shape[0] * order.shape[0]
+    programs = math.prod(table.shape[:3])
+    splits = max(1, min(_DBIAS_PROGRAMS // programs, _LARGEST_SUMS // table.size, items))
+    (sums,) = _run(
+        call,
+        "dbias",
+        splits * programs if items else 0,
+        [((splits, *table.shape), jnp.float32)],
+        *arrays[:6],
+        _narrow(call, table),
+        order,
+        begin,
+        **_sizes(q, k, v, (table, order, begin)),
+        batch=q.shape[0],
+        splits=splits,
+    )
+    return (sums.sum(axis=0),)
+
+
+def _logits(call: KernelCall, q: Array, k: Array, *plan: Array) -> tuple[Array, ...]:
+    return _run(
+        call,
+        "qk",
+        q.shape[0] * q.shape[2] * call.blocks("qk").num_tiles,
+        [((*q.shape[:3], call.spec.neighborhood.num_neighbors), q.dtype)],
+        q,
+        k,
+        *_plan(call, plan),
+        **_sizes(q, k, k, plan),
+    )
+
+
+def _sum_of_neighbors(call: KernelCall, w: Array, v: Array, reach: Array) -> tuple[Array, ...]:
+    return _run(
+        call,
+        "av",
+        w.shape[0] * w.shape[2] * call.blocks("av").num_tiles,
+        [((*w.shape[:3], v.shape[-1]), w.dtype)],
+        w,
+        v,
+        reach,
+        **_sizes(w, v, v, ()),
+    )
+
+
+def _sum_of_queries(call: KernelCall, w: Array, x: Array, reach: Array) -> tuple[Array, ...]:
+    batch, tokens, heads, width = x.shape
+    # At least the one key head that devices share, where each has a part of its query heads.
+    kv_heads = max(1, heads // call.groups)
+    return _run(
+        call,
+        "av_transposed",
+        batch * kv_heads * call.blocks("av_transposed").num_tiles,
+        [((batch, tokens, kv_heads, width), x.dtype)],
+        w,
+        x,
+        reach,
+        heads=heads,
+        kv_heads=kv_heads,
+        width=width,
+        value_width=width,
+    )
+
+
+_LAUNCHES: dict[Kernel, Callable[..., tuple[Array, ...]]] = {
+    "forward": _forward,
+    "dquery": _dquery,
+    "dkeyvalue": _dkeyvalue,
+    "dbias": _dbias,
+    "qk": _logits,
+    "av": _sum_of_neighbors,
+    "av_transposed": _sum_of_queries,
+}

@@ -16,6 +16,7 @@ from triton.language import core as core  # so that the interpreter finds, and g
 # What hides a logit: finite, so that no difference of two is nan.
 HIDDEN = tl.constexpr(-1e30)
 LN_2 = tl.constexpr(0.6931471805599453)
+LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
