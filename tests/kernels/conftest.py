@@ -6,12 +6,21 @@ import pytest
 from natjax.kernels import registry
 
 
-@pytest.fixture(params=(*registry.names(), "toy"))
+# What takes no float64, and has derivatives of kernels alone.
+KERNELS = ("jax_triton", "pallas_triton")
+
+
+def _param(name):
+    """Triton's interpreter takes a millisecond for what takes a GPU nothing: mostly slow tests."""
+    return pytest.param(name, marks=[pytest.mark.slow] if name == "jax_triton" else [])
+
+
+@pytest.fixture(params=[*map(_param, registry.names()), "toy"])
 def implementation(request, interpreted):
     return request.param
 
 
-@pytest.fixture(params=[name for name in registry.names() if name != "pallas_triton"])
+@pytest.fixture(params=[name for name in registry.names() if name not in KERNELS])
 def exact_implementation(request):
     """Those that take float64 and give derivatives of any order, in both modes."""
     return request.param
@@ -27,7 +36,7 @@ def interpreted(monkeypatch):
 @pytest.fixture
 def on_cpu_mesh(implementation):
     """Implementations for tests on a mesh of CPU devices."""
-    if implementation == "pallas_triton" and jax.default_backend() == "gpu":
+    if implementation in KERNELS and jax.default_backend() == "gpu":
         pytest.skip("kernels for GPUs do not run on the CPU devices of a mesh")
     return implementation
 

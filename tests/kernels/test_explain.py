@@ -6,7 +6,7 @@ import pytest
 
 import natjax
 from natjax.kernels import device, registry
-from natjax.kernels.backends.pallas_triton.config import KernelConfig
+from natjax.kernels.backends.triton_common.config import KernelConfig
 from natjax.kernels.tuning import settings, tables
 
 X = jax.ShapeDtypeStruct((2, 14, 14, 2, 32), "float32")

@@ -22,7 +22,7 @@ from jax.sharding import PartitionSpec as P
 import natjax
 from natjax.kernels import autodiff, device, registry, specialise
 from natjax.kernels.backends import pallas_triton
-from natjax.kernels.backends.pallas_triton.config import KernelConfig
+from natjax.kernels.backends.triton_common.config import KernelConfig
 from natjax.kernels.spec import KERNELS
 from natjax.kernels.tuning import settings
 from natjax.kernels.tuning.problems import Problem

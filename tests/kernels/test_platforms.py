@@ -110,7 +110,7 @@ def test_threads_have_their_own_settings(interpreted):
     """Each traces with its own, and watches its own."""
     import threading
 
-    from natjax.kernels.backends.pallas_triton.config import KernelConfig
+    from natjax.kernels.backends.triton_common.config import KernelConfig
     from natjax.kernels.tuning import settings
 
     x = jax.ShapeDtypeStruct((1, 40, 1, 8), jnp.float32)

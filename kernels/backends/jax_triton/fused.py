@@ -1,14 +1,13 @@
 """The kernels of the fused op. Logits are in units of log2(e), so that exp2 is all they need.
 
-What each takes is in `natjax.kernels.autodiff`; then come the table of what to add to the logits and
-the kind of each tile, or anything where there is no table, and which chunks each tile meets.
+What each takes is in `natjax.kernels.autodiff`; then come the table of what to add to the logits
+and the kind of each tile, or anything where there is no table, and which chunks each tile meets.
 """
 
 from typing import no_type_check
 
 import triton
 import triton.language as tl
-from triton.language import core as core
 
 from natjax.kernels.backends.jax_triton.program import (
     HIDDEN,
@@ -78,7 +77,9 @@ def forward(q, k, v, table, kind, reach, out, lse, s: tl.constexpr):
 
 @triton.jit
 @no_type_check
-def softmax(q_tile, k, v, table, kind, reach, tile, head, is_careful: tl.constexpr, s: tl.constexpr):
+def softmax(
+    q_tile, k, v, table, kind, reach, tile, head, is_careful: tl.constexpr, s: tl.constexpr
+):
     """An online softmax over the chunks of a tile's slab.
 
     Returns the largest logit of each row, the sum of the weights, and that of weighted values.
@@ -206,9 +207,7 @@ def dkeyvalue(q, k, v, do, lse, delta, table, kind, reach, dk, dv, s: tl.constex
     exists = exist(rows, groups, s)
     k_image = image(k, batch, kv_head, s.kv_heads, s.width, s)
     v_image = image(v, batch, kv_head, s.kv_heads, s.value_width, s)
-    keys = load_tokens(
-        k_image, row, exists, s.rows_exist, s.kv_heads, s.width, s.padded_width, s
-    )
+    keys = load_tokens(k_image, row, exists, s.rows_exist, s.kv_heads, s.width, s.padded_width, s)
     values = load_tokens(
         v_image, row, exists, s.rows_exist, s.kv_heads, s.value_width, s.padded_value_width, s
     )
@@ -246,12 +245,8 @@ def dkeyvalue(q, k, v, do, lse, delta, table, kind, reach, dk, dv, s: tl.constex
         dk_acc = product(dlogits.to(queries.dtype), queries, dk_acc, s)
     dk_image = image(dk, batch, kv_head, s.kv_heads, s.width, s)
     dv_image = image(dv, batch, kv_head, s.kv_heads, s.value_width, s)
-    store_tokens(
-        dk_image, row, exists, dk_acc * s.scale, s.kv_heads, s.width, s.padded_width, s
-    )
-    store_tokens(
-        dv_image, row, exists, dv_acc, s.kv_heads, s.value_width, s.padded_value_width, s
-    )
+    store_tokens(dk_image, row, exists, dk_acc * s.scale, s.kv_heads, s.width, s.padded_width, s)
+    store_tokens(dv_image, row, exists, dv_acc, s.kv_heads, s.value_width, s.padded_value_width, s)
 
 
 @triton.jit

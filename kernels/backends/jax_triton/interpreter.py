@@ -1,7 +1,7 @@
 """Running the kernels on a CPU, by Triton's own interpreter: slow, and for tests.
 
-The interpreter asks for PyTorch's tensors, of which it uses little more than their address; arrays of
-NumPy with that little stand in for them. It reads and writes memory as a kernel would, without
+The interpreter asks for PyTorch's tensors, of which it uses little more than their address; arrays
+of NumPy with that little stand in for them. It reads and writes memory as a kernel would, without
 asking what is there, so arrays lie between bands of nan, and the bands behind them are looked at
 afterwards.
 """
@@ -9,7 +9,10 @@ afterwards.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import functools
 import threading
+import types
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -17,6 +20,7 @@ import jax
 import numpy as np
 import triton
 import triton.language as tl
+from triton.language import core
 from triton.runtime import interpreter, jit
 
 _TYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16", "int32": "i32"}
@@ -104,25 +108,32 @@ def _interpreting() -> Iterator[None]:
     They do already where TRITON_INTERPRET was set before Triton was imported; but then nothing can
     be compiled in the same process.
     """
-    with (
-        _replaced(jit.JITFunction, "__call__", _call_interpreted),
-        _replaced(interpreter.InterpreterBuilder, "create_dot", _dot),
-    ):
+    builder = interpreter.interpreter_builder
+    # Checks for overflow would take half of the time.
+    options = dataclasses.replace(builder.options, sanitize_overflow=False)
+    replacements = [
+        (jit.JITFunction, "__call__", _call_interpreted),
+        (builder, "options", options),
+        (interpreter.InterpreterBuilder, "create_dot", _dot),
+    ]
+    with contextlib.ExitStack() as stack:
+        # The interpreter gives back what it replaces of the modules that a kernel names; functions
+        # that the kernel calls name another.
+        modules = types.SimpleNamespace(__globals__={"tl": tl, "core": core})
+        stack.callback(interpreter._patch_lang(modules).restore)
+        for owner, name, value in replacements:
+            stack.callback(setattr, owner, name, getattr(owner, name))
+            setattr(owner, name, value)
         yield
-
-
-@contextlib.contextmanager
-def _replaced(owner: Any, name: str, value: Callable[..., Any]) -> Iterator[None]:
-    before = getattr(owner, name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        setattr(owner, name, before)
 
 
 def _call_interpreted(function: triton.JITFunction, *args: Any, **kwargs: Any) -> Any:
-    return interpreter.InterpretedFunction(function.fn).rewrite()(*args, **kwargs)
+    return _rewritten(function.fn)(*args, **kwargs)
+
+
+@functools.cache
+def _rewritten(function: Callable[..., Any]) -> Callable[..., Any]:
+    return interpreter.InterpretedFunction(function).rewrite()
 
 
 def _dot(_: Any, a: Any, b: Any, acc: Any, *__: Any) -> Any:

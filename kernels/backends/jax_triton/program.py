@@ -1,17 +1,16 @@
 """What the kernels share, in Triton's language: where a program is, and how it reads and writes.
 
 Arrays of ``[B, T, N, D]`` are addressed by token. What is constant for a kernel is its ``s``, a
-`natjax.kernels.backends.jax_triton.statics.Statics`, or ``axis``, one of its axes. Triton's language
-cannot call Python on values that are known only when a kernel runs, so `locate` and `window_start`
-say in it what `natjax.kernels.plan.blocks` and `natjax.kernels.neighborhood` say; the tests compare
-them for every tile and query.
+`natjax.kernels.backends.jax_triton.statics.Statics`, or ``axis``, one of its axes. Triton's
+language cannot call Python on values that are known only when a kernel runs, so `locate` and
+`window_start` say in it what `natjax.kernels.plan.blocks` and `natjax.kernels.neighborhood` say;
+the tests compare them for every tile and query.
 """
 
 from typing import no_type_check
 
 import triton
 import triton.language as tl
-from triton.language import core as core  # so that the interpreter finds, and gives back, both
 
 # What hides a logit: finite, so that no difference of two is nan.
 HIDDEN = tl.constexpr(-1e30)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from natjax.kernels.autodiff import LOG2_E
-from natjax.kernels.backends.pallas_triton.config import padded_head_dim
+from natjax.kernels.backends.triton_common.config import padded_head_dim
 from natjax.kernels.neighborhood import AxisWindow
 from natjax.kernels.plan.blocks import AxisBlocks, axis_blocks
 from natjax.kernels.plan.reach import num_blocks
@@ -208,5 +208,3 @@ def statics_of(
         batch=batch,
         splits=splits,
     )
-
-

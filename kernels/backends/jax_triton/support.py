@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 
-from natjax.kernels.backends.pallas_triton import support
+from natjax.kernels.backends.triton_common.support import require
 from natjax.kernels.spec import CallSpec, Op
 
 NAME = "jax_triton"
@@ -23,7 +23,8 @@ def supports(op: Op, spec: CallSpec) -> None:
             f'implementation "{NAME}" needs the packages jax-triton and triton: '
             "pip install 'natjax[triton]'"
         )
-    support.require(NAME, spec)
+    del op
+    require(NAME, spec)
 
 
 @functools.cache

@@ -4,7 +4,6 @@ from typing import no_type_check
 
 import triton
 import triton.language as tl
-from triton.language import core as core
 
 from natjax.kernels.backends.jax_triton.program import (
     across,
@@ -130,9 +129,7 @@ def av_transposed(w, x, reach, out, s: tl.constexpr):
 
 @triton.jit
 @no_type_check
-def entries(
-    queries, token, exists, keys, groups, rows_are_queries: tl.constexpr, s: tl.constexpr
-):
+def entries(queries, token, exists, keys, groups, rows_are_queries: tl.constexpr, s: tl.constexpr):
     """Where the weights of the pairs of a block are, and which pairs see one another."""
     starts, sizes = windows(queries, exists, groups, s)
     of_query = token * (s.heads * s.neighbors) - slot_of(starts, s)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from natjax.kernels.backends.pallas_triton.config import KernelConfig, padded_head_dim
+from natjax.kernels.backends.triton_common.config import KernelConfig, padded_head_dim
 from natjax.kernels.spec import CallSpec, Kernel
 
 # KiB of shared memory that a block may have, by compute capability.
