@@ -65,7 +65,7 @@ def na2d(
       additional_values: their values.
       return_lse: whether to return ``log(sum_j exp(logits[i, j]))`` too. Its gradient is honoured.
       implementation: None picks the best for device, dtype and shape and never fails; a name
-        ("pallas_triton", "xla", "reference") means that one or an error.
+        ("jax_triton", "pallas_triton", "xla", "reference") means that one or an error.
 
     Returns:
       The output, and the log-sum-exp (natural, float32 or float64) if asked for.

@@ -83,6 +83,7 @@ def explain(*args: Any, op: Op = "attention", **kwargs: Any) -> Explanation:
     >>> query = key = value = jax.ShapeDtypeStruct((8, 56, 56, 2, 32), "float32")
     >>> print(natjax.explain(query, key, value, kernel_size=7))  # doctest: +ELLIPSIS
     na2d on cpu: implementation "xla"
+      not "jax_triton":  implementation "jax_triton" needs ...
       not "pallas_triton":  implementation "pallas_triton" needs an NVIDIA GPU, Ampere or later; ...
       not "reference":      not asked: "xla" comes first
     """

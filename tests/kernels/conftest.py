@@ -5,7 +5,6 @@ import pytest
 
 from natjax.kernels import registry
 
-
 # What takes no float64, and has derivatives of kernels alone.
 KERNELS = ("jax_triton", "pallas_triton")
 
@@ -36,6 +35,8 @@ def interpreted(monkeypatch):
 @pytest.fixture
 def on_cpu_mesh(implementation):
     """Implementations for tests on a mesh of CPU devices."""
+    if implementation == "jax_triton":
+        pytest.skip("Triton's interpreter runs on one device")
     if implementation in KERNELS and jax.default_backend() == "gpu":
         pytest.skip("kernels for GPUs do not run on the CPU devices of a mesh")
     return implementation

@@ -85,7 +85,8 @@ def call(**changes):
         ),
         (
             {"implementation": "cuda"},
-            r"implementation must be None or one of \('pallas_triton', 'xla', 'reference'\)",
+            "implementation must be None or one of "
+            r"\('jax_triton', 'pallas_triton', 'xla', 'reference'\)",
         ),
     ],
 )

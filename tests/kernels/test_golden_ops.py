@@ -34,7 +34,7 @@ def cases(name):
         for record in goldens.record(name, "index")
         for dtype in ("float64", "float32")
         for implementation in registry.names()
-        if (dtype == "float64" and implementation != "pallas_triton")
+        if (dtype == "float64" and implementation not in ("jax_triton", "pallas_triton"))
         or (dtype == "float32" and record["name"] in committed)
     ]
 
@@ -42,6 +42,7 @@ def cases(name):
 def case(record, dtype, implementation, is_committed):
     name = record["name"]
     quick = name in INTERPRETED if implementation == "pallas_triton" else dtype == "float64"
+    quick &= implementation != "jax_triton"
     marks = [] if quick and is_committed else [pytest.mark.slow]
     if is_committed and implementation != "reference":
         marks.append(pytest.mark.oldest)

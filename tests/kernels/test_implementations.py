@@ -85,8 +85,7 @@ def test_fused_agrees_with_the_reference(problem, dtype, name, interpreted, x64)
             x,
             id=f"{p.name}-{x}",
             marks=marks(
-                p.name in (QUICK_IN_TRITON if x == "jax_triton" else QUICK)
-                and p.name != "2d-prime"
+                p.name in (QUICK_IN_TRITON if x == "jax_triton" else QUICK) and p.name != "2d-prime"
             ),
         )
         for p in edges.EDGES

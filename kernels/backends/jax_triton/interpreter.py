@@ -20,6 +20,7 @@ import jax
 import numpy as np
 import triton
 import triton.language as tl
+from jax.sharding import AxisType
 from triton.language import core
 from triton.runtime import interpreter, jit
 
@@ -30,12 +31,16 @@ _BAND = 256
 _LOCK = threading.RLock()
 
 
+def _nothing(shape: Any, dtype: Any) -> np.ndarray:
+    """An array of what no kernel may read, and none leave where it should write."""
+    return np.full(shape, -(2**30) if np.dtype(dtype).kind == "i" else np.nan, dtype)
+
+
 class _Tensor:
     """What the interpreter wants of a tensor: the address of an array between two bands."""
 
     def __init__(self, array: np.ndarray) -> None:
-        guard = -(2**30) if array.dtype.kind == "i" else np.nan
-        self._whole = np.full(array.size + 2 * _BAND, guard, array.dtype)
+        self._whole = _nothing(array.size + 2 * _BAND, array.dtype)
         self.array = self._whole[_BAND : _BAND + array.size].reshape(array.shape)
         self.array[...] = array
         self.dtype = _TYPES[array.dtype.name]
@@ -47,8 +52,8 @@ class _Tensor:
         """Raise an error if something was written outside of the array."""
         bands = self._whole[:_BAND], self._whole[len(self._whole) - _BAND :]
         for band in bands:
-            untouched = band < 0 if band.dtype.kind == "i" else np.isnan(band.astype(np.float32))
-            if not untouched.all():
+            nothing = _nothing(band.shape, band.dtype)
+            if not np.array_equal(band.view(np.uint8), nothing.view(np.uint8)):
                 raise RuntimeError("a kernel wrote outside of its arrays")
 
     # A device's memory, and its copy on the host, are one here.
@@ -87,11 +92,22 @@ def call(
     """Run a kernel interpreted; arguments as of `natjax.kernels.backends.jax_triton.library.call`.
 
     What it does not write is nan.
+
+    Raises:
+      NotImplementedError: the program is partitioned over devices, or may be. JAX does not keep
+        what calls Python back from within one alive, so it would crash.
     """
+    mesh = jax.sharding.get_abstract_mesh()
+    if not mesh.empty and any(kind != AxisType.Manual for kind in mesh.axis_types):
+        raise NotImplementedError(
+            'implementation "jax_triton" runs interpreted on one device, or inside of '
+            f"jax.shard_map; got a mesh of the axes {mesh.axis_names}; use "
+            'implementation="pallas_triton"'
+        )
 
     def run(*values: Any) -> tuple[np.ndarray, ...]:
         ins = [_Tensor(np.asarray(x)) for x in values]
-        outs = [_Tensor(np.full(x.shape, np.nan, x.dtype)) for x in outputs]
+        outs = [_Tensor(_nothing(x.shape, x.dtype)) for x in outputs]
         with _LOCK, _interpreting(), np.errstate(all="ignore"):
             interpreter.InterpretedFunction(kernel.fn)[(grid,)](*ins, *outs, **statics)
         for tensor in (*ins, *outs):
