@@ -39,7 +39,7 @@ from natjax.kernels.sharding.batching import in_indexable_parts
 from natjax.kernels.sharding.operands import Dim, Dims, Signature
 from natjax.kernels.sharding.partitioning import align_varying, split_over_batch_and_heads
 from natjax.kernels.spec import Kernel, KernelBackend, KernelCall, Op
-from natjax.kernels.specialise import INDEXABLE, specialise
+from natjax.kernels.specialise import INDEXABLE, require_plain, specialise
 
 type Arrays = tuple[Array, ...]
 
@@ -89,6 +89,7 @@ def attention(
     scale: float,
     additional_keys: Float[Array, "B E M D"] | None,
     additional_values: Float[Array, "B E M Dv"] | None,
+    **beyond: Any,
 ) -> tuple[Float[Array, "B *X N Dv"], Float[Array, "B *X N"]]:
     """See `natjax.kernels.backends.reference.attention`.
 
@@ -103,10 +104,12 @@ def attention(
       scale: factor on the products of queries and keys.
       additional_keys: keys that every query sees, which are few.
       additional_values: their values.
+      **beyond: arguments that kernels do not have, and that must be None.
 
     Raises:
       NotImplementedError: the backend does not take the call.
     """
+    require_plain(backend, neighborhood, beyond)
     call = specialise(backend, "attention", platform, query, key, value, neighborhood, rpb, scale)
     extra = () if additional_keys is None else (additional_keys, additional_values)
     return _attend(call, (query, key, value), rpb, extra)
@@ -134,12 +137,14 @@ def qk(
     *,
     rpb: Float[Array, "N *R"] | None,
     scale: float,
+    **beyond: Any,
 ) -> Float[Array, "B *X N K"]:
-    """See `natjax.kernels.backends.reference.qk`; ``backend`` and ``platform`` as in `attention`.
+    """See `natjax.kernels.backends.reference.qk`; other arguments are as in `attention`.
 
     Raises:
       NotImplementedError: the backend does not take the call.
     """
+    require_plain(backend, neighborhood, beyond)
     call = specialise(backend, "qk", platform, query, key, key, neighborhood, rpb, scale)
     logits = _half(_QK, call, _flat(query), _flat(key), *_flat_bias(rpb))
     return logits.reshape(*query.shape[:-1], neighborhood.num_neighbors)
@@ -151,12 +156,14 @@ def av(
     weights: Float[Array, "B *X N K"],
     value: Float[Array, "B *X M Dv"],
     neighborhood: Neighborhood,
+    **beyond: Any,
 ) -> Float[Array, "B *X N Dv"]:
-    """See `natjax.kernels.backends.reference.av`; ``backend`` and ``platform`` as in `attention`.
+    """See `natjax.kernels.backends.reference.av`; other arguments are as in `attention`.
 
     Raises:
       NotImplementedError: the backend does not take the call.
     """
+    require_plain(backend, neighborhood, beyond)
     call = specialise(backend, "av", platform, weights, value, value, neighborhood, None, 1.0)
     out = _half(_AV, call, _flat(weights), _flat(value))
     return out.reshape(*weights.shape[:-1], value.shape[-1])

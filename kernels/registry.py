@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 from natjax.kernels import device
+from natjax.kernels.cross_scale import with_more_heads
 from natjax.kernels.spec import Op
 
 _LOG = logging.getLogger(__name__)
@@ -140,7 +141,7 @@ def load(op: Op, name: str, platform: str | None = None) -> Callable[..., Any]:
     if hasattr(module, "launch"):
         from natjax.kernels import autodiff  # which needs this module
 
-        return functools.partial(getattr(autodiff, op), module, platform)
+        return with_more_heads(functools.partial(getattr(autodiff, op), module, platform))
     return getattr(module, op)
 
 

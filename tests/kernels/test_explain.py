@@ -112,7 +112,7 @@ def test_an_implementation_without_its_file(monkeypatch, interpreted):
         ((X, X, X, 7), {"implementation": "cuda"}, ValueError, "implementation must be.*'cuda'"),
         ((X, X, X, 7), {"op": "na2d"}, ValueError, "op must be one of.*got 'na2d'"),
         ((X, X, X), {}, TypeError, "kernel_size"),
-        ((X, X, 7), {"op": "qk", "stride": 2}, TypeError, "stride"),
+        ((X, X, 7), {"op": "qk", "sinks": 2}, TypeError, "sinks"),
         ((), {}, ValueError, "query must be an array of 4, 5 or 6 dimensions; got None"),
         ((RPB, RPB, RPB, 7), {}, ValueError, r"4, 5 or 6 dimensions; got \(2, 13, 13\)"),
     ],

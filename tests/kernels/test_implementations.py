@@ -90,7 +90,7 @@ def test_fused_agrees_with_the_reference(problem, dtype, name, interpreted, x64)
         )
         for p in edges.EDGES
         for x in OTHERS
-        if p.stride == 1 and not p.extra
+        if not p.extra
     ],
 )
 def test_unfused_agrees_with_the_reference_and_with_fused(problem, name, interpreted):

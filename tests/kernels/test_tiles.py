@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from windows import frames
 
 from natjax.kernels import checks
 from natjax.kernels.backends.xla import tiles
@@ -14,22 +15,14 @@ from natjax.kernels.neighborhood import AxisWindow
 
 @st.composite
 def cut_axes(draw):
-    kernel_size = draw(st.integers(1, 9))
-    dilation = draw(st.integers(1, 4))
-    axis = AxisWindow(
-        length=draw(st.integers(kernel_size * dilation, 60)),
-        kernel_size=kernel_size,
-        stride=draw(st.integers(1, kernel_size)),
-        dilation=dilation,
-        is_causal=draw(st.booleans()),
-    )
-    return tiles.axis_tiles(axis, draw(st.integers(1, axis.max_group_length)))
+    axis = draw(frames(max_length=60, periodic=None))
+    return tiles.axis_tiles(axis, draw(st.integers(1, axis.num_queries)))
 
 
 def cut_tokens(cut):
     """Which token is where in the tiles and in the slabs; -1 is padding."""
-    tokens = jnp.arange(cut.window.length) + 1
-    cuts = tiles.split_queries(tokens, 0, cut), tiles.split_keys(tokens, 0, cut)
+    queries, keys = (jnp.asarray(x) + 1 for x in (cut.window.query_tokens, cut.window.key_tokens))
+    cuts = tiles.split_queries(queries, 0, cut), tiles.split_keys(keys, 0, cut)
     return (np.asarray(x) - 1 for x in cuts)
 
 
@@ -39,11 +32,11 @@ def test_slabs_hold_the_window_of_every_query(cut):
     queries, slabs = cut_tokens(cut)
     assert queries.shape == (cut.count, cut.size)
     assert slabs.shape == (cut.count, cut.halo)
-    for query_tile, slab, start, end in zip(queries, slabs, cut.start, cut.end, strict=True):
+    for query_tile, slab, start, end in zip(queries, slabs, cut.start[0], cut.end[0], strict=True):
         for query, first, stop in zip(query_tile, start, end, strict=True):
             if query >= 0:  # not padding
-                expected = np.flatnonzero(axis.is_neighbor(query, np.arange(axis.length)))
-                np.testing.assert_array_equal(slab[first:stop], expected)
+                slots = np.flatnonzero(axis.slot_is_visible(query, np.arange(axis.kernel_size)))
+                np.testing.assert_array_equal(slab[first:stop], axis.neighbor(query, slots))
 
 
 @given(cut_axes())
@@ -51,15 +44,23 @@ def test_bias_index_of_slab_slots(cut):
     axis = cut.window
     queries, slabs = cut_tokens(cut)
     index = cut.bias_index()[cut.shifts[1]]
-    seen = axis.is_neighbor(queries[:, :, None], slabs[:, None]) & (queries >= 0)[:, :, None]
-    seen &= (slabs >= 0)[:, None]
+    slot = np.arange(cut.halo)
+    seen = (cut.start[0][..., None] <= slot) & (slot < cut.end[0][..., None])
+    seen &= (queries >= 0)[:, :, None]
     expected = axis.bias_index(queries[:, :, None], slabs[:, None])
     np.testing.assert_array_equal(index[seen], expected[seen])
 
 
 @given(cut_axes())
+def test_tokens_of_tiles_and_slabs(cut):
+    queries, slabs = cut_tokens(cut)
+    for cuts, tokens in ((queries, cut.query_tokens[0]), (slabs, cut.key_tokens[0])):
+        np.testing.assert_array_equal(tokens[cuts >= 0], cuts[cuts >= 0])
+
+
+@given(cut_axes())
 def test_queries_come_back(cut):
-    x = jnp.arange(cut.window.length * 3).reshape(cut.window.length, 3)
+    x = jnp.arange(cut.window.num_queries * 3).reshape(cut.window.num_queries, 3)
     np.testing.assert_array_equal(tiles.merge_queries(tiles.split_queries(x, 0, cut), 0, cut), x)
 
 

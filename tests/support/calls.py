@@ -20,11 +20,10 @@ def fused(problem, implementation):
 
 
 def unfused(problem, implementation):
-    """Softmax of the unfused halves; only for stride 1 and without additional keys."""
+    """Softmax of the unfused halves; only without additional keys."""
     qk = getattr(natjax, f"na{problem.ndim}d_qk")
     av = getattr(natjax, f"na{problem.ndim}d_av")
-    kwargs = {k: v for k, v in problem.arguments.items() if k != "stride"}
-    kwargs["implementation"] = implementation
+    kwargs = {**problem.arguments, "implementation": implementation}
 
     def run(arrays):
         rpb = arrays.get("rpb")

@@ -56,6 +56,7 @@ def export_run(
     from natjax.train import console
     from natjax.train.cli.runs import load_run
     from natjax.train.tasks.classification.task import Classification
+    from natjax.train.tasks.detection.task import Detection
     from natjax.train.tasks.segmentation.task import Segmentation
     from natjax.weights.load import named_params
     from natjax.weights.save import check_target, default_naming, save_weights
@@ -64,8 +65,10 @@ def export_run(
     target = check_target(out, naming)
     run = load_run(path, step=step, kind=kind)
     task = run.task
-    if not isinstance(task, Classification | Segmentation) or task.has_own_network:
-        raise UserError(f"export is for classifiers and segmentors of natjax, which {path} is not")
+    if not isinstance(task, Classification | Segmentation | Detection) or task.has_own_network:
+        raise UserError(
+            f"export is for classifiers, segmentors and detectors of natjax, which {path} is not"
+        )
     model = nnx.eval_shape(task.model_builder())
     values = run.params | run.statistics
     for name, variable in named_params(model).items():

@@ -9,13 +9,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from natjax.kernels.backends.xla import tiles as tiling
 from natjax.kernels.backends.xla.tiles import AxisTiles
 from natjax.kernels.checks import accumulation_dtype, product_precision
+from natjax.kernels.cross_scale import with_more_heads
 from natjax.kernels.neighborhood import Neighborhood
 from natjax.kernels.sharding.device_parts import on_device_parts
+from natjax.kernels.weighting import Dropout, dropout_factors, soft_capped
 
 # Cost of moving a key into a slab, in logits: `python benchmarks/ops.py --sweep` on a CPU.
 _SLAB_OVERHEAD = 64
@@ -26,58 +29,77 @@ _LOGITS_AT_ONCE_ELSEWHERE = 2**26
 _MASKED = -1e30
 
 
-@functools.partial(jax.jit, static_argnames=("neighborhood", "scale"))
+@with_more_heads
+@functools.partial(jax.jit, static_argnames=("neighborhood", "scale", "soft_cap"))
 def attention(
     query: Float[Array, "B *X N D"],
-    key: Float[Array, "B *X M D"],
-    value: Float[Array, "B *X M Dv"],
+    key: Float[Array, "B *Y M D"],
+    value: Float[Array, "B *Y M Dv"],
     neighborhood: Neighborhood,
     *,
     rpb: Float[Array, "N *R"] | None,
     scale: float,
     additional_keys: Float[Array, "B E M D"] | None,
     additional_values: Float[Array, "B E M Dv"] | None,
+    key_mask: Bool[Array, "B *Y"] | None = None,
+    dropout: Dropout | None = None,
+    soft_cap: float | None = None,
+    part: Int[Array, "axes"] | None = None,
 ) -> tuple[Float[Array, "B *X N Dv"], Float[Array, "B *X N"]]:
-    """See `natjax.kernels.backends.reference.attention`."""
-    attend = functools.partial(_attention, neighborhood=neighborhood, scale=scale)
-    batched = (query, key, value, additional_keys, additional_values)
-    return on_device_parts(attend, batched, rpb)
+    """See `natjax.kernels.backends.reference.attention`.
+
+    An axis of the neighborhood may have several `origins`; ``part`` says which of them is in
+    force along each axis.
+    """
+    attend = functools.partial(
+        _attention, neighborhood=neighborhood, scale=scale, soft_cap=soft_cap
+    )
+    extra = None if additional_keys is None else (additional_keys, additional_values)
+    mask = None if key_mask is None else key_mask[..., None, None]
+    return on_device_parts(attend, (query, key, value, extra, mask, dropout), (rpb, part))
 
 
 def _attention(
     query: Float[Array, "B *X N D"],
-    key: Float[Array, "B *X M D"],
-    value: Float[Array, "B *X M Dv"],
-    additional_keys: Float[Array, "B E M D"] | None,
-    additional_values: Float[Array, "B E M Dv"] | None,
-    rpb: Float[Array, "N *R"] | None,
+    key: Float[Array, "B *Y M D"],
+    value: Float[Array, "B *Y M Dv"],
+    extra: tuple[Float[Array, "B E M D"], Float[Array, "B E M Dv"]] | None,
+    key_mask: Bool[Array, "B *Y 1 1"] | None,
+    dropout: Dropout | None,
+    shared: tuple[Float[Array, "N *R"] | None, Int[Array, "axes"] | None],
     *,
     neighborhood: Neighborhood,
     scale: float,
+    soft_cap: float | None,
 ) -> tuple[Float[Array, "B *X N Dv"], Float[Array, "B *X N"]]:
+    rpb, part = shared
     tiles = tiling.choose_tiles(neighborhood, _SLAB_OVERHEAD)
     dtype, heads = accumulation_dtype(query.dtype), key.shape[-2]
     table = None if rpb is None else _bias_table(rpb.astype(dtype), tiles, heads)
     rows_at_once, tiles_at_once = _at_once(query.shape[0] * query.shape[-2], tiles)
     attend = functools.partial(
-        _attend, scale=scale, extra_keys=additional_keys, extra_values=additional_values
+        _attend,
+        scale=scale,
+        soft_cap=soft_cap,
+        extra=extra,
+        dropout=dropout,
+        num_tokens=neighborhood.num_tokens,
     )
 
-    def row(q: Array, k: Array, v: Array, index: Array) -> tuple[Array, Array]:
-        mask = _row_mask(tiles, index)
+    def row(q: Array, slabs: tuple[Array, Array, Array | None], index: Array) -> Any:
+        mask = _row_mask(tiles, index, part)
         bias = jnp.zeros((), dtype) if table is None else _row_bias(table, tiles, index)
         penalty = jnp.where(mask, bias, jnp.asarray(_MASKED, dtype))
         penalty = penalty.reshape(q.shape[0], *penalty.shape[len(tiles) - 1 :][:2], q.shape[-2], -1)
-        slabs = _cut_tiles(k, tiles[1:]), _cut_tiles(v, tiles[1:])
-        return _map(attend, (q, *slabs, penalty), tiles_at_once)
+        slabs = jax.tree.map(lambda x: _cut_tiles(x, tiles[1:]), slabs)
+        numbers = None if dropout is None else _row_numbers(tiles, index, part)
+        return _map(attend, (q, *slabs, penalty, numbers), tiles_at_once)
 
-    rows = (
-        _tile_queries(query, tiles, heads),
-        _cut_rows(key, tiles[0]),
-        _cut_rows(value, tiles[0]),
-    )
-    out, lse = _map(row, (*rows, jnp.arange(tiles[0].count)), rows_at_once)
-    return _untile(out, tiles, query.shape), _untile(lse[..., None], tiles, query.shape)[..., 0]
+    slabs = jax.tree.map(lambda x: _cut_rows(x, tiles[0]), (key, value, key_mask))
+    rows = (_tile_queries(query, tiles, heads), slabs, jnp.arange(tiles[0].count))
+    out, lse = _map(row, rows, rows_at_once)
+    shape = (*query.shape[:1], *neighborhood.query_shape, *query.shape[-2:])
+    return _untile(out, tiles, shape), _untile(lse[..., None], tiles, shape)[..., 0]
 
 
 # Layout. Tiles first, so that a loop may take them one by one: A tiles of the first axis,
@@ -110,14 +132,14 @@ def _untile(
     return x.reshape(*shape[:-1], x.shape[-1])
 
 
-def _cut_rows(x: Float[Array, "B *X M D"], tiles: AxisTiles) -> Float[Array, "A B M h *Y D"]:
+def _cut_rows(x: Shaped[Array, "B *X M D"], tiles: AxisTiles) -> Shaped[Array, "A B M h *Y D"]:
     x = tiling.split_keys(jnp.moveaxis(x, -2, 1), 2, tiles)
     return jnp.moveaxis(x, 2, 0)
 
 
 def _cut_tiles(
-    x: Float[Array, "B M h *Y D"], tiles: tuple[AxisTiles, ...]
-) -> Float[Array, "R B M k D"]:
+    x: Shaped[Array, "B M h *Y D"], tiles: tuple[AxisTiles, ...]
+) -> Shaped[Array, "R B M k D"]:
     n = len(tiles)
     for axis in reversed(range(n)):
         x = tiling.split_keys(x, 3 + axis, tiles[axis])
@@ -139,11 +161,13 @@ def _queries(tiles: tuple[AxisTiles, ...]) -> int:
 # [*A, M, G, *t, *h], where *A are the tiles of all axes but the first.
 
 
-def _row_mask(tiles: tuple[AxisTiles, ...], index: Int[Array, ""]) -> Bool[Array, "*A 1 1 *t *h"]:
+def _row_mask(
+    tiles: tuple[AxisTiles, ...], index: Int[Array, ""], part: Int[Array, "axes"] | None
+) -> Bool[Array, "*A 1 1 *t *h"]:
     n = len(tiles)
     masks = []
     for j, axis in enumerate(tiles):
-        start, end = jnp.asarray(axis.start), jnp.asarray(axis.end)
+        start, end = (_in_force(x, part, j) for x in (axis.start, axis.end))
         if j == 0:
             start, end = start[index][None], end[index][None]
         slot = jnp.arange(axis.halo, dtype=start.dtype)
@@ -154,6 +178,31 @@ def _row_mask(tiles: tuple[AxisTiles, ...], index: Int[Array, ""]) -> Bool[Array
             shape[j - 1] = axis.count
         masks.append(mask.reshape(shape))
     return functools.reduce(jnp.logical_and, masks)
+
+
+def _row_numbers(
+    tiles: tuple[AxisTiles, ...], index: Int[Array, ""], part: Int[Array, "axes"] | None
+) -> tuple[Int[Array, "R q"], Int[Array, "R k"]]:
+    """The number of each query and of each key of a row of tiles, among all tokens of the map."""
+    n = len(tiles)
+    numbers = []
+    for tokens in ([t.query_tokens for t in tiles], [t.key_tokens for t in tiles]):
+        total = jnp.zeros((), jnp.int32)
+        for j, axis in enumerate(tiles):
+            x = _in_force(tokens[j], part, j)
+            x = x[index][None] if j == 0 else x
+            shape = [1] * (2 * n - 1)
+            shape[n - 1 + j] = x.shape[1]
+            if j:
+                shape[j - 1] = axis.count
+            total = total * axis.window.length + x.reshape(shape)
+        numbers.append(total.reshape(_row(tiles), -1))
+    return numbers[0], numbers[1]
+
+
+def _in_force(x: Int[np.ndarray, "P A t"], part: Array | None, axis: int) -> Int[Array, "A t"]:
+    """What holds for the origin that is in force along an axis."""
+    return jnp.asarray(x)[0 if part is None else part[axis]]
 
 
 def _bias_table(
@@ -206,32 +255,59 @@ def _attend(
     q: Float[Array, "B M G q D"],
     k: Float[Array, "B M k D"],
     v: Float[Array, "B M k Dv"],
+    key_mask: Bool[Array, "B 1 k 1"] | None,
     penalty: Float[Array, "#M #G q k"],
+    numbers: tuple[Int[Array, "q"], Int[Array, "k"]] | None,
     *,
     scale: float,
-    extra_keys: Float[Array, "B E M D"] | None,
-    extra_values: Float[Array, "B E M Dv"] | None,
+    soft_cap: float | None,
+    extra: tuple[Float[Array, "B E M D"], Float[Array, "B E M Dv"]] | None,
+    dropout: Dropout | None,
+    num_tokens: int,
 ) -> tuple[Float[Array, "B M G q Dv"], Float[Array, "B M G q"]]:
     """Attention of one tile to its slab and to the additional keys: output and lse."""
     dtype = penalty.dtype
     raised = q.astype(dtype)
     einsum = functools.partial(jnp.einsum, precision=product_precision(q.dtype))
     products = scale * einsum("bmgqd,bmkd->bmgqk", raised, k.astype(dtype))
+    products = soft_capped(products, soft_cap)
     # Selected, since nan plus a penalty would be nan, and reach queries that do not see the key.
     is_seen = (penalty > _MASKED / 2)[None]
+    if key_mask is not None:
+        is_seen = is_seen & key_mask[:, :, None, None, :, 0]
     logits = [jnp.where(is_seen, products + penalty[None], jnp.asarray(_MASKED, dtype))]
     values = [jnp.moveaxis(v, 1, 2).astype(dtype)]
-    if extra_keys is not None and extra_values is not None:
-        extra = einsum("bmgqd,bemd->bmgqe", raised, extra_keys.astype(dtype))
-        logits.append(scale * extra)
-        values.append(extra_values.astype(dtype))
+    if extra is not None:
+        products = scale * einsum("bmgqd,bemd->bmgqe", raised, extra[0].astype(dtype))
+        logits.append(soft_capped(products, soft_cap))
+        values.append(extra[1].astype(dtype))
+    weights, lse = _softmax(logits)
+    if dropout is not None and numbers is not None:
+        seeds = dropout.seeds.reshape(*q.shape[:3], 2)
+        # Additional keys come after all tokens of the map.
+        places = [numbers[1], num_tokens + jnp.arange(logits[-1].shape[-1])][: len(logits)]
+        weights = [
+            w * dropout_factors(dropout, seeds, numbers[0], keys, dtype)
+            for w, keys in zip(weights, places, strict=True)
+        ]
+    parts = (einsum("bmgqk,bkmd->bmgqd", w, y) for w, y in zip(weights, values, strict=True))
+    return sum(parts).astype(q.dtype), lse
+
+
+def _softmax(
+    logits: list[Float[Array, "B M G q _"]],
+) -> tuple[list[Float[Array, "B M G q _"]], Float[Array, "B M G q"]]:
+    """Weights and log-sum-exp over several sets of keys; zeros and -inf where all are hidden."""
     # Every shift gives the same result, so this one needs no gradient.
     top = functools.reduce(jnp.maximum, (x.max(-1, keepdims=True) for x in logits))
     top = jax.lax.stop_gradient(top)
-    probs = [jnp.exp(x - top) for x in logits]
-    total = sum(x.sum(-1, keepdims=True) for x in probs)
-    parts = (einsum("bmgqk,bkmd->bmgqd", x / total, y) for x, y in zip(probs, values, strict=True))
-    return sum(parts).astype(q.dtype), (top + jnp.log(total))[..., 0]
+    sees_none = top <= _MASKED / 2
+    top = jnp.where(sees_none, jnp.zeros_like(top), top)
+    weights = [jnp.exp(x - top) for x in logits]
+    total = sum(x.sum(-1, keepdims=True) for x in weights)
+    total = jnp.where(sees_none, jnp.ones_like(total), total)
+    lse = jnp.where(sees_none, -jnp.inf, top + jnp.log(total))
+    return [x / total for x in weights], lse[..., 0]
 
 
 def _at_once(problems: int, tiles: tuple[AxisTiles, ...]) -> tuple[int, int]:
@@ -253,9 +329,9 @@ def _divisor(number: int, limit: int) -> int:
     return next(n for n in range(max(1, min(number, limit)), 0, -1) if number % n == 0)
 
 
-def _map(function: Callable[..., Any], xs: tuple[Array, ...], at_once: int) -> Any:
+def _map(function: Callable[..., Any], xs: tuple[Any, ...], at_once: int) -> Any:
     """Map over the leading axis, ``at_once`` items at a time, rematerialising in reverse mode."""
-    if at_once >= xs[0].shape[0]:
+    if at_once >= jax.tree.leaves(xs)[0].shape[0]:
         return jax.vmap(jax.checkpoint(function))(*xs)
     # A loop body is its own scope for common subexpressions.
     function = jax.checkpoint(function, prevent_cse=False)

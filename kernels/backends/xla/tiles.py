@@ -4,9 +4,10 @@ The queries of each dilation group are cut into tiles of ``size`` positions; the
 ragged. Every tile gets a *slab* of ``halo`` consecutive keys that holds the windows of all its
 queries. Slabs start at ``clip(size * tile + offset, 0, positions - halo)``: evenly spaced but for
 the borders, so that all of them are static slices and blocks of one array, whose transpose is a sum
-of pads and never a scatter.
+of pads and never a scatter. Where windows go round, slabs are evenly spaced without exception, and
+those that reach over an end are two slices.
 
-All of this is NumPy at trace time, from `natjax.kernels.neighborhood`.
+All of this is NumPy at trace time, from `natjax.kernels.plan.frame`.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from natjax.kernels.neighborhood import AxisWindow, Neighborhood
+from natjax.kernels.plan.frame import AxisFrame, axis_frame, merge_groups, split_groups
 from natjax.kernels.plan.slabs import fit_slabs
 
 
@@ -30,25 +32,30 @@ class AxisTiles:
     """Tiles and slabs of one axis; dilation groups one after the other, ``A`` tiles in all.
 
     Attributes:
-      window: the neighborhood along the axis.
+      frame: where queries and keys are.
       size: query positions in a tile.
       halo: key positions in a slab.
       key_start: first key position of each tile's slab.
-      start: first key position that each query sees, relative to its slab.
+      start: first key position that each query sees, relative to its slab, for each origin.
       end: position just past the last key that each query sees, relative to its slab.
     """
 
-    window: AxisWindow
+    frame: AxisFrame
     size: int
     halo: int
     key_start: Int[np.ndarray, "A"]
-    start: Int[np.ndarray, "A t"]
-    end: Int[np.ndarray, "A t"]
+    start: Int[np.ndarray, "P A t"]
+    end: Int[np.ndarray, "P A t"]
+
+    @property
+    def window(self) -> AxisWindow:
+        """The neighborhood along the axis."""
+        return self.frame.window
 
     @property
     def per_group(self) -> int:
         """Tiles in a dilation group."""
-        return -(-self.window.max_group_length // self.size)
+        return -(-self.frame.query_positions // self.size)
 
     @property
     def count(self) -> int:
@@ -58,7 +65,25 @@ class AxisTiles:
     @property
     def waste(self) -> float:
         """Queries computed for each query there is, at least 1 (ragged tiles and groups)."""
-        return self.count * self.size / self.window.length
+        return self.count * self.size / self.window.num_queries
+
+    @property
+    def query_tokens(self) -> Int[np.ndarray, "P A t"]:
+        """Token of each query of each tile, for each origin; past the end of the axis, any."""
+        group, tile = np.divmod(np.arange(self.count)[:, None], self.per_group)
+        position = tile * self.size + np.arange(self.size)[None]
+        return self._tokens(position * self.window.dilation + group, self.window.query_range[0])
+
+    @property
+    def key_tokens(self) -> Int[np.ndarray, "P A h"]:
+        """Token of each key of each slab, for each origin; of those outside the axis, any."""
+        group = np.arange(self.count)[:, None] // self.per_group
+        position = self.key_start[:, None] + np.arange(self.halo)[None] - self.frame.ahead
+        return self._tokens(position * self.window.dilation + group, self.window.query_range[0])
+
+    def _tokens(self, index: Int[np.ndarray, "A n"], first: int) -> Int[np.ndarray, "P A n"]:
+        origins = np.asarray(self.window.origins)[:, None, None]
+        return ((origins + first + index[None]) % self.window.length).astype(np.int32)
 
     @property
     def shifts(self) -> tuple[Int[np.ndarray, "S"], Int[np.ndarray, "A"]]:
@@ -70,33 +95,38 @@ class AxisTiles:
         """For each distinct shift, the bias index of each query and slab slot, clipped to range."""
         k = self.window.kernel_size
         query, slot = np.arange(self.size)[:, None], np.arange(self.halo)[None, :]
-        relative = self.shifts[0][:, None, None] + (slot - query)[None]
+        relative = self.shifts[0][:, None, None] + (slot - query)[None] - self.frame.ahead
         return np.clip(relative + k - 1, 0, 2 * k - 2)
 
 
 @functools.cache
 def axis_tiles(window: AxisWindow, size: int) -> AxisTiles:
     """Tiles of ``size`` query positions along an axis, with the smallest slabs that do."""
-    d, positions = window.dilation, window.max_group_length
-    per_group = -(-positions // size)
-    groups = np.arange(d)[:, None]
+    frame = axis_frame(window)
+    d, positions = window.dilation, frame.key_positions
+    per_group = -(-frame.query_positions // size)
     # Positions past the end of a group repeat its last query; their results are thrown away.
-    position = np.minimum(np.arange(per_group * size)[None], window.group_length(groups) - 1)
-    query = position * d + groups
-    start = window.start(query).reshape(d * per_group, size)
-    end = window.end(query).reshape(d * per_group, size)
-    first = start.min(1).reshape(d, per_group).min(0)
-    last = end.max(1).reshape(d, per_group).max(0)
-    offset, halo = fit_slabs(first, last, size, positions)
-    key_start = np.clip(np.arange(per_group) * size + offset, 0, positions - halo)
-    key_start = np.tile(key_start, d)
+    position = np.minimum(np.arange(per_group * size), frame.query_positions - 1)
+    start, end = (
+        x[:, :, position].reshape(-1, d, per_group, size) for x in (frame.start, frame.end)
+    )
+    first, last = start.min((0, 1, 3)), end.max((0, 1, 3))
+    tile_start = np.arange(per_group) * size
+    if window.is_circle:
+        offset = int((first - tile_start).min())
+        halo = int((last - tile_start).max()) - offset
+        key_start = tile_start + offset
+    else:
+        offset, halo = fit_slabs(first, last, size, positions)
+        key_start = np.clip(tile_start + offset, 0, positions - halo)
+    start, end = (x - key_start[:, None] for x in (start, end))
     return AxisTiles(
-        window=window,
+        frame=frame,
         size=size,
         halo=halo,
-        key_start=key_start,
-        start=(start - key_start[:, None]).astype(np.int32),
-        end=(end - key_start[:, None]).astype(np.int32),
+        key_start=np.tile(key_start, d),
+        start=start.reshape(-1, d * per_group, size).astype(np.int32),
+        end=end.reshape(-1, d * per_group, size).astype(np.int32),
     )
 
 
@@ -120,7 +150,7 @@ def choose_tiles(neighborhood: Neighborhood, overhead: int) -> tuple[AxisTiles, 
 
 def _sizes(axis: AxisWindow) -> list[int]:
     """Tile sizes worth a look: the fewest queries for each number of tiles, 2 K at most."""
-    n = axis.max_group_length
+    n = axis_frame(axis).query_positions
     largest = max(2 * axis.kernel_size, 16)
     sizes = {-(-n // tiles) for tiles in range(1, n + 1)}
     smallest = max(1, axis.kernel_size // 4)
@@ -130,25 +160,9 @@ def _sizes(axis: AxisWindow) -> list[int]:
     return kept[::-1][::step]
 
 
-def split_groups(x: Array, axis: int, window: AxisWindow, positions: int) -> Array:
-    """Replace a token axis by ``(dilation, positions)``, zero-padded at the end."""
-    padding = [(0, 0)] * x.ndim
-    padding[axis] = (0, positions * window.dilation - window.length)
-    x = jnp.pad(x, padding)
-    x = x.reshape(*x.shape[:axis], positions, window.dilation, *x.shape[axis + 1 :])
-    return jnp.swapaxes(x, axis, axis + 1)
-
-
-def merge_groups(x: Array, axis: int, window: AxisWindow) -> Array:
-    """Inverse of `split_groups`, on the axes ``axis`` and ``axis + 1``."""
-    x = jnp.swapaxes(x, axis, axis + 1)
-    x = x.reshape(*x.shape[:axis], x.shape[axis] * window.dilation, *x.shape[axis + 2 :])
-    return jax.lax.slice_in_dim(x, 0, window.length, axis=axis)
-
-
 def split_queries(x: Array, axis: int, tiles: AxisTiles) -> Array:
     """Replace a token axis by ``(A, size)``."""
-    x = split_groups(x, axis, tiles.window, tiles.per_group * tiles.size)
+    x = split_groups(x, axis, tiles.window.dilation, tiles.per_group * tiles.size)
     return x.reshape(*x.shape[:axis], tiles.count, tiles.size, *x.shape[axis + 2 :])
 
 
@@ -156,12 +170,12 @@ def merge_queries(x: Array, axis: int, tiles: AxisTiles) -> Array:
     """Inverse of `split_queries`, on the axes ``axis`` and ``axis + 1``."""
     d = tiles.window.dilation
     x = x.reshape(*x.shape[:axis], d, tiles.per_group * tiles.size, *x.shape[axis + 2 :])
-    return merge_groups(x, axis, tiles.window)
+    return merge_groups(x, axis, tiles.window.num_queries)
 
 
 def split_keys(x: Array, axis: int, tiles: AxisTiles) -> Array:
     """Replace a token axis by the slabs ``(A, halo)``, which overlap."""
-    x = split_groups(x, axis, tiles.window, tiles.window.max_group_length)
+    x = tiles.frame.split_keys(x, axis)
     x = _cut_slabs(x, axis + 1, tiles)
     return x.reshape(*x.shape[:axis], tiles.count, tiles.halo, *x.shape[axis + 3 :])
 
@@ -169,17 +183,30 @@ def split_keys(x: Array, axis: int, tiles: AxisTiles) -> Array:
 def _cut_slabs(x: Array, axis: int, tiles: AxisTiles) -> Array:
     """Replace an axis of positions by ``(tiles, halo)``: border slabs, and between them blocks."""
     starts = tiles.key_start[: tiles.per_group]
-    spaced = np.flatnonzero(np.diff(starts) == tiles.size)
+    within = (starts >= 0) & (starts + tiles.halo <= x.shape[axis])
+    spaced = np.flatnonzero((np.diff(starts) == tiles.size) & within[:-1] & within[1:])
     # With few slabs in between, cutting each by itself is as good.
     low, high = (int(spaced[0]), int(spaced[-1]) + 2) if len(spaced) > 4 else (0, 0)
 
     def border(begin: int, stop: int) -> list[Array]:
-        cuts = (jax.lax.slice_in_dim(x, s, s + tiles.halo, axis=axis) for s in starts[begin:stop])
+        cuts = (cut_round(x, axis, int(s), int(s) + tiles.halo) for s in starts[begin:stop])
         return [jnp.expand_dims(cut, axis) for cut in cuts]
 
     between = [_cut_blocks(x, axis, tiles, int(starts[low]), high - low)] if high else []
     parts = [*border(0, low), *between, *border(high, len(starts))]
     return jnp.concatenate(parts, axis=axis)
+
+
+def cut_round(x: Array, axis: int, start: int, stop: int) -> Array:
+    """Positions ``start`` to ``stop`` of an axis, from the other end where they are outside."""
+    length = x.shape[axis]
+    pieces = []
+    while start < stop:
+        begin = start % length
+        end = min(begin + stop - start, length)
+        pieces.append(jax.lax.slice_in_dim(x, begin, end, axis=axis))
+        start += end - begin
+    return jnp.concatenate(pieces, axis=axis) if len(pieces) > 1 else pieces[0]
 
 
 def _cut_blocks(x: Array, axis: int, tiles: AxisTiles, start: int, count: int) -> Array:

@@ -194,8 +194,9 @@ class MaskRCNN(nnx.Module):
           subset: chooses the samples.
 
         Returns:
-          By name, the losses and what else there is to log, each as a sum and what it is to be
-          divided by. `natjax.dense.detection.losses.mean_loss` of the losses is minimised.
+          By name, the losses and what else there is to log (accuracies, and shares of the sampled
+          boxes that belong to objects), each as a sum and what it is to be divided by.
+          `natjax.dense.detection.losses.mean_loss` of the losses is minimised.
 
         Raises:
           ValueError: images of another rank, dtype or number of channels; masks of another size.
@@ -221,7 +222,9 @@ class MaskRCNN(nnx.Module):
         more, scalars = self.roi_head.losses(
             pyramid, _regions(proposals), truth, sizes, keys[:, 1], subset
         )
-        return first | more, scalars
+        positive, negative = targets.sampled
+        share = loss.count(positive), loss.count(positive | negative)
+        return first | more, scalars | {"rpn_positive": share}
 
     def loss(self, *args: Any, **kwargs: Any) -> tuple[Float[Array, ""], dict[str, Sum]]:
         """The loss that is minimised, and all losses and scalars by name; arguments of `losses`."""

@@ -111,7 +111,7 @@ class RoIHead(nnx.Module):
         keys: Key[Array, "B"],
         subset: Subset,
     ) -> tuple[dict[str, Sum], dict[str, Sum]]:
-        """Losses of all stages, and their accuracies, by name.
+        """Losses of all stages, and their accuracies and shares of positive boxes, by name.
 
         Args:
           pyramid: maps of the batch.
@@ -142,6 +142,7 @@ class RoIHead(nnx.Module):
             for name, (total, weight) in found.items():
                 losses[prefix + name] = (stage.loss_weight * total, weight)
             scalars[f"{prefix}accuracy"] = _accuracy(samples, logits)
+            scalars[f"{prefix}positive"] = loss.count(samples.positive), loss.count(samples.valid)
             if i + 1 < len(stages):
                 regions = self._after_training(i, samples, logits, deltas, sizes)
         return losses, scalars

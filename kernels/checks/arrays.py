@@ -1,103 +1,17 @@
-"""Argument rules of the public ops, each checked once, here.
-
-Every error names the argument, the rule and the value. The rules are NATTEN's, except that a
-window of 1 along an axis is allowed.
-"""
+"""Rules of arrays and numbers."""
 
 from __future__ import annotations
 
 import math
 import numbers
-import operator
-from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from natjax.kernels.neighborhood import AxisWindow, Neighborhood
+from natjax.kernels.neighborhood import Neighborhood
 
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
-
-
-def axis_ints(name: str, value: int | Sequence[int], ndim: int) -> tuple[int, ...]:
-    """Canonical form of an "int or one per axis" argument, each at least 1.
-
-    Raises:
-      ValueError: not an int or a sequence of ``ndim`` ints, or one is below 1.
-    """
-    rule = f"{name} must be an integer >= 1 or {ndim} of them (one per axis)"
-    entries = _per_axis(rule, value, ndim)
-    try:
-        # bool is an int to Python; as a size it is a mistake.
-        if any(isinstance(entry, bool | np.bool_) for entry in entries):
-            raise TypeError
-        result = tuple(operator.index(entry) for entry in entries)
-    except TypeError:
-        raise ValueError(f"{rule}; got {value!r}") from None
-    if min(result) < 1:
-        raise ValueError(f"{rule}; got {value!r}")
-    return result
-
-
-def axis_bools(name: str, value: bool | Sequence[bool], ndim: int) -> tuple[bool, ...]:
-    """Canonical form of a "bool or one per axis" argument.
-
-    Raises:
-      ValueError: not a bool or a sequence of ``ndim`` bools.
-    """
-    rule = f"{name} must be a bool or {ndim} of them (one per axis)"
-    entries = _per_axis(rule, value, ndim)
-    if not all(isinstance(entry, bool | np.bool_) for entry in entries):
-        raise ValueError(f"{rule}; got {value!r}")
-    return tuple(bool(entry) for entry in entries)
-
-
-def _per_axis(rule: str, value: Any, ndim: int) -> tuple[Any, ...]:
-    if isinstance(value, str) or not isinstance(value, Sequence):
-        return (value,) * ndim
-    if len(value) != ndim:
-        raise ValueError(f"{rule}; got {value!r}")
-    return tuple(value)
-
-
-def neighborhood(
-    shape: Sequence[int],
-    kernel_size: int | Sequence[int],
-    stride: int | Sequence[int] = 1,
-    dilation: int | Sequence[int] = 1,
-    is_causal: bool | Sequence[bool] = False,
-) -> Neighborhood:
-    """The neighborhood on a token layout, from arguments in any of their forms.
-
-    Raises:
-      ValueError: a malformed argument, a stride above the window, or a dilated window that does
-        not fit the layout.
-    """
-    ndim = len(shape)
-    kernel = axis_ints("kernel_size", kernel_size, ndim)
-    strides = axis_ints("stride", stride, ndim)
-    dilations = axis_ints("dilation", dilation, ndim)
-    causal = axis_bools("is_causal", is_causal, ndim)
-    for axis in range(ndim):
-        if strides[axis] > kernel[axis]:
-            raise ValueError(
-                f"stride must not exceed kernel_size along any axis; got stride={strides} and "
-                f"kernel_size={kernel} (axis {axis})"
-            )
-        if kernel[axis] * dilations[axis] > shape[axis]:
-            raise ValueError(
-                f"kernel_size * dilation must not exceed the tokens along any axis; got "
-                f"kernel_size={kernel}, dilation={dilations} and tokens {tuple(shape)} "
-                f"(axis {axis}); pad the input or use a smaller window"
-            )
-    return Neighborhood(
-        tuple(
-            AxisWindow(length=n, kernel_size=k, stride=s, dilation=d, is_causal=c)
-            for n, k, s, d, c in zip(shape, kernel, strides, dilations, causal, strict=True)
-        )
-    )
 
 
 def tokens(name: str, array: jax.Array, ndim: int) -> tuple[int, ...]:
@@ -121,6 +35,66 @@ def tokens(name: str, array: jax.Array, ndim: int) -> tuple[int, ...]:
     return array.shape[1:-2]
 
 
+def key_mask(array: jax.Array | None, key_name: str, key: jax.Array) -> None:
+    """Check a mask of keys: one bit a token.
+
+    Raises:
+      ValueError: not booleans, or not ``[B, *X]`` of the keys.
+    """
+    if array is None:
+        return
+    if array.shape != key.shape[:-2] or array.dtype != jnp.bool_:
+        raise ValueError(
+            f"key_mask must be booleans with the batch and tokens of {key_name}, "
+            f"{key.shape[:-2]}; got {array.dtype.name} of shape {array.shape}"
+        )
+
+
+def dropout(rate: float, key: jax.Array | None) -> None:
+    """Check the rate of dropout and its key.
+
+    Raises:
+      ValueError: a rate that is none, or no key for a rate above 0.
+    """
+    is_number = isinstance(rate, numbers.Real) and not isinstance(rate, bool)
+    if not is_number or not 0 <= rate < 1:
+        raise ValueError(f"dropout_rate must be a number of at least 0 and below 1; got {rate!r}")
+    if rate and key is None:
+        raise ValueError(
+            f"dropout_key must be a key of jax.random where dropout_rate > 0; got None and "
+            f"dropout_rate={rate}"
+        )
+
+
+def soft_cap(value: float | None) -> float | None:
+    """Check the cap of logits.
+
+    Raises:
+      ValueError: neither None nor a finite number above 0.
+    """
+    if value is None:
+        return None
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not is_number or not math.isfinite(value) or value <= 0:
+        raise ValueError(f"logit_soft_cap must be None or a finite number above 0; got {value!r}")
+    return float(value)
+
+
+def sinks(array: jax.Array | None, query: jax.Array) -> None:
+    """Check attention sinks: one logit a query head.
+
+    Raises:
+      ValueError: wrong shape or not a supported float.
+    """
+    if array is None:
+        return
+    if array.shape != query.shape[-2:-1] or array.dtype.name not in _FLOATS:
+        raise ValueError(
+            f"sinks must be one logit for each head, shape {query.shape[-2:-1]} and one of the "
+            f"dtypes {_FLOATS}; got {array.dtype.name} of shape {array.shape}"
+        )
+
+
 def same_tokens(name: str, array: jax.Array, like_name: str, like: jax.Array) -> None:
     """Check that two ``[B, *X, N, D]`` arrays share batch, tokens and dtype.
 
@@ -131,6 +105,19 @@ def same_tokens(name: str, array: jax.Array, like_name: str, like: jax.Array) ->
         raise ValueError(
             f"{name} must have the batch and tokens of {like_name}; got shapes {array.shape} and "
             f"{like.shape}"
+        )
+    same_dtype(name, array, like_name, like)
+
+
+def same_batch(name: str, array: jax.Array, like_name: str, like: jax.Array) -> None:
+    """Check that two arrays share batch and dtype.
+
+    Raises:
+      ValueError: they do not.
+    """
+    if array.shape[0] != like.shape[0]:
+        raise ValueError(
+            f"{name} must have the batch of {like_name}; got shapes {array.shape} and {like.shape}"
         )
     same_dtype(name, array, like_name, like)
 
@@ -174,18 +161,23 @@ def grouped_heads(array: jax.Array, like: jax.Array, name: str, like_name: str) 
         )
 
 
-def query_and_key(ndim: int, query: jax.Array, key: jax.Array) -> tuple[int, ...]:
-    """Check queries and keys against one another; returns their token layout.
+def query_and_key(ndim: int, query: jax.Array, key: jax.Array, *, apart: bool) -> None:
+    """Check queries and keys against one another.
+
+    Args:
+      ndim: token axes.
+      query: queries.
+      key: keys.
+      apart: whether their tokens may differ.
 
     Raises:
-      ValueError: wrong rank, dtype, tokens, head size or heads.
+      ValueError: wrong rank, dtype, batch, tokens, head size or heads.
     """
-    layout = tokens("query", query, ndim)
+    tokens("query", query, ndim)
     tokens("key", key, ndim)
-    same_tokens("key", key, "query", query)
+    (same_batch if apart else same_tokens)("key", key, "query", query)
     same_size("key", key, "query", query, "head size")
     grouped_heads(key, query, "key", "query")
-    return layout
 
 
 def weights(array: jax.Array, neighborhood: Neighborhood) -> None:
