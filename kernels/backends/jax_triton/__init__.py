@@ -10,9 +10,9 @@ References:
   Dao et al., *FlashAttention*, 2022 (online softmax).
 """
 
+from natjax.kernels.backends.jax_triton.config import KernelConfig as settings  # noqa: N813
 from natjax.kernels.backends.jax_triton.launch import launch as launch
 from natjax.kernels.backends.jax_triton.support import NAME as NAME
 from natjax.kernels.backends.jax_triton.support import supports as supports
-from natjax.kernels.backends.triton_common.config import KernelConfig as settings  # noqa: N813
 
 __all__ = ["NAME", "launch", "settings", "supports"]
