@@ -39,10 +39,8 @@ TARGETS = {
 }
 _PROBLEMS = (
     "nat_tiny-stage1-d1",
-    "nat_tiny-stage2-d1",
     "nat_tiny-stage3-d1",
     "heads-of-128",
-    "video",
     "image-256",
 )
 _QUICK = ("nat_tiny-stage1-d1",)
@@ -182,16 +180,17 @@ def _cell(row: Mapping[str, Any] | None) -> str:
 _INTRODUCTION = """\
 # The kernels in Triton's language, compiled for GPUs that were not there
 
-    python -m benchmarks.aot.in_triton
+    {command}
 
-Compiled on {date} with jax {jax}, jax-triton {jax_triton}, triton {triton} and ptxas {ptxas}, on a machine without a
-GPU: **nothing here was run, and no time was measured.** bfloat16; the problems are those of
-[aot.md](aot.md).
+Compiled on {date} with jax {jax}, jax-triton {jax_triton}, triton {triton} and ptxas {ptxas}, on a
+machine without a GPU: **nothing here was run, and no time was measured.** bfloat16; the problems
+are those of [aot.md](aot.md).
 
-Registers of a thread, shared memory, instructions of machine code, and instructions of the loop over
-chunks as one warp runs it. (The forward kernel has that loop twice: the second is for keys that are
-nan.) Exponentials and matrix products of the loop are what the block needs, or the cell says in bold how
-many times that. The last column is "pallas_triton", whose blocks are the same and whose warps may not be.
+Registers of a thread, shared memory, instructions of machine code, and instructions of the loop
+over chunks as one warp runs it. (The forward kernel has that loop twice where there is a table: the
+second is for keys that are nan.) Exponentials and matrix products of the loop are what the block
+needs, or the cell says in bold how many times that; Blackwell's `tcgen05` products are not counted.
+The last column is "pallas_triton", with the same blocks; warps and stages may differ.
 """
 
 
