@@ -3,6 +3,7 @@
 import functools
 import importlib
 import importlib.util
+import math
 import types
 
 import jax
@@ -21,10 +22,10 @@ from jax.sharding import (
 import natjax
 from natjax.kernels import checks, specialise
 from natjax.kernels.backends.jax_triton import statics, support
-from natjax.kernels.backends.triton_common.config import KernelConfig
+from natjax.kernels.backends.jax_triton.config import KernelConfig
 from natjax.kernels.neighborhood import window_start
 from natjax.kernels.plan.blocks import Blocks
-from natjax.kernels.spec import KERNELS
+from natjax.kernels.spec import KERNELS, CallSpec
 from natjax.kernels.tuning import settings
 from natjax.kernels.tuning.problems import Problem
 
@@ -73,6 +74,17 @@ def test_a_computed_mask_is_as_good_as_a_table(monkeypatch):
     with settings.using(LARGE):
         actual = run(SMALL, arrays, "jax_triton")
     assert_close(actual, run(SMALL, arrays, "reference"))
+
+
+def test_chunks_that_are_seen_whole_need_no_mask(monkeypatch):
+    """Most of those of large windows, and none of the others."""
+    monkeypatch.setattr(specialise, "_SMALL_TABLE", 0)
+    problem = Problem(name="large", shape=(90,), kernel_size=(50,), head_dim=16, rpb=False)
+    arrays = problem.arrays()
+    config = KernelConfig((16,), (16,), num_warps=1)
+    with settings.using(dict.fromkeys(KERNELS, config)):
+        actual = run(problem, arrays, "jax_triton")
+    assert_close(actual, run(problem, arrays, "reference"))
 
 
 @pytest.mark.parametrize("skips", [True, False])
@@ -250,6 +262,20 @@ def test_interpreted_on_several_devices_is_refused(mesh_of):
         pytest.raises(NotImplementedError, match="interpreted on one device"),
     ):
         attend(x, x, x)
+
+
+def test_a_warp_has_16_rows_at_least_where_registers_allow():
+    """Further ones repeat what the others do on tensor cores."""
+    neighborhood = checks.neighborhood((256, 256), 80)
+    for kernel in ("forward", "dquery", "dkeyvalue"):
+        for width in (32, 64, 128):
+            spec = CallSpec(neighborhood, width, width, "bfloat16", False)
+            chosen = KernelConfig.suggest(kernel, spec)
+            assert chosen.num_warps <= math.prod(chosen.tile) // 16
+    # Here accumulators alone would fill the registers of so few threads.
+    spec = CallSpec(neighborhood, 256, 256, "bfloat16", False)
+    chosen = KernelConfig.suggest("dkeyvalue", spec)
+    assert chosen.num_warps > math.prod(chosen.tile) // 16
 
 
 def test_without_jax_triton_it_says_what_to_install(monkeypatch):

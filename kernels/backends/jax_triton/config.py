@@ -21,7 +21,8 @@ class KernelConfig(config.KernelConfig):
         """Settings by rule of thumb, with at most a warp for every 16 rows where those suffice.
 
         Tensor cores take 16 rows, so that further warps repeat what the others do. A warp less has
-        more to keep in registers; with a chunk more in flight, ptxas finds room for it.
+        more to keep in registers; with a chunk more in flight, for which
+        the least GPU must have shared memory, ptxas finds room for it.
         """
         base = config.KernelConfig.suggest(kernel, spec)
         kept = cls(base.tile, base.chunk, base.num_warps, base.num_stages)
@@ -29,8 +30,10 @@ class KernelConfig(config.KernelConfig):
             return kept
         fewer = math.prod(base.tile) // 16
         while fewer < base.num_warps:
-            chosen = dataclasses.replace(kept, num_warps=fewer, num_stages=3)
+            chosen = dataclasses.replace(kept, num_warps=fewer)
             if resources.registers(kernel, spec, chosen) <= _REGISTERS:
-                return chosen
+                longer = dataclasses.replace(chosen, num_stages=3)
+                fits = resources.shared_memory(kernel, spec, longer) <= resources.LEAST_SHARED
+                return longer if fits else chosen
             fewer *= 2
         return kept

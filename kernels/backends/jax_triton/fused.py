@@ -18,6 +18,7 @@ from natjax.kernels.backends.jax_triton.program import (
     columns_of,
     exist,
     image,
+    is_whole,
     load_scalars,
     load_tokens,
     place,
@@ -96,7 +97,8 @@ def softmax(
     first_met, met, count = reach_of(reach, tile, s)
     for index in tl.range(0, count, num_stages=s.stages):
         chunk = chunk_number(index, first_met, met, s)
-        columns = columns_of(chunk_start(chunk, starts, s), s)
+        chunk_first = chunk_start(chunk, starts, s)
+        columns = columns_of(chunk_first, s)
         column = token_at(columns, groups, s)
         there = exist(columns, groups, s)
         keys = load_tokens(
@@ -110,7 +112,9 @@ def softmax(
             else:
                 logits = logits * s.factor + added
         else:
-            logits = tl.where(sees(seen_from, seen, columns, True, s), logits * s.factor, HIDDEN)
+            logits *= s.factor
+            if not is_whole(first, chunk_first, groups, True, s):
+                logits = tl.where(sees(seen_from, seen, columns, True, s), logits, HIDDEN)
         new_top = tl.maximum(top, tl.max(logits, 1))
         shrink = tl.exp2(top - new_top)
         probs = tl.exp2(logits - new_top[:, None])
@@ -125,10 +129,10 @@ def softmax(
 
 @triton.jit
 @no_type_check
-def weights(a, b, added, lse, s: tl.constexpr):
-    """What a block of attention weights was in the forward pass, from its log-sum-exp."""
+def exponents(a, b, added, lse, s: tl.constexpr):
+    """Of two: what a block of weights was made of in the forward pass."""
     logits = product(a, b.T, tl.full((s.rows, s.columns), 0.0, tl.float32), s)
-    return tl.exp2(logits * s.factor + (added - lse))
+    return logits * s.factor + (added - lse)
 
 
 @triton.jit
@@ -157,7 +161,8 @@ def dquery(q, k, v, do, lse, delta, table, kind, reach, dq, s: tl.constexpr):
     first_met, met, count = reach_of(reach, tile, s)
     for index in tl.range(0, count, num_stages=s.stages):
         chunk = chunk_number(index, first_met, met, s)
-        columns = columns_of(chunk_start(chunk, starts, s), s)
+        chunk_first = chunk_start(chunk, starts, s)
+        columns = columns_of(chunk_first, s)
         column = token_at(columns, groups, s)
         there = exist(columns, groups, s)
         keys = load_tokens(
@@ -175,9 +180,12 @@ def dquery(q, k, v, do, lse, delta, table, kind, reach, dq, s: tl.constexpr):
         )
         if s.has_table:
             added = tl.load(block + chunk * (s.rows * s.columns)).to(tl.float32)
+            exponent = exponents(q_tile, keys, added, lse_rows[:, None], s)
         else:
-            added = tl.where(sees(seen_from, seen, columns, True, s), 0.0, HIDDEN)
-        probs = weights(q_tile, keys, added, lse_rows[:, None], s)
+            exponent = exponents(q_tile, keys, 0.0, lse_rows[:, None], s)
+            if not is_whole(first, chunk_first, groups, True, s):
+                exponent = tl.where(sees(seen_from, seen, columns, True, s), exponent, HIDDEN)
+        probs = tl.exp2(exponent)
         dprobs = product(do_tile, values.T, tl.full((s.rows, s.columns), 0.0, tl.float32), s)
         dlogits = probs * (dprobs - delta_rows[:, None])
         acc = product(dlogits.to(keys.dtype), keys, acc, s)
@@ -223,7 +231,8 @@ def dkeyvalue(q, k, v, do, lse, delta, table, kind, reach, dk, dv, s: tl.constex
             head += index // count
             index = index % count
         chunk = chunk_number(index, first_met, met, s)
-        columns = columns_of(chunk_start(chunk, starts, s), s)
+        chunk_first = chunk_start(chunk, starts, s)
+        columns = columns_of(chunk_first, s)
         column = token_at(columns, groups, s)
         there = exist(columns, groups, s)
         queries = load_queries(q, batch, head, column, there, s.columns_exist, s)
@@ -235,10 +244,13 @@ def dkeyvalue(q, k, v, do, lse, delta, table, kind, reach, dk, dv, s: tl.constex
         if s.has_table:
             block = table_block(table, head, tile_kind, s)
             added = tl.load(block + chunk * (s.rows * s.columns)).to(tl.float32)
+            exponent = exponents(keys, queries, added, lse_columns[None, :], s)
         else:
-            seen_from, seen = windows(columns, there, groups, s)
-            added = tl.where(sees(seen_from, seen, rows, False, s), 0.0, HIDDEN)
-        probs = weights(keys, queries, added, lse_columns[None, :], s)
+            exponent = exponents(keys, queries, 0.0, lse_columns[None, :], s)
+            if not is_whole(first, chunk_first, groups, False, s):
+                seen_from, seen = windows(columns, there, groups, s)
+                exponent = tl.where(sees(seen_from, seen, rows, False, s), exponent, HIDDEN)
+        probs = tl.exp2(exponent)
         dv_acc = product(probs.to(douts.dtype), douts, dv_acc, s)
         dprobs = product(values, douts.T, tl.full((s.rows, s.columns), 0.0, tl.float32), s)
         dlogits = probs * (dprobs - delta_columns[None, :])
@@ -297,7 +309,7 @@ def dbias(q, k, v, do, lse, delta, table, order, begin, sums, s: tl.constexpr):
         delta_image = image(delta, batch, head, s.heads, 1, s)
         lse_rows = load_scalars(lse_image, row, exists, s.heads) * LOG2_E
         delta_rows = load_scalars(delta_image, row, exists, s.heads)
-        probs = weights(q_tile, keys, added, lse_rows[:, None], s)
+        probs = tl.exp2(exponents(q_tile, keys, added, lse_rows[:, None], s))
         dprobs = product(do_tile, values.T, tl.full((s.rows, s.columns), 0.0, tl.float32), s)
         acc += probs * (dprobs - delta_rows[:, None])
     first_sum = ((split * s.heads + head) * s.kinds + kind) * s.chunks

@@ -278,6 +278,33 @@ def sees(starts, sizes, keys, rows_are_queries: tl.constexpr, s: tl.constexpr):
 
 @triton.jit
 @no_type_check
+def is_whole_along(row, column, group, axis: tl.constexpr, rows_are_queries: tl.constexpr):
+    """Whether all rows of a tile and all columns of a chunk see one another along an axis."""
+    length = group_length(group, axis)
+    query = row if rows_are_queries else column
+    queries = axis.tile if rows_are_queries else axis.chunk
+    key = column if rows_are_queries else row
+    keys = axis.chunk if rows_are_queries else axis.tile
+    start = window_start(query, length, axis)
+    end = query + 1 if axis.is_causal else start + axis.kernel_size
+    last = window_start(tl.minimum(query + queries - 1, length - 1), length, axis)
+    return (last <= key) & (key + keys <= end)
+
+
+@triton.jit
+@no_type_check
+def is_whole(rows, columns, groups, rows_are_queries: tl.constexpr, s: tl.constexpr):
+    """Whether all rows of a tile and all columns of a chunk see one another."""
+    result = is_whole_along(rows[2], columns[2], groups[2], s.w, rows_are_queries)
+    if s.axes > 1:
+        result &= is_whole_along(rows[1], columns[1], groups[1], s.h, rows_are_queries)
+    if s.axes > 2:
+        result &= is_whole_along(rows[0], columns[0], groups[0], s.t, rows_are_queries)
+    return result
+
+
+@triton.jit
+@no_type_check
 def slot_of(positions, s: tl.constexpr):
     """Window slots counted from a position: the slot of a key is that of its less of the start."""
     return (positions[0] * s.h.kernel_size + positions[1]) * s.w.kernel_size + positions[2]
