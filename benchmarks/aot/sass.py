@@ -86,8 +86,9 @@ def needed(kernel: str, rows: int, columns: int, width: int, warps: int) -> tupl
     """
     products = {"forward": 2, "dquery": 3, "dkeyvalue": 4, "dbias": 2}.get(kernel, 1)
     entries = rows * columns / (32 * warps)
-    # Each thread has a part of two rows in sixteen, and rescales what it has summed for them.
-    rescaled = rows / (8 * warps) if kernel == "forward" else 0
+    # Each thread has a part of two rows in sixteen, and rescales their sums and accumulators, which
+    # may be laid out differently.
+    rescaled = rows / (4 * warps) if kernel == "forward" else 0
     has_weights = kernel in ("forward", "dquery", "dkeyvalue", "dbias")
     exponentials = entries + rescaled if has_weights else 0
     return exponentials, products * rows * columns * width / warps

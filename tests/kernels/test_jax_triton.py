@@ -235,8 +235,25 @@ def compile_for_h100(monkeypatch):
 
 
 @pytest.mark.oldest
+@pytest.mark.parametrize("is_used", [True, False])
+def test_a_kernel_that_nobody_uses_is_dropped(is_used):
+    """For which JAX 0.12 calls rules that jax-triton has for earlier ones."""
+    from jax.interpreters import partial_eval
+    from program_probe import shifted
+
+    from natjax.kernels.backends.jax_triton import library
+
+    x = jax.ShapeDtypeStruct((8,), jnp.float32)
+    options = {"num_warps": 1, "num_stages": 1, "name": "shifted", "shift": 0}
+    program = jax.make_jaxpr(lambda y: library.call(shifted, 1, [y], [x], **options))(x).jaxpr
+    kept, arguments = partial_eval.dce_jaxpr(program, [is_used])
+    assert len(kept.eqns) == is_used
+    assert arguments == [is_used]
+
+
+@pytest.mark.oldest
 def test_compiles_for_a_gpu_that_is_not_there(compile_for_h100):
-    """And what nobody uses is dropped, for which JAX's rules have changed."""
+    """Only the kernels of the gradient that is asked for."""
     op = functools.partial(natjax.na2d, **SMALL.arguments, implementation="jax_triton")
 
     def gradient_of_queries(arrays):
