@@ -386,7 +386,7 @@ def test_work_that_warps_repeat_fails():
     exponentials, products = sass.needed("forward", 32, 32, 32, 4)
     row = {"spill": 0, "exponentials": [18, exponentials], "products": [2 * products, products]}
     assert (
-        "does 18 exponentials in its loop, where 9 are needed"
+        "does 18 exponentials in its loop, where 10 are needed"
         in in_triton.failed({"a": row}, {})["a"]
     )
     assert not in_triton.failed({"a": row}, {"a": row})
