@@ -30,6 +30,7 @@ from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float
 
 from natjax.kernels import registry
+from natjax.kernels.full_attention import attend_to_all
 from natjax.kernels.linear import linear_call
 from natjax.kernels.merge import merge_attentions
 from natjax.kernels.neighborhood import Neighborhood
@@ -109,20 +110,29 @@ def attention(
     Raises:
       NotImplementedError: the backend does not take the call.
     """
-    require_plain(backend, neighborhood, beyond)
+    require_plain(backend.NAME, neighborhood, beyond)
     call = specialise(backend, "attention", platform, query, key, value, neighborhood, rpb, scale)
     extra = () if additional_keys is None else (additional_keys, additional_values)
-    return _attend(call, (query, key, value), rpb, extra)
+    return attend(_ATTENTION, call, (query, key, value), rpb, extra)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _attend(
-    call: KernelCall, arrays: Arrays, rpb: Array | None, extra: Arrays
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def attend(
+    op: Operation, call: KernelCall, arrays: Arrays, rpb: Array | None, extra: Arrays
 ) -> tuple[Array, Array]:
+    """An op of queries, keys and values, with additional keys joined to what it gives.
+
+    Args:
+      op: gives the output and its log-sum-exp.
+      call: what it is specialised for.
+      arrays: queries, keys and values, tokens along their axes.
+      rpb: relative position bias.
+      extra: additional keys and their values, or nothing.
+    """
     flat = align_varying(*map(_flat, arrays), *_flat_bias(rpb))
-    out, lse = _apply(_ATTENTION, call, *flat)
+    out, lse = _apply(op, call, *flat)
     if extra:
-        parts = (out, lse), _attend_to_all(flat[0], *extra, call)
+        parts = (out, lse), attend_to_all(flat[0], *extra, scale=call.scale)
         out, lse = merge_attentions(*zip(*parts, strict=True))
     shape = arrays[0].shape[:-1]
     return out.reshape(*shape, out.shape[-1]), lse.reshape(shape)
@@ -144,7 +154,7 @@ def qk(
     Raises:
       NotImplementedError: the backend does not take the call.
     """
-    require_plain(backend, neighborhood, beyond)
+    require_plain(backend.NAME, neighborhood, beyond)
     call = specialise(backend, "qk", platform, query, key, key, neighborhood, rpb, scale)
     logits = _half(_QK, call, _flat(query), _flat(key), *_flat_bias(rpb))
     return logits.reshape(*query.shape[:-1], neighborhood.num_neighbors)
@@ -163,14 +173,14 @@ def av(
     Raises:
       NotImplementedError: the backend does not take the call.
     """
-    require_plain(backend, neighborhood, beyond)
+    require_plain(backend.NAME, neighborhood, beyond)
     call = specialise(backend, "av", platform, weights, value, value, neighborhood, None, 1.0)
     out = _half(_AV, call, _flat(weights), _flat(value))
     return out.reshape(*weights.shape[:-1], value.shape[-1])
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _half(op: _Operation, call: KernelCall, *arrays: Array) -> Array:
+def _half(op: Operation, call: KernelCall, *arrays: Array) -> Array:
     (result,) = _apply(op, call, *align_varying(*arrays))
     return result
 
@@ -188,7 +198,7 @@ def _flat_bias(rpb: Array | None) -> Arrays:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class _Operation:
+class Operation:
     """An op between flat arrays, by kernels and in plain JAX.
 
     Attributes:
@@ -203,12 +213,12 @@ class _Operation:
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def _apply(op: _Operation, call: KernelCall, *arrays: Array) -> Arrays:
+def _apply(op: Operation, call: KernelCall, *arrays: Array) -> Arrays:
     kernels, plain = functools.partial(op.kernels, call), functools.partial(op.plain, call)
     return _by_platform(call, kernels, plain, *arrays)
 
 
-def _tangent_rule(op: _Operation, call: KernelCall, primals: Arrays, tangents: Any) -> Any:
+def _tangent_rule(op: Operation, call: KernelCall, primals: Arrays, tangents: Any) -> Any:
     """Linear in the tangents: plain JAX in forward mode, kernels in reverse mode."""
     results = _apply(op, call, *primals)
     number = len(primals)
@@ -238,7 +248,7 @@ _apply.defjvp(_tangent_rule, symbolic_zeros=True)
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def _gradients(
-    op: _Operation, call: KernelCall, arrays: Arrays, results: Arrays, cotangents: Arrays
+    op: Operation, call: KernelCall, arrays: Arrays, results: Arrays, cotangents: Arrays
 ) -> Arrays:
     kernels = functools.partial(op.gradients, call)
     plain = lambda arrays, _, cotangents: _plain_gradients(op, call, arrays, cotangents)  # noqa: E731
@@ -246,16 +256,14 @@ def _gradients(
 
 
 @_gradients.defjvp
-def _second_derivative(op: _Operation, call: KernelCall, primals: Any, tangents: Any) -> Any:
+def _second_derivative(op: Operation, call: KernelCall, primals: Any, tangents: Any) -> Any:
     """In plain JAX. What the results contribute is part of what their arguments do."""
     plain = functools.partial(_plain_gradients, op, call)
     _, moved = jax.jvp(plain, (primals[0], primals[2]), (tangents[0], tangents[2]))
     return _gradients(op, call, *primals), moved
 
 
-def _plain_gradients(
-    op: _Operation, call: KernelCall, arrays: Arrays, cotangents: Arrays
-) -> Arrays:
+def _plain_gradients(op: Operation, call: KernelCall, arrays: Arrays, cotangents: Arrays) -> Arrays:
     return jax.vjp(functools.partial(op.plain, call), *arrays)[1](cotangents)
 
 
@@ -411,7 +419,8 @@ def _plain(op: Op, call: KernelCall, arrays: Arrays, *rpb: Array, **options: Any
     return tuple(x.reshape(*flat, *x.shape[keep:]) for x in jax.tree.leaves(results))
 
 
-def _plain_attention(call: KernelCall, q: Array, k: Array, v: Array, *rpb: Array) -> Arrays:
+def plain_attention(call: KernelCall, q: Array, k: Array, v: Array, *rpb: Array) -> Arrays:
+    """Attention on flat arrays in plain JAX."""
     none = {"additional_keys": None, "additional_values": None}
     return _plain("attention", call, (q, k, v), *rpb, **none)
 
@@ -424,32 +433,6 @@ def _plain_av(call: KernelCall, w: Array, v: Array) -> Arrays:
     return _plain("av", call, (w, v))
 
 
-_ATTENTION = _Operation(_attention, _attention_gradients, _plain_attention)
-_QK = _Operation(_qk, _qk_gradients, _plain_qk)
-_AV = _Operation(_av, _av_gradients, _plain_av)
-
-
-def _attend_to_all(
-    q: Float[Array, "B T N D"],
-    keys: Float[Array, "B E M D"],
-    values: Float[Array, "B E M Dv"],
-    call: KernelCall,
-) -> tuple[Float[Array, "B T N Dv"], Float[Array, "B T N"]]:
-    """Attention of every query to the additional keys, which are few; in plain JAX."""
-    precision = None if call.tf32 else "highest"
-
-    @jax.checkpoint
-    def attend(q: Array, keys: Array, values: Array) -> tuple[Array, Array]:
-        heads = keys.shape[2]
-        grouped = q.reshape(*q.shape[:2], heads, q.shape[2] // heads, q.shape[-1])
-        product = functools.partial(
-            jnp.einsum, precision=precision, preferred_element_type=jnp.float32
-        )
-        logits = call.scale * product("btmgd,bemd->btmge", grouped, keys)
-        lse = jax.nn.logsumexp(logits, axis=-1)
-        probs = jnp.exp(logits - lse[..., None]).astype(values.dtype)
-        out = product("btmge,bemd->btmgd", probs, values)
-        out = out.reshape(*q.shape[:-1], values.shape[-1])
-        return out.astype(q.dtype), lse.reshape(q.shape[:-1])
-
-    return attend(q, keys, values)
+_ATTENTION = Operation(_attention, _attention_gradients, plain_attention)
+_QK = Operation(_qk, _qk_gradients, _plain_qk)
+_AV = Operation(_av, _av_gradients, _plain_av)

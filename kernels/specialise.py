@@ -22,13 +22,11 @@ _LARGEST_TABLE = 2**26
 _SMALL_TABLE = 2**20
 
 
-def require_plain(
-    backend: KernelBackend, neighborhood: Neighborhood, beyond: dict[str, Any]
-) -> None:
+def require_plain(name: str, neighborhood: Neighborhood, beyond: dict[str, Any]) -> None:
     """Check that a call is one that kernels are made for.
 
     Args:
-      backend: whose kernels.
+      name: of the implementation whose kernels they are.
       neighborhood: the neighborhood.
       beyond: arguments that only implementations in plain JAX have, by name.
 
@@ -36,12 +34,12 @@ def require_plain(
       NotImplementedError: an axis goes round or has a part of its tokens at hand, or an argument
         is given that kernels do not have.
     """
-    given = [name for name, value in beyond.items() if value is not None]
+    given = [argument for argument, value in beyond.items() if value is not None]
     if not neighborhood.is_plain:
         given.append("is_periodic, or a part of the tokens")
     if given:
         raise NotImplementedError(
-            f'implementation "{backend.NAME}" takes whole axes between two borders, without a key '
+            f'implementation "{name}" takes whole axes between two borders, without a key '
             f"mask, dropout or a soft cap of logits; got {', '.join(given)}; use "
             'implementation="xla"'
         )

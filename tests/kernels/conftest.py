@@ -2,11 +2,9 @@
 
 import jax
 import pytest
+from calls import KERNELS
 
 from natjax.kernels import registry
-
-# What takes no float64, and has derivatives of kernels alone.
-KERNELS = ("jax_triton", "pallas_triton")
 
 
 def _param(name):
@@ -30,6 +28,9 @@ def interpreted(monkeypatch):
     """Pallas kernels run interpreted, but for where there is what they are made for."""
     if jax.default_backend() != "gpu":
         monkeypatch.setenv("NATJAX_INTERPRET", "1")
+    if "mosaic_tpu" in registry.names():
+        # Tiles that a kernel works on side by side: each is a program to compile for the CPU.
+        monkeypatch.setattr("natjax.kernels.backends.mosaic_tpu.memory.TILES", 2)
 
 
 @pytest.fixture

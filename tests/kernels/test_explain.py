@@ -30,12 +30,13 @@ def on_cpu():
 def test_on_a_cpu(on_cpu):
     told = natjax.explain(X, X, X, kernel_size=7)
     assert (told.op, told.device, told.chosen) == ("na2d", "cpu", "xla")
-    assert list(told.reasons) == ["jax_triton", "pallas_triton", "reference"]
+    assert list(told.reasons) == ["jax_triton", "pallas_triton", "mosaic_tpu", "reference"]
     assert "needs an NVIDIA GPU" in told.reasons["pallas_triton"]
+    assert "needs a TPU" in told.reasons["mosaic_tpu"]
     assert told.reasons["reference"] == 'not asked: "xla" comes first'
     assert told.settings == ()
     assert str(told).startswith('na2d on cpu: implementation "xla"\n  not "jax_triton":')
-    assert len(str(told).splitlines()) == 4
+    assert len(str(told).splitlines()) == 5
 
 
 def test_settings_of_kernels_and_their_sources(interpreted):
@@ -94,7 +95,7 @@ def test_a_named_implementation_is_asked_alone(on_cpu):
 
 
 def test_an_implementation_without_its_file(monkeypatch, interpreted):
-    rest = {x.name: x for x in registry.IMPLEMENTATIONS if not x.name.endswith("_triton")}
+    rest = {x.name: x for x in registry.IMPLEMENTATIONS if x.platform is None}
     monkeypatch.setattr(registry, "available", lambda: rest)
     told = natjax.explain(X, X, X, 7)
     assert told.chosen == "xla"

@@ -58,11 +58,12 @@ def export_run(
     from natjax.train.tasks.classification.task import Classification
     from natjax.train.tasks.detection.task import Detection
     from natjax.train.tasks.segmentation.task import Segmentation
+    from natjax.weights.formats import check_target
     from natjax.weights.load import named_params
-    from natjax.weights.save import check_target, default_naming, save_weights
+    from natjax.weights.save import default_naming, save_weights
 
     naming = naming or default_naming(out)
-    target = check_target(out, naming)
+    target = check_target(out)
     run = load_run(path, step=step, kind=kind)
     task = run.task
     if not isinstance(task, Classification | Segmentation | Detection) or task.has_own_network:

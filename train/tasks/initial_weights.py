@@ -7,13 +7,13 @@ import numpy as np
 
 import natjax
 from natjax.train.errors import UserError
-from natjax.weights.errors import WeightsError
-from natjax.weights.files import read_file
+from natjax.weights.comparison import LoadReport
+from natjax.weights.formats import read_file
 from natjax.weights.load import fit_arrays, named_params
+from natjax.weights.names import namings_of
 from natjax.weights.published import resolve
-from natjax.weights.report import LoadReport
 from natjax.weights.state_dict import StateDict, find_state_dict
-from natjax.weights.tables import namings_of
+from natjax.weights.untrusted import WeightsError
 
 _BACKBONE = "backbone."
 
@@ -37,7 +37,7 @@ def read_weights(
     backbone = backbone_name(name)
     file = read_file(resolve(source, [name, backbone, f"{backbone}_21k"]))
     try:
-        state = find_state_dict(file, namings=namings_of(model))
+        state = find_state_dict(file, namings=namings_of(model).values())
     except WeightsError:  # of no whole network: of a backbone, or the error says of what
         arrays, report = _fit(find_state_dict(file), model.backbone, drop_head=True)
         return {f"{_BACKBONE}{key}": array for key, array in arrays.items()}, str(report)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any
+from typing import Unpack
 
 import jax.numpy as jnp
 from flax import nnx
@@ -14,7 +14,8 @@ from natjax.dense.detection.config import BoxHeadConfig
 from natjax.dense.layers import ConvModule
 from natjax.kernels.checks import accumulation_dtype
 from natjax.nn.initial import Initialiser
-from natjax.nn.layers import conv
+from natjax.nn.layers import LayerOptions, conv
+from natjax.nn.products import Linear, affine
 
 BOX_BINS, MASK_BINS = 7, 14
 """Sides of the grids that the heads see of a region; a mask has twice the side of its grid."""
@@ -25,9 +26,9 @@ def _uniform(fan_in: int) -> Initialiser:
     return Initialiser("uniform", fan_in**-0.5)
 
 
-def _linear(inputs: int, outputs: int, **options: Any) -> nnx.Linear:
+def _linear(inputs: int, outputs: int, **options: Unpack[LayerOptions]) -> Linear:
     init = _uniform(inputs)
-    return nnx.Linear(inputs, outputs, kernel_init=init, bias_init=init, **options)
+    return Linear(inputs, outputs, kernel_init=init, bias_init=init, **options)
 
 
 class BoxHead(nnx.Module):
@@ -39,10 +40,12 @@ class BoxHead(nnx.Module):
       inputs: channels of a region.
       num_classes: classes of objects; background is one more, the last.
       config: layers and channels.
-      **options: dtype, param_dtype and rngs.
+      **options: `natjax.nn.layers.LayerOptions`.
     """
 
-    def __init__(self, inputs: int, num_classes: int, config: BoxHeadConfig, **options: Any):
+    def __init__(
+        self, inputs: int, num_classes: int, config: BoxHeadConfig, **options: Unpack[LayerOptions]
+    ):
         channels = [inputs] + [config.conv_channels] * config.convs
         self.shared_convs = nnx.List(
             ConvModule(n, m, 3, **options) for n, m in itertools.pairwise(channels)
@@ -84,7 +87,7 @@ class Upsample(nnx.Module):
     Args:
       inputs: channels of the input.
       outputs: channels of the output.
-      **options: dtype, param_dtype and rngs.
+      **options: `natjax.nn.layers.LayerOptions`.
     """
 
     def __init__(
@@ -98,11 +101,12 @@ class Upsample(nnx.Module):
 
     def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N H2 W2 D"]:
         """The map at twice the size."""
-        number, height, width, _ = x.shape
-        kernel, bias = (p[...].astype(self.dtype) for p in (self.kernel, self.bias))
-        x = jnp.einsum("nhwc,yxcd->nhywxd", x.astype(self.dtype), kernel)
-        x = x.reshape(number, 2 * height, 2 * width, -1)
-        return x + bias[None, None, None, :]
+        number, height, width, channels = x.shape
+        # Each position makes four of its own: a linear layer, whose outputs are then put in place.
+        kernel = jnp.moveaxis(self.kernel[...], 2, 0).reshape(channels, -1)
+        x = affine(x, kernel, jnp.tile(self.bias[...], 4), self.dtype)
+        x = x.reshape(number, height, width, 2, 2, -1)
+        return jnp.swapaxes(x, 2, 3).reshape(number, 2 * height, 2 * width, -1)
 
 
 class MaskHead(nnx.Module):
@@ -112,10 +116,12 @@ class MaskHead(nnx.Module):
       inputs: channels of a region.
       channels: of the layers.
       num_classes: classes of objects.
-      **options: dtype, param_dtype and rngs.
+      **options: `natjax.nn.layers.LayerOptions`.
     """
 
-    def __init__(self, inputs: int, channels: int, num_classes: int, **options: Any):
+    def __init__(
+        self, inputs: int, channels: int, num_classes: int, **options: Unpack[LayerOptions]
+    ):
         self.convs = nnx.List(
             ConvModule(n, channels, 3, norm=False, **options) for n in [inputs] + [channels] * 3
         )

@@ -136,7 +136,7 @@ class TrainBatches:
         """Return the host's rows of a batch, a function of seed and step."""
         how, rows = self.config.augment, self.config.batch_size
         scale = draw_scale(how, np.random.default_rng((self.config.seed, step)))
-        places = self._places(step).tolist()
+        places = self._places(step)
         plans = [self._plan(self._size(place), scale, step, i) for i, place in enumerate(places)]
         bucket = bucket_of([plan.final for plan in plans], how.buckets)
         part = rows // self.host.count
