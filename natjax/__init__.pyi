@@ -14,6 +14,7 @@ from .dense.segmentation.create import create_segmentor as create_segmentor
 from .dense.segmentation.create import segmentor_config as segmentor_config
 from .dense.segmentation.upernet import UPerNet as UPerNet
 from .dense.segmentation.upernet import UPerNetConfig as UPerNetConfig
+from .kernels.api import attention as attention
 from .kernels.api import merge_attentions as merge_attentions
 from .kernels.api import na1d as na1d
 from .kernels.api import na1d_av as na1d_av

@@ -76,8 +76,8 @@ def attention(
             "attention",
             implementation,
             query,
-            _shown(key, key_mask),
-            _shown(value, key_mask),
+            shown(key, key_mask),
+            shown(value, key_mask),
             neighborhood,
             rpb=rpb,
             additional_keys=keys,
@@ -88,7 +88,7 @@ def attention(
             else None,
             **options,
         )
-        return (out, lse) if sinks is None else _with_sinks(out, lse, sinks)
+        return (out, lse) if sinks is None else with_sinks(out, lse, sinks)
 
     kept = (query.ndim - 1,) * 2
     more = (key_mask, sinks, dropout_key if rate else None)
@@ -96,14 +96,14 @@ def attention(
     return (out, lse) if return_lse else out
 
 
-def _shown(x: Array, key_mask: Array | None) -> Array:
+def shown(x: Array, key_mask: Array | None) -> Array:
     """Keys or values without those that are hidden: 0 times nan would be nan."""
     if key_mask is None:
         return x
     return jnp.where(key_mask[..., None, None], x, jnp.zeros_like(x))
 
 
-def _with_sinks(out: Array, lse: Array, sinks: Array) -> tuple[Array, Array]:
+def with_sinks(out: Array, lse: Array, sinks: Array) -> tuple[Array, Array]:
     """Sinks are keys whose values are 0."""
     sinks = sinks.astype(lse.dtype).reshape((1,) * (lse.ndim - 1) + sinks.shape)
     return merge_attentions((out, jnp.zeros_like(out)), (lse, jnp.broadcast_to(sinks, lse.shape)))
@@ -128,7 +128,7 @@ def qk(
     scale = checks.attention_scale(scale, query.shape[-1])
 
     def logits(query: Array, key: Array, rpb: Any, key_mask: Any) -> Array:
-        key = _shown(key, key_mask)
+        key = shown(key, key_mask)
         options = {"rpb": rpb, "scale": scale, "key_mask": key_mask}
         return registry.call("qk", implementation, query, key, neighborhood, **options)
 
@@ -154,7 +154,7 @@ def av(
     checks.key_mask(key_mask, "value", value)
 
     def weighted_sum(weights: Array, value: Array, key_mask: Any) -> Array:
-        value = _shown(value, key_mask)
+        value = shown(value, key_mask)
         return registry.call("av", implementation, weights, value, neighborhood, key_mask=key_mask)
 
     return typed_like_first(weighted_sum, (*arrays, key_mask), kept=(weights.ndim - 1,))

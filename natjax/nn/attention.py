@@ -246,8 +246,8 @@ class NeighborhoodAttention2D(NeighborhoodAttention):
     tokens. It returns ``[B, H, W, C]``.
     ``train()`` and ``eval()`` fix whether anything may be dropped (`natjax.nn.mode.Module`).
 
-    Within `flax.nnx.capture` of ``nnx.Intermediate`` a call also leaves its weights, before dropout,
-    ``[B, H, W, N, K0 * K1]``, as ``attention_weights`` (`natjax.attention_weights`).
+    Within `flax.nnx.capture` of ``nnx.Intermediate`` a call also leaves its weights, before
+    dropout, ``[B, H, W, N, K0 * K1]``, as ``attention_weights`` (`natjax.attention_weights`).
 
     Raises:
       ValueError: an argument breaks its rule; the message has name, rule and value.

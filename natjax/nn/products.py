@@ -37,6 +37,20 @@ class Linear(nnx.Linear):
         return y if self.bias is None else _add(kernel.dtype, y, self.bias[...])
 
 
+def affine(
+    x: Float[Array, "*S I"], kernel: Float[Array, "I O"], bias: Float[Array, " O"], dtype: Any
+) -> Float[Array, "*S O"]:
+    """``x @ kernel + bias`` over the last axis, in ``dtype``, as `Linear` computes it.
+
+    For kernels that a layer keeps in another shape.
+    """
+    x = x.astype(dtype)
+    if _is_mixed(dtype, kernel):
+        return _add(kernel.dtype, _matmul(kernel.dtype, None, x, kernel), bias)
+    y = jnp.matmul(x, kernel.astype(dtype))
+    return y + bias.astype(dtype).reshape((1,) * (y.ndim - 1) + (-1,))
+
+
 class Conv(nnx.Conv):
     """`flax.nnx.Conv` of maps, whose parameters get gradients in their own dtype."""
 

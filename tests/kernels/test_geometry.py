@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from calls import assert_close, value_and_gradients
-from geometry import CASES, named
+from geometry import CASES, Case, cases, named
+from hypothesis import given, settings
 from jax.test_util import check_grads
 
 import natjax
@@ -27,6 +28,19 @@ def test_unfused_agrees_with_the_reference(case, x64):
     arrays = {k: v for k, v in case.arrays().items() if k in ("query", "key", "value", "rpb")}
     expected = value_and_gradients(case.unfused("reference"), arrays)
     assert_close(value_and_gradients(case.unfused("xla"), arrays), expected, "float64")
+
+
+@pytest.mark.slow
+@settings(max_examples=60)
+@given(case=cases())
+def test_any_combination_agrees_with_the_reference(case):
+    with jax.enable_x64(True):
+        for function in (case.fused, case.unfused):
+            arrays = case.arrays()
+            if function == case.unfused:
+                arrays = {k: v for k, v in arrays.items() if k in ("query", "key", "value", "rpb")}
+            expected = value_and_gradients(function("reference"), arrays)
+            assert_close(value_and_gradients(function("xla"), arrays), expected, "float64")
 
 
 @pytest.mark.parametrize(
@@ -175,6 +189,35 @@ def test_a_decoder_that_adds_frames_to_a_cache_gives_what_one_call_does(implemen
         new = [x[:, t : t + 1] for x in (q, k, v)] + [jnp.ones((1, 1, 3, 3), bool)]
         cache, out = step(cache, new)
         np.testing.assert_allclose(out, expected[:, t : t + 1], rtol=1e-12, atol=1e-14)
+
+
+def test_a_cache_of_a_dilated_window_holds_what_lies_between_too(x64):
+    q, k, v = jnp.asarray(np.random.default_rng(0).standard_normal((3, 1, 12, 1, 4)))
+    expected = natjax.na1d(q, k, v, 4, dilation=2, is_causal=True)
+    last = natjax.na1d(
+        *(q[:, 11:], k[:, 5:], v[:, 5:]),
+        kernel_size=4,
+        dilation=2,
+        is_causal=True,
+        length=8,
+        key_offset=1,
+        query_offset=7,
+    )
+    np.testing.assert_allclose(last, expected[:, 11:], rtol=1e-12)
+
+
+def test_gpu_kernels_have_finer_queries_and_sinks(interpreted):
+    case = Case(
+        name="kernels",
+        keys=(9,),
+        queries=(18,),
+        heads=4,
+        window={"kernel_size": 3, "stride": 2, "query_ratio": 2},
+        sinks=True,
+    )
+    arrays = case.arrays("float32")
+    expected = value_and_gradients(case.fused("reference"), arrays)
+    assert_close(value_and_gradients(case.fused("pallas_triton"), arrays), expected)
 
 
 def test_dropout_drops_its_share_and_the_same_for_all(x64, monkeypatch):

@@ -202,7 +202,7 @@ def _row_numbers(
 
 def _in_force(x: Int[np.ndarray, "P A t"], part: Array | None, axis: int) -> Int[Array, "A t"]:
     """What holds for the origin that is in force along an axis."""
-    return jnp.asarray(x)[0 if part is None else part[axis]]
+    return jnp.asarray(x[0]) if part is None else jnp.asarray(x)[part[axis]]
 
 
 def _bias_table(

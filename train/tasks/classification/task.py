@@ -21,11 +21,10 @@ from natjax.train.engine.backbone import (
     backbone_group,
     block_counts,
     build_model,
+    configured_network,
     network_shape,
-    scaled_by_fan_in,
-    with_rounded_gradients,
 )
-from natjax.train.engine.network import Network, Params, Statistics, split_network
+from natjax.train.engine.network import Network, Params, Statistics
 from natjax.train.engine.sharding import keep_rows
 from natjax.train.engine.task import (
     Batch,
@@ -103,10 +102,8 @@ class Classification(Task[ClassificationConfig]):
         """
         if self._network is not None:
             return self._network
-        network, model = split_network(self.model_builder()), self.config.model
-        if model.dtype == model.gradients == "bfloat16":
-            network = with_rounded_gradients(network, self._blocks)
-        return scaled_by_fan_in(network) if model.init == "fan_in" else network
+        model = self.config.model
+        return configured_network(self.model_builder(), model, model_config(model.name))
 
     def model_builder(self) -> Any:
         """Return what makes the network of natjax with its parameters drawn."""
@@ -204,11 +201,12 @@ class Classification(Task[ClassificationConfig]):
         """Return the multiply-adds of one image, counted as in `natjax.model_summary`."""
         if self._network is not None:
             return None
+        found = model_config(self.config.model.name)
         model = dataclasses.replace(
-            model_config(self.config.model.name),
+            found,
             num_classes=len(self.spec.class_names),
             in_channels=self.spec.channels,
-            **network_shape(self.config.model),
+            **network_shape(self.config.model, found),
         )
         return count_flops(model, (self.config.data.image_size,) * 2)
 
@@ -303,13 +301,14 @@ class Classification(Task[ClassificationConfig]):
         self, folder: Path, scores: Scores, sample: tuple[HostBatch, HostBatch] | None
     ) -> dict[str, Path]:
         """Write what is taken for what, and a grid of the first test images with predictions."""
-        from natjax.train.tasks.classification.confusion import write_counts
-        from natjax.train.tasks.classification.pictures import plot_confusion, plot_sample
+        from natjax.train.reporting.confusion import write_counts
+        from natjax.train.reporting.confusion_map import plot_confusion
+        from natjax.train.tasks.classification.pictures import plot_sample
 
         names, title = self.spec.class_names, self.title(scores)
         confusion, predictions = folder / "confusion.png", folder / "predictions.png"
-        plot_confusion(scores.detail, names, confusion, title)
-        write_counts(scores.detail, names, folder / "confusion.csv")
+        plot_confusion(scores.detail, names, confusion, title=title, unit=self.unit)
+        write_counts(scores.detail, names, folder / "confusion.csv", unit=self.unit)
         if sample is None:
             return {"confusion": confusion}
         batch, predicted = sample
