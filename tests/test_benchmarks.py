@@ -14,7 +14,7 @@ import pytest
 from edges import named
 from flax import nnx
 
-from benchmarks import swin, train_step
+from benchmarks import annotations, swin, train_step
 from benchmarks.aot import __main__ as aot
 from benchmarks.aot import cases, layouts, pool
 from benchmarks.aot import report as aot_report
@@ -28,6 +28,7 @@ from natjax.kernels.backends import pallas_triton
 from natjax.kernels.spec import KERNELS, CallSpec
 from natjax.kernels.tuning import problems, settings
 from natjax.train.engine.network import split_network
+from natjax.train.tasks.detection.datasets.coco_json import read_annotations
 
 ROOT = pathlib.Path(__file__).parents[1]
 ROW = {
@@ -358,3 +359,12 @@ def test_a_failure_is_told_even_if_its_share_of_the_suite_is_out_of_time(tmp_pat
     assert "out of time after 1 tests" in told
     assert "test_wrong" in told
     assert "sums are wrong" in told
+
+
+def test_made_up_annotations_can_be_meant(tmp_path):
+    path = tmp_path / "train.json"
+    annotations.write_file(path, 1e-5)
+    found = read_annotations(path.read_text(), "made up")
+    assert (len(found), len(found.ids), len(found.classes)) == (1, 8, 80)
+    assert found.broken.size == 0
+    assert found.trained.all()
