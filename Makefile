@@ -1,6 +1,7 @@
 # make demo    train a small NAT on handwritten digits, from nothing
 # make test    the checks, from nothing
 # make format  rewrite the code in the project's style
+# make docs    the site, built strictly with its notebooks run, and served on this machine
 # make bench   the numbers in the README
 # make aot     the GPU kernels, compiled for GPUs that are not here: benchmarks/results/aot.md
 # make test-slow  the full product of cases that `make test` chooses from
@@ -17,7 +18,7 @@ bin = $(VENV)/bin
 # it, which does not concern us: natjax/ here is the package. Only that one warning is left out.
 quiet_editable = PYTHONWARNINGS="ignore:Editable installation."
 
-.PHONY: demo test test-oldest test-slow format lint types pytest wheel bench aot aot-check aot-step aot-step-check bench-step gpu gpu-step clean \
+.PHONY: demo test test-oldest test-slow format lint types pytest wheel bench aot docs docs-check aot-check aot-step aot-step-check bench-step gpu gpu-step clean \
   environments
 
 demo: $(VENV)/train
@@ -39,7 +40,7 @@ types: $(VENV)/dev
 # What needs the source tree: its doctests, the README's snippets, the packaging rules.
 pytest: $(VENV)/dev
 	$(bin)/python -m pytest --doctest-modules -n $(WORKERS) --dist worksteal natjax \
-	  tests/test_packaging.py tests/test_readme.py tests/test_benchmarks.py
+	  tests/test_packaging.py tests/test_readme.py tests/test_docs.py tests/test_benchmarks.py
 
 # Everything else, on what users install.
 wheel: $(VENV)/dev
@@ -51,6 +52,14 @@ test-oldest: $(OLDEST)/dev
 # The full product of what `make test` chooses from.
 test-slow: $(VENV)/dev
 	scripts/test-wheel $(bin)/python -n $(WORKERS) --dist worksteal -m slow
+
+# A warning is an error: a broken link, a docstring that is no reStructuredText, a notebook that fails.
+docs-check: $(VENV)/docs
+	$(bin)/python -m sphinx --fail-on-warning --keep-going --quiet docs docs/_build/html
+	@echo "the site is docs/_build/html/index.html"
+
+docs: docs-check
+	$(bin)/python -m http.server --bind 127.0.0.1 --directory docs/_build/html 8000
 
 bench: $(VENV)/dev
 	$(bin)/python benchmarks/ops.py
@@ -92,6 +101,10 @@ $(VENV)/train: pyproject.toml | $(VENV)/bin/python
 
 $(VENV)/dev: pyproject.toml | $(VENV)/bin/python
 	$(quiet_editable) $(bin)/python -m pip install --quiet --editable ".[dev]"
+	@touch $@ $(VENV)/train
+
+$(VENV)/docs: pyproject.toml | $(VENV)/bin/python
+	$(quiet_editable) $(bin)/python -m pip install --quiet --editable ".[docs]"
 	@touch $@ $(VENV)/train
 
 # The oldest versions that pyproject.toml allows, where newer ones could hide a fault.

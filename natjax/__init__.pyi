@@ -37,6 +37,9 @@ from .summary import ModelSummary as ModelSummary
 from .summary import model_summary as model_summary
 from .visualize.attention import attention_maps as attention_maps
 from .visualize.attention import attention_weights as attention_weights
+from .visualize.attention import saliency as saliency
+from .visualize.attention_figure import plot_attention as plot_attention
+from .visualize.neighborhood import plot_neighborhood as plot_neighborhood
 from .weights.load import load_weights as load_weights
 from .weights.save import save_weights as save_weights
 

@@ -55,6 +55,10 @@ if TYPE_CHECKING:
     from natjax.train.data.datasets import Source
 
 
+# How many images of a run's pictures show where the network looks, and the names of what it says.
+_LOOKED_AT, _ATTENTION = 4, "attention of "
+
+
 class Classification(Task[ClassificationConfig]):
     """What class an image is of.
 
@@ -169,6 +173,19 @@ class Classification(Task[ClassificationConfig]):
     def predict(self, params: Params, statistics: Statistics, batch: Batch) -> Batch:
         """Return ``probabilities`` of the classes, float32[B, L]."""
         return {"probabilities": jax.nn.softmax(self.logits(params, statistics, batch["image"]))}
+
+    def pictured(self, params: Params, statistics: Statistics, batch: Batch) -> Batch:
+        """Return the predictions; of the first images also where their middle looks, by block."""
+        from natjax.visualize.attention import attention_maps
+        from natjax.visualize.attention_figure import deepest
+
+        found = self.predict(params, statistics, batch)
+        if self.has_own_network:
+            return found
+        images = normalize(batch["image"][:_LOOKED_AT], self.spec.mean, self.spec.std)
+        middle = (images.shape[1] // 2, images.shape[2] // 2)
+        maps, _ = self.network.apply(params, statistics, images, middle, method=attention_maps)
+        return found | {f"{_ATTENTION}{path}": maps[path].mean(axis=1) for path in deepest(maps)}
 
     def measure(self, params: Params, statistics: Statistics, batch: Batch) -> Batch:
         """Return what `measure_logits` does."""
@@ -303,7 +320,7 @@ class Classification(Task[ClassificationConfig]):
         """Write what is taken for what, and a grid of the first test images with predictions."""
         from natjax.train.reporting.confusion import write_counts
         from natjax.train.reporting.confusion_map import plot_confusion
-        from natjax.train.tasks.classification.pictures import plot_sample
+        from natjax.train.tasks.classification.pictures import plot_looks, plot_sample
 
         names, title = self.spec.class_names, self.title(scores)
         confusion, predictions = folder / "confusion.png", folder / "predictions.png"
@@ -311,9 +328,18 @@ class Classification(Task[ClassificationConfig]):
         write_counts(scores.detail, names, folder / "confusion.csv", unit=self.unit)
         if sample is None:
             return {"confusion": confusion}
-        batch, predicted = sample
-        plot_sample(batch, predicted["probabilities"], names, predictions, title)
-        return {"predictions": predictions, "confusion": confusion}
+        batch, pictured = sample
+        plot_sample(batch, pictured["probabilities"], names, predictions, title)
+        maps = {
+            name.removeprefix(_ATTENTION): x
+            for name, x in pictured.items()
+            if name.startswith(_ATTENTION)
+        }
+        if not maps:
+            return {"predictions": predictions, "confusion": confusion}
+        attention = folder / "attention.png"
+        plot_looks(batch["image"], maps, attention, title)
+        return {"predictions": predictions, "attention": attention, "confusion": confusion}
 
 
 def normalize(
