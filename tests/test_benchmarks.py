@@ -15,7 +15,7 @@ import pytest
 from edges import named
 from flax import nnx
 
-from benchmarks import measured, segment, swin, train_step
+from benchmarks import annotations, measured, segment, swin, train_step
 from benchmarks.aot import __main__ as aot
 from benchmarks.aot import cases, in_triton, layouts, pool, sass
 from benchmarks.aot import report as aot_report
@@ -30,6 +30,7 @@ from natjax.kernels.backends import jax_triton, pallas_triton
 from natjax.kernels.spec import KERNELS, CallSpec
 from natjax.kernels.tuning import problems, settings
 from natjax.train.engine.network import split_network
+from natjax.train.tasks.detection.datasets.coco_json import read_annotations
 
 ROOT = pathlib.Path(__file__).parents[1]
 ROW = {
@@ -468,3 +469,12 @@ def test_the_table_of_kernels_in_triton_is_of_the_present_settings_and_without_s
     where = json.loads(in_triton.TABLE.read_text())["environment"]
     assert in_triton.DOCUMENT.read_text() == in_triton.document(rows, where)
     assert {case.kernel for case in in_triton.quick_cases()} == set(KERNELS)
+
+
+def test_made_up_annotations_can_be_meant(tmp_path):
+    path = tmp_path / "train.json"
+    annotations.write_file(path, 1e-5)
+    found = read_annotations(path.read_text(), "made up")
+    assert (len(found), len(found.ids), len(found.classes)) == (1, 8, 80)
+    assert found.broken.size == 0
+    assert found.trained.all()
