@@ -361,6 +361,11 @@ class VisionModel(Module):
 
     def _checked(self, images: Array) -> Array:
         channels = self.config.in_channels
+        if not all(isinstance(size, int) for size in images.shape[1:]):
+            raise ValueError(
+                "images must have known sizes along all dimensions but the batch; got"
+                f" {images.shape}: export a program for each size of image"
+            )
         if images.ndim != 4 or images.shape[-1] != channels or 0 in images.shape:
             raise ValueError(
                 f"images must have shape [batch, height, width, {channels}], none of them 0; got "
