@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
-from natjax.kernels.backends.xla import tiles as tiling
-from natjax.kernels.backends.xla.tiles import AxisTiles
+from natjax.kernels.backends.xla.layout import (
+    by_key_head,
+    by_query_head,
+    by_token,
+    key_boxes,
+    merge_axes,
+    new_queries,
+    query_boxes,
+    split_axes,
+)
+from natjax.kernels.backends.xla.penalty import HIDDEN, Penalty
+from natjax.kernels.backends.xla.tiles import AxisTiles, choose_tiles
+from natjax.kernels.backends.xla.walk import Boxes, Walk
 from natjax.kernels.checks import accumulation_dtype, product_precision
 from natjax.kernels.neighborhood import Neighborhood
 from natjax.kernels.sharding.device_parts import on_device_parts
@@ -20,10 +29,8 @@ from natjax.kernels.sharding.device_parts import on_device_parts
 # Cost of moving a key into a slab, in logits: `python benchmarks/ops.py --sweep` on a CPU.
 _SLAB_OVERHEAD = 64
 # Logits computed at once: on a CPU what its caches hold, elsewhere what keeps the device busy.
-_LOGITS_AT_ONCE = {"cpu": 2**21}
+_LOGITS_AT_ONCE = {"cpu": 2**20}
 _LOGITS_AT_ONCE_ELSEWHERE = 2**26
-# Finite, so that no difference of masked logits is nan.
-_MASKED = -1e30
 
 
 @functools.partial(jax.jit, static_argnames=("neighborhood", "scale"))
@@ -40,223 +47,88 @@ def attention(
 ) -> tuple[Float[Array, "B *X N Dv"], Float[Array, "B *X N"]]:
     """See `natjax.kernels.backends.reference.attention`."""
     attend = functools.partial(_attention, neighborhood=neighborhood, scale=scale)
-    batched = (query, key, value, additional_keys, additional_values)
-    return on_device_parts(attend, batched, rpb)
+    extra = () if additional_keys is None else (additional_keys, additional_values)
+    return on_device_parts(attend, (query, key, value, extra), rpb)
 
 
 def _attention(
     query: Float[Array, "B *X N D"],
     key: Float[Array, "B *X M D"],
     value: Float[Array, "B *X M Dv"],
-    additional_keys: Float[Array, "B E M D"] | None,
-    additional_values: Float[Array, "B E M Dv"] | None,
+    extra: tuple[Array, ...],
     rpb: Float[Array, "N *R"] | None,
     *,
     neighborhood: Neighborhood,
     scale: float,
 ) -> tuple[Float[Array, "B *X N Dv"], Float[Array, "B *X N"]]:
-    tiles = tiling.choose_tiles(neighborhood, _SLAB_OVERHEAD)
-    dtype, heads = accumulation_dtype(query.dtype), key.shape[-2]
-    table = None if rpb is None else _bias_table(rpb.astype(dtype), tiles, heads)
-    rows_at_once, tiles_at_once = _at_once(query.shape[0] * query.shape[-2], tiles)
-    attend = functools.partial(
-        _attend, scale=scale, extra_keys=additional_keys, extra_values=additional_values
+    budget = _LOGITS_AT_ONCE.get(jax.default_backend(), _LOGITS_AT_ONCE_ELSEWHERE)
+    # Batch and heads are computed together. A batch of a size that is not known counts as 1.
+    batch = query.shape[0] if isinstance(query.shape[0], int) else 1
+    budget //= max(1, batch * query.shape[-2])
+    tiles = choose_tiles(neighborhood, _SLAB_OVERHEAD, budget)
+    dtype = accumulation_dtype(query.dtype)
+    heads = key.shape[-2], query.shape[-2] // key.shape[-2]
+    penalty = Penalty(tiles, heads, rpb is not None)
+    queries, keys = query_boxes(tiles), key_boxes(tiles)
+    q, k, v = (split_axes(x, tiles) for x in (query, key, value))
+    step = functools.partial(
+        _attend, tiles=tiles, penalty=penalty, scale=scale, precision=product_precision(query.dtype)
     )
-
-    def row(q: Array, k: Array, v: Array, index: Array) -> tuple[Array, Array]:
-        mask = _row_mask(tiles, index)
-        bias = jnp.zeros((), dtype) if table is None else _row_bias(table, tiles, index)
-        penalty = jnp.where(mask, bias, jnp.asarray(_MASKED, dtype))
-        penalty = penalty.reshape(q.shape[0], *penalty.shape[len(tiles) - 1 :][:2], q.shape[-2], -1)
-        slabs = _cut_tiles(k, tiles[1:]), _cut_tiles(v, tiles[1:])
-        return _map(attend, (q, *slabs, penalty), tiles_at_once)
-
-    rows = (
-        _tile_queries(query, tiles, heads),
-        _cut_rows(key, tiles[0]),
-        _cut_rows(value, tiles[0]),
+    count = math.prod(axis.count for axis in tiles)
+    walk = Walk(
+        function=step,
+        reads=(queries, keys, keys, *penalty.boxes(), *(Boxes.whole(x.ndim) for x in extra)),
+        writes=(queries, queries),
+        outputs=(
+            jax.ShapeDtypeStruct((*q.shape[:-1], v.shape[-1]), query.dtype),
+            jax.ShapeDtypeStruct((*q.shape[:-1], 1), dtype),
+        ),
+        tiles=count,
+        at_once=_divisor(count, budget // math.prod(axis.size * axis.halo for axis in tiles)),
     )
-    out, lse = _map(row, (*rows, jnp.arange(tiles[0].count)), rows_at_once)
-    return _untile(out, tiles, query.shape), _untile(lse[..., None], tiles, query.shape)[..., 0]
-
-
-# Layout. Tiles first, so that a loop may take them one by one: A tiles of the first axis,
-# each a row of R tiles of the others; q queries in a tile, k keys in a slab; G query heads for
-# each key head.
-
-
-def _tile_queries(
-    x: Float[Array, "B *X N D"], tiles: tuple[AxisTiles, ...], heads: int
-) -> Float[Array, "A R B M G q D"]:
-    n = len(tiles)
-    for axis in reversed(range(n)):
-        x = tiling.split_queries(x, 1 + axis, tiles[axis])
-    x = x.reshape(*x.shape[:-2], heads, x.shape[-2] // heads, x.shape[-1])
-    counts, sizes = range(1, 2 * n, 2), range(2, 2 * n + 1, 2)
-    x = x.transpose(*counts, 0, 2 * n + 1, 2 * n + 2, *sizes, 2 * n + 3)
-    return x.reshape(tiles[0].count, _row(tiles), *x.shape[n : n + 3], _queries(tiles), x.shape[-1])
-
-
-def _untile(
-    x: Float[Array, "A R B M G q C"], tiles: tuple[AxisTiles, ...], shape: tuple[int, ...]
-) -> Float[Array, "B *X N C"]:
-    n = len(tiles)
-    batch_and_heads, sizes = x.shape[2:5], (axis.size for axis in tiles)
-    x = x.reshape(*(axis.count for axis in tiles), *batch_and_heads, *sizes, x.shape[-1])
-    tokens = (axis for j in range(n) for axis in (j, n + 3 + j))
-    x = x.transpose(n, *tokens, n + 1, n + 2, 2 * n + 3)
-    for axis in range(n):
-        x = tiling.merge_queries(x, 1 + axis, tiles[axis])
-    return x.reshape(*shape[:-1], x.shape[-1])
-
-
-def _cut_rows(x: Float[Array, "B *X M D"], tiles: AxisTiles) -> Float[Array, "A B M h *Y D"]:
-    x = tiling.split_keys(jnp.moveaxis(x, -2, 1), 2, tiles)
-    return jnp.moveaxis(x, 2, 0)
-
-
-def _cut_tiles(
-    x: Float[Array, "B M h *Y D"], tiles: tuple[AxisTiles, ...]
-) -> Float[Array, "R B M k D"]:
-    n = len(tiles)
-    for axis in reversed(range(n)):
-        x = tiling.split_keys(x, 3 + axis, tiles[axis])
-    counts, halos = range(3, 2 * n + 3, 2), range(4, 2 * n + 4, 2)
-    x = x.transpose(*counts, 0, 1, 2, *halos, 2 * n + 3)
-    rows, keys = math.prod(x.shape[:n]), math.prod(x.shape[n + 2 : -1])
-    return x.reshape(rows, *x.shape[n : n + 2], keys, x.shape[-1])
-
-
-def _row(tiles: tuple[AxisTiles, ...]) -> int:
-    return math.prod(axis.count for axis in tiles[1:])
-
-
-def _queries(tiles: tuple[AxisTiles, ...]) -> int:
-    return math.prod(axis.size for axis in tiles)
-
-
-# What each query of a row of tiles sees, and its bias. Both broadcast against
-# [*A, M, G, *t, *h], where *A are the tiles of all axes but the first.
-
-
-def _row_mask(tiles: tuple[AxisTiles, ...], index: Int[Array, ""]) -> Bool[Array, "*A 1 1 *t *h"]:
-    n = len(tiles)
-    masks = []
-    for j, axis in enumerate(tiles):
-        start, end = jnp.asarray(axis.start), jnp.asarray(axis.end)
-        if j == 0:
-            start, end = start[index][None], end[index][None]
-        slot = jnp.arange(axis.halo, dtype=start.dtype)
-        mask = (start[..., None] <= slot[None, None]) & (slot[None, None] < end[..., None])
-        shape = [1] * (3 * n + 1)
-        shape[n + 1 + j], shape[2 * n + 1 + j] = axis.size, axis.halo
-        if j:
-            shape[j - 1] = axis.count
-        masks.append(mask.reshape(shape))
-    return functools.reduce(jnp.logical_and, masks)
-
-
-def _bias_table(
-    rpb: Float[Array, "N *R"], tiles: tuple[AxisTiles, ...], heads: int
-) -> Float[Array, "*S M G *t *h"]:
-    """The bias of every query of a tile and slot of its slab, for each kind of tile.
-
-    The kind is the distance from tile to slab (`AxisTiles.shifts`): three an axis where slabs are
-    clipped at both borders, so the table is small.
-    """
-    n = len(tiles)
-    table = rpb.reshape(heads, -1, *rpb.shape[1:])
-    for axis in tiles:
-        # Takes the foremost bias axis away and appends (S, t, h).
-        size = 2 * axis.window.kernel_size - 1
-        one_hot = jax.nn.one_hot(axis.bias_index(), size, dtype=rpb.dtype)
-        table = jnp.tensordot(table, one_hot, axes=(2, 3), precision="highest")
-    kinds, queries, slots = (range(2 + i, 2 + 3 * n, 3) for i in range(3))
-    return table.transpose(*kinds, 0, 1, *queries, *slots)
-
-
-def _row_bias(
-    table: Float[Array, "*S M G *t *h"], tiles: tuple[AxisTiles, ...], index: Int[Array, ""]
-) -> Float[Array, "*A M G *t *h"]:
-    """The bias of each tile in a row of tiles."""
-    for j, axis in enumerate(tiles):
-        shifts, kind = axis.shifts
-        one_hot = jax.nn.one_hot(kind, len(shifts), dtype=table.dtype)
-        if j == 0:
-            table = _pick(table, one_hot[index][None])[0]
-        else:
-            table = jnp.moveaxis(_pick(jnp.moveaxis(table, j - 1, 0), one_hot), 0, j - 1)
-    return table
-
-
-def _pick(table: Float[Array, "S *Y"], one_hot: Float[Array, "A S"]) -> Float[Array, "A *Y"]:
-    """``table[kind]``; a gather would scatter in reverse.
-
-    A sum, since a matrix product here sends the compiler of jaxlib 0.11.2 into an endless loop
-    when it meets the other products of the backward pass of grouped heads.
-    """
-    one_hot = one_hot.reshape(*one_hot.shape, *[1] * (table.ndim - 1))
-    return jnp.sum(one_hot * table[None], axis=1)
-
-
-# One tile, and the loops over tiles.
+    out, lse = walk(q, k, v, *penalty.inputs(rpb, dtype), *extra)
+    return merge_axes(out, tiles), merge_axes(lse, tiles)[..., 0]
 
 
 def _attend(
-    q: Float[Array, "B M G q D"],
-    k: Float[Array, "B M k D"],
-    v: Float[Array, "B M k Dv"],
-    penalty: Float[Array, "#M #G q k"],
-    *,
+    tile: Int[Array, ""],
+    q: Float[Array, "B *t N D"],
+    k: Float[Array, "B *h M D"],
+    v: Float[Array, "B *h M Dv"],
+    *rest: Array,
+    tiles: tuple[AxisTiles, ...],
+    penalty: Penalty,
     scale: float,
-    extra_keys: Float[Array, "B E M D"] | None,
-    extra_values: Float[Array, "B E M Dv"] | None,
-) -> tuple[Float[Array, "B M G q Dv"], Float[Array, "B M G q"]]:
+    precision: str | None,
+) -> tuple[Float[Array, "B *t N Dv"], Float[Array, "B *t N 1"]]:
     """Attention of one tile to its slab and to the additional keys: output and lse."""
-    dtype = penalty.dtype
-    raised = q.astype(dtype)
-    einsum = functools.partial(jnp.einsum, precision=product_precision(q.dtype))
-    products = scale * einsum("bmgqd,bmkd->bmgqk", raised, k.astype(dtype))
+    number = len(penalty.boxes())
+    added = penalty.of_tile(tile, rest[:number], q.dtype)[None]
+    tokens, (heads, groups) = q.shape[1:-2], penalty.heads
+    q = by_query_head(q, (heads, groups))
+    k, v, *extra = map(by_key_head, (k, v, *rest[number:]))
+    product = functools.partial(jnp.einsum, precision=precision)
+    products = scale * product("bmqd,bmkd->bmqk", q, k)
+    grouped = products.reshape(*q.shape[:2], groups, *added.shape[3:])
     # Selected, since nan plus a penalty would be nan, and reach queries that do not see the key.
-    is_seen = (penalty > _MASKED / 2)[None]
-    logits = [jnp.where(is_seen, products + penalty[None], jnp.asarray(_MASKED, dtype))]
-    values = [jnp.moveaxis(v, 1, 2).astype(dtype)]
-    if extra_keys is not None and extra_values is not None:
-        extra = einsum("bmgqd,bemd->bmgqe", raised, extra_keys.astype(dtype))
-        logits.append(scale * extra)
-        values.append(extra_values.astype(dtype))
+    seen = jnp.where(added > HIDDEN / 2, grouped + added, jnp.asarray(HIDDEN, q.dtype))
+    logits, values = [seen.reshape(products.shape)], [v]
+    if extra:
+        logits.append(scale * product("bmqd,bmed->bmqe", q, extra[0]))
+        values.append(extra[1])
     # Every shift gives the same result, so this one needs no gradient.
     top = functools.reduce(jnp.maximum, (x.max(-1, keepdims=True) for x in logits))
     top = jax.lax.stop_gradient(top)
     probs = [jnp.exp(x - top) for x in logits]
     total = sum(x.sum(-1, keepdims=True) for x in probs)
-    parts = (einsum("bmgqk,bkmd->bmgqd", x / total, y) for x, y in zip(probs, values, strict=True))
-    return sum(parts).astype(q.dtype), (top + jnp.log(total))[..., 0]
-
-
-def _at_once(problems: int, tiles: tuple[AxisTiles, ...]) -> tuple[int, int]:
-    """How many rows of tiles, and how many tiles of a row, to compute at once.
-
-    Args:
-      problems: batch size times heads, which are always computed together.
-      tiles: the tiles of each axis.
-    """
-    budget = _LOGITS_AT_ONCE.get(jax.default_backend(), _LOGITS_AT_ONCE_ELSEWHERE)
-    per_tile = problems * math.prod(axis.size * axis.halo for axis in tiles)
-    tiles_at_once = _divisor(_row(tiles), budget // max(per_tile, 1))
-    rows_at_once = _divisor(tiles[0].count, budget // max(per_tile * _row(tiles), 1))
-    return rows_at_once, tiles_at_once
+    out = sum(product("bmqk,bmkd->bmqd", x / total, y) for x, y in zip(probs, values, strict=True))
+    out, lse = (by_token(x, groups, tokens) for x in (out, top + jnp.log(total)))
+    is_new = new_queries(tile, tiles)
+    if is_new is None:
+        return out, lse
+    return jnp.where(is_new[None], out, 0), jnp.where(is_new[None], lse, 0)
 
 
 def _divisor(number: int, limit: int) -> int:
     """The largest divisor of ``number`` that is at most ``limit``, at least 1."""
     return next(n for n in range(max(1, min(number, limit)), 0, -1) if number % n == 0)
-
-
-def _map(function: Callable[..., Any], xs: tuple[Array, ...], at_once: int) -> Any:
-    """Map over the leading axis, ``at_once`` items at a time, rematerialising in reverse mode."""
-    if at_once >= xs[0].shape[0]:
-        return jax.vmap(jax.checkpoint(function))(*xs)
-    # A loop body is its own scope for common subexpressions.
-    function = jax.checkpoint(function, prevent_cse=False)
-    return jax.lax.map(lambda x: function(*x), xs, batch_size=at_once)

@@ -1,10 +1,9 @@
 """Cutting an axis into query tiles and the slab of keys that each tile needs.
 
-The queries of each dilation group are cut into tiles of ``size`` positions; the last one may be
-ragged. Every tile gets a *slab* of ``halo`` consecutive keys that holds the windows of all its
-queries. Slabs start at ``clip(size * tile + offset, 0, positions - halo)``: evenly spaced but for
-the borders, so that all of them are static slices and blocks of one array, whose transpose is a sum
-of pads and never a scatter.
+The queries of each dilation group are cut into tiles of ``size`` positions. Where they do not
+divide a group the last tile starts earlier, and has queries again that the one before it has. Every
+tile gets a *slab* of ``halo`` consecutive keys that holds the windows of all its queries and ends
+inside the axis.
 
 All of this is NumPy at trace time, from `natjax.kernels.neighborhood`.
 """
@@ -19,10 +18,9 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Array, Bool, Int
 
 from natjax.kernels.neighborhood import AxisWindow, Neighborhood
-from natjax.kernels.plan.slabs import fit_slabs
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -33,169 +31,132 @@ class AxisTiles:
       window: the neighborhood along the axis.
       size: query positions in a tile.
       halo: key positions in a slab.
+      group: dilation group of each tile.
+      query_start: first query position of each tile.
       key_start: first key position of each tile's slab.
       start: first key position that each query sees, relative to its slab.
       end: position just past the last key that each query sees, relative to its slab.
+      is_new: whether no tile before has the query.
     """
 
     window: AxisWindow
     size: int
     halo: int
+    group: Int[np.ndarray, "A"]
+    query_start: Int[np.ndarray, "A"]
     key_start: Int[np.ndarray, "A"]
     start: Int[np.ndarray, "A t"]
     end: Int[np.ndarray, "A t"]
-
-    @property
-    def per_group(self) -> int:
-        """Tiles in a dilation group."""
-        return -(-self.window.max_group_length // self.size)
+    is_new: Bool[np.ndarray, "A t"]
 
     @property
     def count(self) -> int:
         """Tiles in all, ``A``."""
-        return self.per_group * self.window.dilation
+        return len(self.group)
 
     @property
     def waste(self) -> float:
         """Queries computed for each query there is, at least 1 (ragged tiles and groups)."""
         return self.count * self.size / self.window.length
 
-    @property
-    def shifts(self) -> tuple[Int[np.ndarray, "S"], Int[np.ndarray, "A"]]:
-        """The distinct distances from tile to slab, few; and which of them each tile has."""
-        tile_start = np.tile(np.arange(self.per_group) * self.size, self.window.dilation)
-        return np.unique(self.key_start - tile_start, return_inverse=True)
-
-    def bias_index(self) -> Int[np.ndarray, "S t h"]:
-        """For each distinct shift, the bias index of each query and slab slot, clipped to range."""
-        k = self.window.kernel_size
-        query, slot = np.arange(self.size)[:, None], np.arange(self.halo)[None, :]
-        relative = self.shifts[0][:, None, None] + (slot - query)[None]
-        return np.clip(relative + k - 1, 0, 2 * k - 2)
+    def kinds(self) -> tuple[Int[np.ndarray, "S"], Int[np.ndarray, "A"]]:
+        """Tiles of one kind look alike: the first tile of each kind, and the kind of each tile."""
+        shift = (self.key_start - self.query_start)[:, None]
+        looks = np.concatenate([shift, self.start, self.end], axis=1)
+        _, first, kind = np.unique(looks, axis=0, return_index=True, return_inverse=True)
+        return first, kind.reshape(-1)
 
 
 @functools.cache
 def axis_tiles(window: AxisWindow, size: int) -> AxisTiles:
-    """Tiles of ``size`` query positions along an axis, with the smallest slabs that do."""
+    """Tiles of ``size`` query positions along an axis, with the smallest slabs that do.
+
+    ``size`` is at most the length of the longest dilation group.
+    """
     d, positions = window.dilation, window.max_group_length
-    per_group = -(-positions // size)
-    groups = np.arange(d)[:, None]
+    tile_start = np.arange(0, positions, size)
+    query_start = np.minimum(tile_start, positions - size)
+    position = query_start[:, None] + np.arange(size)
+    is_new = position >= tile_start[:, None]
+    groups = np.arange(d)[:, None, None]
     # Positions past the end of a group repeat its last query; their results are thrown away.
-    position = np.minimum(np.arange(per_group * size)[None], window.group_length(groups) - 1)
-    query = position * d + groups
-    start = window.start(query).reshape(d * per_group, size)
-    end = window.end(query).reshape(d * per_group, size)
-    first = start.min(1).reshape(d, per_group).min(0)
-    last = end.max(1).reshape(d, per_group).max(0)
-    offset, halo = fit_slabs(first, last, size, positions)
-    key_start = np.clip(np.arange(per_group) * size + offset, 0, positions - halo)
-    key_start = np.tile(key_start, d)
+    query = np.minimum(position[None], window.group_length(groups) - 1) * d + groups
+    start, end = window.start(query), window.end(query)
+    first, last = start.min(axis=(0, 2)), end.max(axis=(0, 2))
+    halo = int((last - first).max())
+    key_start = np.minimum(first, positions - halo)
     return AxisTiles(
         window=window,
         size=size,
         halo=halo,
-        key_start=key_start,
-        start=(start - key_start[:, None]).astype(np.int32),
-        end=(end - key_start[:, None]).astype(np.int32),
+        group=np.repeat(np.arange(d), len(tile_start)),
+        query_start=np.tile(query_start, d),
+        key_start=np.tile(key_start, d),
+        start=(start - key_start[:, None]).reshape(-1, size).astype(np.int32),
+        end=(end - key_start[:, None]).reshape(-1, size).astype(np.int32),
+        is_new=np.tile(is_new, (d, 1)),
     )
 
 
-def choose_tiles(neighborhood: Neighborhood, overhead: int) -> tuple[AxisTiles, ...]:
+def choose_tiles(
+    neighborhood: Neighborhood, overhead: int, most_logits: int
+) -> tuple[AxisTiles, ...]:
     """The tiles of least work: logits computed, plus the cost of cutting the slabs.
 
     Args:
       neighborhood: the neighborhood.
       overhead: cost of moving one key into a slab, in units of the cost of one logit. Larger
         values give larger tiles.
+      most_logits: the most logits of a tile, unless the smallest tiles have more.
     """
     options = [[axis_tiles(axis, size) for size in _sizes(axis)] for axis in neighborhood.axes]
 
-    def cost(tiles: tuple[AxisTiles, ...]) -> float:
+    def cost(tiles: tuple[AxisTiles, ...]) -> tuple[int, float]:
         keys = math.prod(t.halo for t in tiles)
         queries = math.prod(t.size for t in tiles)
-        return math.prod(t.waste for t in tiles) * keys * (1 + overhead / queries)
+        work = math.prod(t.waste for t in tiles) * keys * (1 + overhead / queries)
+        return max(keys * queries - most_logits, 0), work
 
     return min(itertools.product(*options), key=cost)
 
 
 def _sizes(axis: AxisWindow) -> list[int]:
-    """Tile sizes worth a look: the fewest queries for each number of tiles, 2 K at most."""
+    """Tile sizes worth a look, from 1 to 2 K: the fewest queries for each number of tiles."""
     n = axis.max_group_length
     largest = max(2 * axis.kernel_size, 16)
-    sizes = {-(-n // tiles) for tiles in range(1, n + 1)}
-    smallest = max(1, axis.kernel_size // 4)
-    kept = sorted(size for size in sizes if smallest <= size <= largest) or [min(n, largest)]
+    sizes = sorted({-(-n // tiles) for tiles in range(1, n + 1)})
+    kept = [size for size in sizes if size <= largest]
     # A long axis has many sizes that hardly differ.
     step = -(-len(kept) // 24)
-    return kept[::-1][::step]
+    return [*kept[:0:-step], 1]
+
+
+def numbers_along(tiles: tuple[AxisTiles, ...]) -> list[Int[np.ndarray, "A"]]:
+    """Along each axis, the number of each of all tiles, which are counted row-major."""
+    counts = [axis.count for axis in tiles]
+    return list(np.unravel_index(np.arange(math.prod(counts)), counts))
 
 
 def split_groups(x: Array, axis: int, window: AxisWindow, positions: int) -> Array:
     """Replace a token axis by ``(dilation, positions)``, zero-padded at the end."""
-    padding = [(0, 0)] * x.ndim
-    padding[axis] = (0, positions * window.dilation - window.length)
-    x = jnp.pad(x, padding)
-    x = x.reshape(*x.shape[:axis], positions, window.dilation, *x.shape[axis + 1 :])
-    return jnp.swapaxes(x, axis, axis + 1)
+    return jnp.swapaxes(split_positions(x, axis, window, positions), axis, axis + 1)
 
 
 def merge_groups(x: Array, axis: int, window: AxisWindow) -> Array:
     """Inverse of `split_groups`, on the axes ``axis`` and ``axis + 1``."""
-    x = jnp.swapaxes(x, axis, axis + 1)
+    return merge_positions(jnp.swapaxes(x, axis, axis + 1), axis, window)
+
+
+def split_positions(x: Array, axis: int, window: AxisWindow, positions: int) -> Array:
+    """Replace a token axis by ``(positions, dilation)``, zero-padded at the end."""
+    padding = [(0, 0)] * x.ndim
+    padding[axis] = (0, positions * window.dilation - window.length)
+    if padding[axis][1]:
+        x = jnp.pad(x, padding)
+    return x.reshape(*x.shape[:axis], positions, window.dilation, *x.shape[axis + 1 :])
+
+
+def merge_positions(x: Array, axis: int, window: AxisWindow) -> Array:
+    """Inverse of `split_positions`, on the axes ``axis`` and ``axis + 1``."""
     x = x.reshape(*x.shape[:axis], x.shape[axis] * window.dilation, *x.shape[axis + 2 :])
     return jax.lax.slice_in_dim(x, 0, window.length, axis=axis)
-
-
-def split_queries(x: Array, axis: int, tiles: AxisTiles) -> Array:
-    """Replace a token axis by ``(A, size)``."""
-    x = split_groups(x, axis, tiles.window, tiles.per_group * tiles.size)
-    return x.reshape(*x.shape[:axis], tiles.count, tiles.size, *x.shape[axis + 2 :])
-
-
-def merge_queries(x: Array, axis: int, tiles: AxisTiles) -> Array:
-    """Inverse of `split_queries`, on the axes ``axis`` and ``axis + 1``."""
-    d = tiles.window.dilation
-    x = x.reshape(*x.shape[:axis], d, tiles.per_group * tiles.size, *x.shape[axis + 2 :])
-    return merge_groups(x, axis, tiles.window)
-
-
-def split_keys(x: Array, axis: int, tiles: AxisTiles) -> Array:
-    """Replace a token axis by the slabs ``(A, halo)``, which overlap."""
-    x = split_groups(x, axis, tiles.window, tiles.window.max_group_length)
-    x = _cut_slabs(x, axis + 1, tiles)
-    return x.reshape(*x.shape[:axis], tiles.count, tiles.halo, *x.shape[axis + 3 :])
-
-
-def _cut_slabs(x: Array, axis: int, tiles: AxisTiles) -> Array:
-    """Replace an axis of positions by ``(tiles, halo)``: border slabs, and between them blocks."""
-    starts = tiles.key_start[: tiles.per_group]
-    spaced = np.flatnonzero(np.diff(starts) == tiles.size)
-    # With few slabs in between, cutting each by itself is as good.
-    low, high = (int(spaced[0]), int(spaced[-1]) + 2) if len(spaced) > 4 else (0, 0)
-
-    def border(begin: int, stop: int) -> list[Array]:
-        cuts = (jax.lax.slice_in_dim(x, s, s + tiles.halo, axis=axis) for s in starts[begin:stop])
-        return [jnp.expand_dims(cut, axis) for cut in cuts]
-
-    between = [_cut_blocks(x, axis, tiles, int(starts[low]), high - low)] if high else []
-    parts = [*border(0, low), *between, *border(high, len(starts))]
-    return jnp.concatenate(parts, axis=axis)
-
-
-def _cut_blocks(x: Array, axis: int, tiles: AxisTiles, start: int, count: int) -> Array:
-    """``count`` slabs, the first at ``start`` and each ``size`` after the last.
-
-    A slab is a tile-sized block, the block after it, and so on, the last one cut short: one strided
-    reshape of ``x`` for each of these, not one slice for each slab.
-    """
-    pieces = []
-    for begin in range(0, tiles.halo, tiles.size):
-        width = min(tiles.size, tiles.halo - begin)
-        stop = start + begin + (count - 1) * tiles.size + width
-        piece = jax.lax.slice_in_dim(x, start + begin, stop, axis=axis)
-        padding = [(0, 0)] * x.ndim
-        padding[axis] = (0, tiles.size - width)
-        piece = jnp.pad(piece, padding)
-        piece = piece.reshape(*x.shape[:axis], count, tiles.size, *x.shape[axis + 1 :])
-        pieces.append(jax.lax.slice_in_dim(piece, 0, width, axis=axis + 1))
-    return jnp.concatenate(pieces, axis=axis + 1)
