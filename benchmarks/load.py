@@ -72,7 +72,7 @@ DEAR = {
 def hostile() -> None:
     """Processor time and peak memory of reading files of 1 and 10 MB of instructions."""
     from natjax.weights import WeightsError
-    from natjax.weights.files import read_file
+    from natjax.weights.formats import read_file
 
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "x.pth"
@@ -126,7 +126,7 @@ def write(model: str, path: pathlib.Path) -> dict[str, float]:
 
 def read(model: str, path: pathlib.Path) -> dict[str, float]:
     """Read the file and do nothing with it."""
-    from natjax.weights.files import read_file
+    from natjax.weights.formats import read_file
 
     del model
     return measured(lambda: read_file(path))

@@ -39,7 +39,7 @@ from natjax.kernels.sharding.batching import in_indexable_parts
 from natjax.kernels.sharding.operands import Dim, Dims, Signature
 from natjax.kernels.sharding.partitioning import align_varying, split_over_batch_and_heads
 from natjax.kernels.spec import Kernel, KernelBackend, KernelCall, Op
-from natjax.kernels.specialise import INDEXABLE, specialise
+from natjax.kernels.specialise import INDEXABLE, require_plain, specialise
 
 type Arrays = tuple[Array, ...]
 
@@ -89,6 +89,7 @@ def attention(
     scale: float,
     additional_keys: Float[Array, "B E M D"] | None,
     additional_values: Float[Array, "B E M Dv"] | None,
+    **beyond: Any,
 ) -> tuple[Float[Array, "B *X N Dv"], Float[Array, "B *X N"]]:
     """See `natjax.kernels.backends.reference.attention`.
 
@@ -103,21 +104,32 @@ def attention(
       scale: factor on the products of queries and keys.
       additional_keys: keys that every query sees, which are few.
       additional_values: their values.
+      **beyond: arguments that kernels do not have, and that must be None.
 
     Raises:
       NotImplementedError: the backend does not take the call.
     """
+    require_plain(backend.NAME, neighborhood, beyond)
     call = specialise(backend, "attention", platform, query, key, value, neighborhood, rpb, scale)
     extra = () if additional_keys is None else (additional_keys, additional_values)
-    return _attend(call, (query, key, value), rpb, extra)
+    return attend(_ATTENTION, call, (query, key, value), rpb, extra)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _attend(
-    call: KernelCall, arrays: Arrays, rpb: Array | None, extra: Arrays
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def attend(
+    op: Operation, call: KernelCall, arrays: Arrays, rpb: Array | None, extra: Arrays
 ) -> tuple[Array, Array]:
+    """An op of queries, keys and values, with additional keys joined to what it gives.
+
+    Args:
+      op: gives the output and its log-sum-exp.
+      call: what it is specialised for.
+      arrays: queries, keys and values, tokens along their axes.
+      rpb: relative position bias.
+      extra: additional keys and their values, or nothing.
+    """
     flat = align_varying(*map(_flat, arrays), *_flat_bias(rpb))
-    out, lse = _apply(_ATTENTION, call, *flat)
+    out, lse = _apply(op, call, *flat)
     if extra:
         parts = (out, lse), _attend_to_all(flat[0], *extra, call)
         out, lse = merge_attentions(*zip(*parts, strict=True))
@@ -134,12 +146,14 @@ def qk(
     *,
     rpb: Float[Array, "N *R"] | None,
     scale: float,
+    **beyond: Any,
 ) -> Float[Array, "B *X N K"]:
-    """See `natjax.kernels.backends.reference.qk`; ``backend`` and ``platform`` as in `attention`.
+    """See `natjax.kernels.backends.reference.qk`; other arguments are as in `attention`.
 
     Raises:
       NotImplementedError: the backend does not take the call.
     """
+    require_plain(backend.NAME, neighborhood, beyond)
     call = specialise(backend, "qk", platform, query, key, key, neighborhood, rpb, scale)
     logits = _half(_QK, call, _flat(query), _flat(key), *_flat_bias(rpb))
     return logits.reshape(*query.shape[:-1], neighborhood.num_neighbors)
@@ -151,19 +165,21 @@ def av(
     weights: Float[Array, "B *X N K"],
     value: Float[Array, "B *X M Dv"],
     neighborhood: Neighborhood,
+    **beyond: Any,
 ) -> Float[Array, "B *X N Dv"]:
-    """See `natjax.kernels.backends.reference.av`; ``backend`` and ``platform`` as in `attention`.
+    """See `natjax.kernels.backends.reference.av`; other arguments are as in `attention`.
 
     Raises:
       NotImplementedError: the backend does not take the call.
     """
+    require_plain(backend.NAME, neighborhood, beyond)
     call = specialise(backend, "av", platform, weights, value, value, neighborhood, None, 1.0)
     out = _half(_AV, call, _flat(weights), _flat(value))
     return out.reshape(*weights.shape[:-1], value.shape[-1])
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _half(op: _Operation, call: KernelCall, *arrays: Array) -> Array:
+def _half(op: Operation, call: KernelCall, *arrays: Array) -> Array:
     (result,) = _apply(op, call, *align_varying(*arrays))
     return result
 
@@ -181,7 +197,7 @@ def _flat_bias(rpb: Array | None) -> Arrays:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class _Operation:
+class Operation:
     """An op between flat arrays, by kernels and in plain JAX.
 
     Attributes:
@@ -196,12 +212,12 @@ class _Operation:
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def _apply(op: _Operation, call: KernelCall, *arrays: Array) -> Arrays:
+def _apply(op: Operation, call: KernelCall, *arrays: Array) -> Arrays:
     kernels, plain = functools.partial(op.kernels, call), functools.partial(op.plain, call)
     return _by_platform(call, kernels, plain, *arrays)
 
 
-def _tangent_rule(op: _Operation, call: KernelCall, primals: Arrays, tangents: Any) -> Any:
+def _tangent_rule(op: Operation, call: KernelCall, primals: Arrays, tangents: Any) -> Any:
     """Linear in the tangents: plain JAX in forward mode, kernels in reverse mode."""
     results = _apply(op, call, *primals)
     number = len(primals)
@@ -231,7 +247,7 @@ _apply.defjvp(_tangent_rule, symbolic_zeros=True)
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def _gradients(
-    op: _Operation, call: KernelCall, arrays: Arrays, results: Arrays, cotangents: Arrays
+    op: Operation, call: KernelCall, arrays: Arrays, results: Arrays, cotangents: Arrays
 ) -> Arrays:
     kernels = functools.partial(op.gradients, call)
     plain = lambda arrays, _, cotangents: _plain_gradients(op, call, arrays, cotangents)  # noqa: E731
@@ -239,16 +255,14 @@ def _gradients(
 
 
 @_gradients.defjvp
-def _second_derivative(op: _Operation, call: KernelCall, primals: Any, tangents: Any) -> Any:
+def _second_derivative(op: Operation, call: KernelCall, primals: Any, tangents: Any) -> Any:
     """In plain JAX. What the results contribute is part of what their arguments do."""
     plain = functools.partial(_plain_gradients, op, call)
     _, moved = jax.jvp(plain, (primals[0], primals[2]), (tangents[0], tangents[2]))
     return _gradients(op, call, *primals), moved
 
 
-def _plain_gradients(
-    op: _Operation, call: KernelCall, arrays: Arrays, cotangents: Arrays
-) -> Arrays:
+def _plain_gradients(op: Operation, call: KernelCall, arrays: Arrays, cotangents: Arrays) -> Arrays:
     return jax.vjp(functools.partial(op.plain, call), *arrays)[1](cotangents)
 
 
@@ -404,7 +418,8 @@ def _plain(op: Op, call: KernelCall, arrays: Arrays, *rpb: Array, **options: Any
     return tuple(x.reshape(*flat, *x.shape[keep:]) for x in jax.tree.leaves(results))
 
 
-def _plain_attention(call: KernelCall, q: Array, k: Array, v: Array, *rpb: Array) -> Arrays:
+def plain_attention(call: KernelCall, q: Array, k: Array, v: Array, *rpb: Array) -> Arrays:
+    """Attention on flat arrays in plain JAX."""
     none = {"additional_keys": None, "additional_values": None}
     return _plain("attention", call, (q, k, v), *rpb, **none)
 
@@ -417,9 +432,9 @@ def _plain_av(call: KernelCall, w: Array, v: Array) -> Arrays:
     return _plain("av", call, (w, v))
 
 
-_ATTENTION = _Operation(_attention, _attention_gradients, _plain_attention)
-_QK = _Operation(_qk, _qk_gradients, _plain_qk)
-_AV = _Operation(_av, _av_gradients, _plain_av)
+_ATTENTION = Operation(_attention, _attention_gradients, plain_attention)
+_QK = Operation(_qk, _qk_gradients, _plain_qk)
+_AV = Operation(_av, _av_gradients, _plain_av)
 
 
 def _attend_to_all(

@@ -84,6 +84,7 @@ def explain(*args: Any, op: Op = "attention", **kwargs: Any) -> Explanation:
     >>> print(natjax.explain(query, key, value, kernel_size=7))  # doctest: +ELLIPSIS
     na2d on cpu: implementation "xla"
       not "pallas_triton":  implementation "pallas_triton" needs an NVIDIA GPU, Ampere or later; ...
+      not "mosaic_tpu":     implementation "mosaic_tpu" needs a TPU; ...
       not "reference":      not asked: "xla" comes first
     """
     call = _Request.of(op, args, kwargs)

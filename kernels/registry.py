@@ -3,7 +3,8 @@
 An implementation is a module of `natjax.kernels.backends`. One of plain JAX has functions
 ``attention``, ``qk`` and ``av`` of one signature (see `natjax.kernels.backends.reference`). One of
 kernels has what `natjax.kernels.spec.KernelBackend` says, and `natjax.kernels.autodiff` makes the
-ops of it. Either says "not here" (wrong device, dtype or shape for it) by raising
+ops of it; or else it makes them itself, and they take the platform that a program must be lowered
+for as their first argument. Each says "not here" (wrong device, dtype or shape for it) by raising
 `NotImplementedError`, naming what would work.
 """
 
@@ -18,6 +19,7 @@ from collections.abc import Callable
 from typing import Any
 
 from natjax.kernels import device
+from natjax.kernels.cross_scale import with_more_heads
 from natjax.kernels.spec import Op
 
 _LOG = logging.getLogger(__name__)
@@ -49,13 +51,14 @@ class Implementation:
 # Best first. None picks the first that does not decline; "reference" accepts everything.
 IMPLEMENTATIONS = (
     Implementation("pallas_triton", platform="gpu", aliases=("triton",)),
+    Implementation("mosaic_tpu", platform="tpu"),
     Implementation("xla"),
     Implementation("reference"),
 )
 
 
 # What JAX calls a platform when it lowers for it.
-_LOWERED_AS = {"gpu": "cuda"}
+_LOWERED_AS = {"gpu": "cuda", "tpu": "tpu"}
 
 
 @functools.cache
@@ -139,7 +142,10 @@ def load(op: Op, name: str, platform: str | None = None) -> Callable[..., Any]:
     if hasattr(module, "launch"):
         from natjax.kernels import autodiff  # which needs this module
 
-        return functools.partial(getattr(autodiff, op), module, platform)
+        run = functools.partial(getattr(autodiff, op), module, platform)
+        return with_more_heads(run)
+    if available()[name].platform is not None:
+        return with_more_heads(functools.partial(getattr(module, op), platform))
     return getattr(module, op)
 
 

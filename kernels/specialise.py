@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 from jaxtyping import Array
@@ -19,6 +20,29 @@ INDEXABLE = 2**31
 _LARGEST_TABLE = 2**26
 # Up to which a mask is laid out in a table too, rather than computed.
 _SMALL_TABLE = 2**20
+
+
+def require_plain(name: str, neighborhood: Neighborhood, beyond: dict[str, Any]) -> None:
+    """Check that a call is one that kernels are made for.
+
+    Args:
+      name: of the implementation whose kernels they are.
+      neighborhood: the neighborhood.
+      beyond: arguments that only implementations in plain JAX have, by name.
+
+    Raises:
+      NotImplementedError: an axis goes round or has a part of its tokens at hand, or an argument
+        is given that kernels do not have.
+    """
+    given = [argument for argument, value in beyond.items() if value is not None]
+    if not neighborhood.is_plain:
+        given.append("is_periodic, or a part of the tokens")
+    if given:
+        raise NotImplementedError(
+            f'implementation "{name}" takes whole axes between two borders, without a key '
+            f"mask, dropout or a soft cap of logits; got {', '.join(given)}; use "
+            'implementation="xla"'
+        )
 
 
 def specialise(

@@ -29,6 +29,7 @@ from .kernels.explain import explain as explain
 from .nn.attention import NeighborhoodAttention1D as NeighborhoodAttention1D
 from .nn.attention import NeighborhoodAttention2D as NeighborhoodAttention2D
 from .nn.attention import NeighborhoodAttention3D as NeighborhoodAttention3D
+from .nn.masks import mask_of_sizes as mask_of_sizes
 from .preprocessing import preprocess as preprocess
 from .registry import list_models as list_models
 from .summary import ModelSummary as ModelSummary

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -16,19 +16,11 @@ from natjax.backbones.nat import NAT, NATConfig
 from natjax.kernels.api import Implementation
 from natjax.nn.arguments import given
 from natjax.nn.initial import initialise
-from natjax.registry import find_config, maker_of
+from natjax.registry import FAMILIES, Config, find_config, maker_of
 from natjax.weights import structure
 from natjax.weights.load import Weights, build_from, open_weights
 from natjax.weights.published import find_published, is_published_name
 from natjax.weights.state_dict import StateDict
-
-Config = NATConfig | IsotropicConfig
-
-# What a file of natjax says of its model, where the caller leaves it open.
-_FROM_FILE = (
-    *("num_classes", "dilations", "kernel_size", "drop_path", "dropout", "attn_dropout"),
-    *("in_channels", "input_size", "output_norms", "features_only", "out_indices"),
-)
 
 
 def model_config(name: str) -> NATConfig | IsotropicConfig:
@@ -134,7 +126,7 @@ def create_model(
         raise ValueError("rngs must be given where weights are not")
     options = {
         "num_classes": num_classes,
-        "dilations": _tuples(dilations),
+        "dilations": dilations,
         "kernel_size": kernel_size,
         "drop_path": drop_path,
         "dropout": dropout,
@@ -142,14 +134,14 @@ def create_model(
         "in_channels": in_channels,
         "output_norms": output_norms,
         "features_only": features_only,
-        "out_indices": _tuples(out_indices),
+        "out_indices": out_indices,
     }
     asked = given(options)
     if output_norms or features_only:
         asked = {"num_classes": 0} | asked
 
     def build(config: Config, rngs: nnx.Rngs) -> NAT | Isotropic:
-        return _family(config)(
+        return FAMILIES[type(config)](
             config,
             dtype=dtype,
             param_dtype=param_dtype,
@@ -159,14 +151,14 @@ def create_model(
         )
 
     if source is None:
-        config = dataclasses.replace(config, **asked)
+        config = structure.with_backbone(config, asked)
         return initialise(lambda rngs: build(config, rngs), rngs)
     published = _published_options(name, source, is_whole=backbone is None)
     state = open_weights(source, models=[name], ema=ema)
-    stated = _stated_options(name, config, state, asked, resize_rpb)
+    config = config_of_file(name, config, state, asked, resize_rpb=resize_rpb)
     if backbone is not None:
-        stated |= {"num_classes": 0, "output_norms": _has_output_norms(state)}
-    config = dataclasses.replace(config, **stated | published | asked)
+        published = {"num_classes": 0, "output_norms": _has_output_norms(state)} | published
+    config = structure.with_backbone(config, published | asked)
     return build_from(
         lambda rngs: build(config, rngs),
         state,
@@ -174,15 +166,6 @@ def create_model(
         resize_rpb=resize_rpb,
         rngs=rngs,
     )
-
-
-def _tuples(value: Any) -> Any:
-    """Lists, at any depth, as the tuples that configs hold."""
-    return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
-
-
-def _family(config: Config) -> type[NAT | Isotropic]:
-    return NAT if isinstance(config, NATConfig) else Isotropic
 
 
 def _published_options(name: str, weights: Weights, *, is_whole: bool) -> dict[str, Any]:
@@ -204,48 +187,55 @@ def _published_options(name: str, weights: Weights, *, is_whole: bool) -> dict[s
     return entry.options
 
 
-def _stated_options(
-    name: str, config: Config, state: StateDict, asked: dict[str, Any], resize_rpb: bool
-) -> dict[str, Any]:
-    """Options of the model that natjax wrote the weights of; empty for weights of others.
+def config_of_file(
+    name: str, config: Config, state: StateDict, asked: Mapping[str, Any], *, resize_rpb: bool
+) -> Config:
+    """The config that natjax wrote beside weights; of weights of others, the published one.
+
+    Args:
+      name: of the model.
+      config: as published.
+      state: the weights.
+      asked: fields of the backbone that the caller asks for.
+      resize_rpb: whether the window may be another one.
 
     Raises:
-      ValueError: they conflict with the model's name or with what is asked for.
+      ValueError: the weights' config conflicts with the model's name or with what is asked for.
     """
-    stated = structure.read_config(state.metadata)
-    model = structure.read_model(state.metadata)
+    model, stated = structure.stated_model(state)
     if stated is None or not _has_same_blocks(stated, config):
-        return {}  # such arrays do not fit, and loading them says what does not
-    is_same = (stated.dilations, stated.kernel_size) == (config.dilations, config.kernel_size)
-    if model not in (None, name) and not is_same:
+        return config  # such arrays do not fit, and loading them says what does not
+    backbone, published = structure.backbone_of(stated), structure.backbone_of(config)
+    differs = backbone.windows != published.windows
+    if model not in (None, name) and differs:
         raise ValueError(
             f"{state.where} holds weights of {model}, which has other dilations or windows; got "
             f"name={name!r}; pass name={model!r}, or change the model afterwards by "
             "with_dilations(...) and with_kernel_size(...)"
         )
-    _check_conflict(state, stated, "dilations", asked, "with_dilations(...)")
-    if not resize_rpb:
-        _check_conflict(state, stated, "kernel_size", asked, "with_kernel_size(...)")
-    options = {field: getattr(stated, field) for field in _FROM_FILE}
-    return {field: value for field, value in options.items() if value is not None}
+    fields = ("dilations",) if resize_rpb else ("dilations", "kernel_size")
+    for field in fields:
+        found = getattr(backbone, field)
+        wanted = getattr(dataclasses.replace(backbone, **_only(asked, field)), field)
+        if wanted != found:
+            raise ValueError(
+                f"{field} must be left open or be as in {state.where}, {found}; got {wanted}; load "
+                f"the model as it is, and change it by model.with_{field}(...)"
+            )
+    return stated
+
+
+def _only(asked: Mapping[str, Any], field: str) -> dict[str, Any]:
+    return {field: asked[field]} if field in asked else {}
 
 
 def _has_same_blocks(a: Config, b: Config) -> bool:
-    return a.channels == b.channels and len(a.windows) == len(b.windows)
-
-
-def _check_conflict(
-    state: StateDict, stated: Config, field: str, asked: dict[str, Any], change: str
-) -> None:
-    if field not in asked:
-        return
-    wanted = getattr(dataclasses.replace(stated, **{field: asked[field]}), field)
-    if wanted != getattr(stated, field):
-        raise ValueError(
-            f"{field} must be left open or be as in {state.where}, "
-            f"{getattr(stated, field)}; got {wanted}; load the model as it is, and change it by "
-            f"model.{change}"
-        )
+    if type(a) is not type(b):
+        return False
+    first, second = (
+        dataclasses.replace(structure.config_structure(config), windows=()) for config in (a, b)
+    )
+    return first == second
 
 
 def _has_output_norms(state: StateDict) -> bool:

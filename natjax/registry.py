@@ -7,16 +7,28 @@ import fnmatch
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from natjax.backbones.isotropic import IsotropicConfig
-from natjax.backbones.nat import NATConfig
+from flax import nnx
+
+from natjax.backbones.isotropic import Isotropic, IsotropicConfig
+from natjax.backbones.nat import NAT, NATConfig
 from natjax.backbones.variants import VARIANTS
 from natjax.dense.detection.config import MaskRCNNConfig
+from natjax.dense.detection.mask_rcnn import MaskRCNN
 from natjax.dense.detection.variants import DETECTORS
-from natjax.dense.segmentation.upernet import UPerNetConfig
+from natjax.dense.segmentation.upernet import UPerNet, UPerNetConfig
 from natjax.dense.segmentation.variants import SEGMENTORS
 
 Kind = Literal["classifier", "segmentor", "detector"]
 Config = NATConfig | IsotropicConfig | UPerNetConfig | MaskRCNNConfig
+Model = NAT | Isotropic | UPerNet | MaskRCNN
+
+# What makes a model of a config.
+FAMILIES: Mapping[type[Config], type[Model]] = {
+    NATConfig: NAT,
+    IsotropicConfig: Isotropic,
+    UPerNetConfig: UPerNet,
+    MaskRCNNConfig: MaskRCNN,
+}
 
 _CONFIGS: Mapping[Kind, Mapping[str, Any]] = {
     "classifier": VARIANTS,
@@ -91,6 +103,20 @@ def find_config(name: str, kind: Kind | None = None) -> Any:
             raise ValueError(f"name must be a {kind}; {name!r} is made by natjax.{maker}")
         raise ValueError(_unknown(name, names, f"{kind}s"))
     return _CONFIGS[kind or kind_of(name)][name]
+
+
+def known_configs() -> dict[str, Config]:
+    """The configs of all models as published, by name."""
+    return {name: config for configs in _CONFIGS.values() for name, config in configs.items()}
+
+
+def abstract(config: Config) -> Model:
+    """A model with shapes in the place of values, which takes no memory.
+
+    Args:
+      config: of the model.
+    """
+    return nnx.eval_shape(lambda: FAMILIES[type(config)](config, rngs=nnx.Rngs(0)))
 
 
 def _unknown(name: object, names: list[str], what: str) -> str:

@@ -10,15 +10,12 @@ from flax import nnx
 
 from natjax.backbones.flops import Size
 from natjax.backbones.flops import count_flops as count_backbone_flops
-from natjax.backbones.isotropic import Isotropic, IsotropicConfig
-from natjax.backbones.nat import NAT, NATConfig
 from natjax.dense.detection.config import MaskRCNNConfig
 from natjax.dense.detection.flops import count_detector_flops
-from natjax.dense.detection.mask_rcnn import MaskRCNN
 from natjax.dense.segmentation.flops import count_upernet_flops
-from natjax.dense.segmentation.upernet import UPerNet, UPerNetConfig
+from natjax.dense.segmentation.upernet import UPerNetConfig
 from natjax.kernels.checks import axis_ints
-from natjax.registry import Config, Kind, find_config, kind_of
+from natjax.registry import Config, Kind, abstract, find_config, kind_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,19 +73,9 @@ def model_summary(name: str, image_size: int | Sequence[int] | None = None) -> M
     )
 
 
-_FAMILIES = {
-    NATConfig: NAT,
-    IsotropicConfig: Isotropic,
-    UPerNetConfig: UPerNet,
-    MaskRCNNConfig: MaskRCNN,
-}
-
-
 def count_parameters(config: Config) -> int:
     """Number of scalar parameters of the model of a config."""
-    family = _FAMILIES[type(config)]
-    abstract = nnx.eval_shape(lambda: family(config, rngs=nnx.Rngs(0)))
-    return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(abstract, nnx.Param)))
+    return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(abstract(config), nnx.Param)))
 
 
 def count_flops(config: Config, image_size: Size) -> int:

@@ -5,7 +5,7 @@ import errno
 import signal
 from collections.abc import Iterable
 
-from natjax.weights.errors import WeightsError
+from natjax.weights.untrusted import WeightsError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _REFUSED = {errno.EROFS, errno.EACCES, errno.EPERM}

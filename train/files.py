@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from natjax.train.errors import UserError
@@ -37,6 +38,21 @@ def write_whole(path: Path, text: str) -> None:
     partial = path.with_suffix(".partial")
     partial.write_text(text)
     os.replace(partial, path)
+
+
+def picture_paths(images: Sequence[Path], folder: Path) -> list[Path]:
+    """Return a PNG file of a folder for each image; images of one name are numbered.
+
+    >>> [path.name for path in picture_paths([Path("a/x.jpg"), Path("b/x.jpg")], Path("out"))]
+    ['x.png', 'x-2.png']
+    """
+    seen: dict[str, int] = {}
+    paths = []
+    for image in images:
+        count = seen[image.stem] = seen.get(image.stem, 0) + 1
+        suffix = "" if count == 1 else f"-{count}"
+        paths.append(folder / f"{image.stem}{suffix}.png")
+    return paths
 
 
 def cache_folder() -> Path:

@@ -112,7 +112,7 @@ def tune(
         ``variants``.
       problems: what to tune for; additional keys are left out, as no kernel sees them.
       dtype: of all arrays.
-      ops: "attention" for the fused op, "qk" and "av" for the unfused ones (stride 1 only).
+      ops: "attention" for the fused op, "qk" and "av" for the unfused ones.
       limit: the most blocks to try for each kernel, and for each of the best of these the most
         other warps and stages.
       repeats: timings of each candidate, of which the median counts.
@@ -120,10 +120,8 @@ def tune(
 
     Raises:
       NotImplementedError: there is no GPU, or the kernels do not take a problem.
-      ValueError: an unfused op with a stride; raised before anything is measured.
     """
     require_gpu()
-    _require_unfused_without_stride(problems, ops)
     done: set[tuple[str, Kernel]] = set()
     for problem, op in itertools.product(problems, ops):
         case = _Case.of(op, problem, dtype, backend)
@@ -138,14 +136,6 @@ def tune(
             if result.config is not None:
                 found[kernel] = result.config
             yield result
-
-
-def _require_unfused_without_stride(problems: Iterable[Problem], ops: Sequence[Op]) -> None:
-    for problem in problems:
-        if set(ops) != {"attention"} and any(x.stride != 1 for x in problem.neighborhood.axes):
-            raise ValueError(
-                f"stride must be 1 for the ops qk and av; got {problem.stride} in {problem.name}"
-            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,8 +172,6 @@ class _Case:
     def of(cls, op: Op, problem: Problem, dtype: str, backend: str) -> _Case:
         problem = dataclasses.replace(problem, extra=0, rpb=problem.rpb and op != "av")
         arguments = problem.arguments
-        if op != "attention":
-            del arguments["stride"]
         arrays = problem.arrays(dtype=dtype)
         if op == "qk":
             del arrays["value"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 from flax import nnx
@@ -20,6 +20,9 @@ from natjax.nn.arguments import check_implementation, check_rate, check_size
 from natjax.nn.block import Block, run_block
 from natjax.nn.layers import LayerNorm, full_precision, linear
 from natjax.nn.mode import Module
+
+if TYPE_CHECKING:
+    from natjax.weights.names import Naming
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -79,6 +82,12 @@ class ModelConfig:
     def windows(self) -> tuple[tuple[int, int], ...]:
         """Kernel size and dilation of every block, from the first."""
         raise NotImplementedError
+
+    def namings(self) -> tuple[Naming, ...]:
+        """Tables of the names that weights of such a model have elsewhere."""
+        from natjax.backbones.names import backbone_namings
+
+        return backbone_namings(self)
 
     @property
     def outputs(self) -> tuple[int, ...]:
@@ -178,6 +187,10 @@ class VisionModel(Module):
 
     def _check_map(self, images: tuple[int, ...], x: tuple[int, ...]) -> None:
         """Check the shape of the tokenized images; not every model takes every size."""
+
+    def namings(self) -> tuple[Naming, ...]:
+        """Tables of the names that its weights have elsewhere, for `natjax.load_weights`."""
+        return self.config.namings()
 
     @property
     def num_features(self) -> int:

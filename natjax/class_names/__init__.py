@@ -1,6 +1,7 @@
-"""Names of the classes that published classifiers tell apart.
+"""Names of the classes that published models tell apart.
 
-The words are WordNet's, whose licence lies beside them; ``scripts/class-names`` writes the file.
+Those of ImageNet are WordNet's words, whose licence lies beside them; ``scripts/class-names``
+writes the file. Those of COCO stand behind the numbers of its categories.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import functools
 import importlib.resources
 
-_FILES = {"imagenet1k": "imagenet1k.txt"}
+_FILES = {"imagenet1k": "imagenet1k.txt", "coco": "coco.txt"}
 
 
 @functools.cache
@@ -16,10 +17,11 @@ def labels(name: str) -> tuple[str, ...]:
     """Names of the classes of a data set, in the order of a classifier's logits.
 
     Args:
-      name: ``"imagenet1k"``, whose 1000 classes are in the order of their synset ids.
+      name: ``"imagenet1k"``, whose 1000 classes are in the order of their synset ids; or
+        ``"coco"``, whose 80 are in the order of the numbers of their categories.
 
     Returns:
-      For each class its words in WordNet, the most usual first.
+      For each class its name; of ImageNet its words in WordNet, the most usual first.
 
     Raises:
       ValueError: no names of such a data set.

@@ -32,7 +32,7 @@ def add_convert(commands: argparse._SubParsersAction) -> None:
 
 
 def _convert(args: argparse.Namespace) -> int:
-    from natjax.weights.convert import convert_weights
+    from natjax.weights.save import convert_weights
 
     done = convert_weights(
         args.source,

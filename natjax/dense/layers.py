@@ -9,7 +9,7 @@ is state of the kind `flax.nnx.BatchStat`: inside a transformation, take it out 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Unpack
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from natjax.kernels.checks import accumulation_dtype
+from natjax.nn.layers import LayerOptions
 
 # Of PyTorch's and mmcv's constructors.
 kaiming_normal = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -131,7 +132,7 @@ class ConvModule(nnx.Module):
       kernel_size: odd side of the kernel; the map is zero padded by half of it.
       norm: whether there is a norm, ``bn``.
       relu: whether there is a ReLU.
-      **options: dtype, param_dtype and rngs.
+      **options: `natjax.nn.layers.LayerOptions`.
     """
 
     def __init__(
@@ -142,7 +143,7 @@ class ConvModule(nnx.Module):
         *,
         norm: bool = True,
         relu: bool = True,
-        **options: Any,
+        **options: Unpack[LayerOptions],
     ):
         half = kernel_size // 2
         self.conv = nnx.Conv(

@@ -68,5 +68,10 @@ def check_implementation(name: str | None) -> str | None:
 
 
 def given(options: dict[str, Any]) -> dict[str, Any]:
-    """Without the options that are None, which stand for what a config has."""
-    return {name: value for name, value in options.items() if value is not None}
+    """Without the options that are None, which stand for what a config has; lists as tuples."""
+    return {name: _tuples(value) for name, value in options.items() if value is not None}
+
+
+def _tuples(value: Any) -> Any:
+    """Lists, at any depth, as the tuples that configs hold."""
+    return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from natjax.kernels import api, checks
 from natjax.nn.arguments import check_implementation, check_rate
@@ -46,7 +46,7 @@ class NeighborhoodAttention(Module):
     ndim: ClassVar[int]
     kernel_size = _fixed("kernel_size", "Window size along each axis.")
     dilation = _fixed("dilation", "Distance between neighboring keys along each axis.")
-    _ops: ClassVar[tuple[Any, Any, Any]]
+    _ops: ClassVar[tuple[Any, Any]]
 
     def __init__(
         self,
@@ -60,6 +60,7 @@ class NeighborhoodAttention(Module):
         qk_scale: float | None = None,
         proj_drop: float = 0.0,
         *,
+        is_periodic: bool | Sequence[bool] = False,
         rel_pos_bias: bool = False,
         attn_drop: float = 0.0,
         num_kv_heads: int | None = None,
@@ -76,7 +77,8 @@ class NeighborhoodAttention(Module):
         self.stride = checks.axis_ints("stride", stride, self.ndim)
         self._dilation = checks.axis_ints("dilation", dilation, self.ndim)
         self.is_causal = checks.axis_bools("is_causal", is_causal, self.ndim)
-        _check_stride(self.stride, self.kernel_size, attn_drop)
+        self.is_periodic = checks.axis_bools("is_periodic", is_periodic, self.ndim)
+        _check_stride(self.stride, self.kernel_size)
         self.scale = _check_scale(qk_scale)
         self.attn_drop = check_rate("attn_drop", attn_drop)
         self.proj_drop = check_rate("proj_drop", proj_drop)
@@ -94,12 +96,23 @@ class NeighborhoodAttention(Module):
         )
 
     def __call__(
-        self, x: Float[Array, "B *X C"], rngs: nnx.Rngs | None = None
+        self,
+        x: Float[Array, "B *X C"],
+        rngs: nnx.Rngs | None = None,
+        *,
+        key_mask: Bool[Array, "B *X"] | None = None,
     ) -> Float[Array, "B *X C"]:
         """Attend; ``rngs`` serves the dropouts, None means evaluation.
 
+        Args:
+          x: the input.
+          rngs: stream ``dropout``.
+          key_mask: False hides a token from all queries (`natjax.na2d`); `natjax.mask_of_sizes`
+            makes one for images of several sizes in a batch.
+
         Raises:
-          ValueError: an input of another rank or number of channels; no ``rngs`` after ``train()``.
+          ValueError: an input of another rank or number of channels, or smaller than the window
+            along a periodic axis; a mask of another shape; no ``rngs`` after ``train()``.
         """
         if x.ndim != self.ndim + 2 or x.shape[-1] != self.embed_dim:
             raise ValueError(
@@ -108,11 +121,30 @@ class NeighborhoodAttention(Module):
             )
         rngs = self._rngs_in_use(rngs, attn_drop=self.attn_drop, proj_drop=self.proj_drop)
         layout = x.shape[1:-1]
-        x = pad_to(x, tuple(k * d for k, d in zip(self.kernel_size, self.dilation, strict=True)))
-        out = self._attend(*self._query_key_value(x), layout, rngs)
+        if key_mask is not None and key_mask.shape != x.shape[:-1]:
+            raise ValueError(
+                f"key_mask must have the batch and tokens of x, {x.shape[:-1]}; got shape "
+                f"{key_mask.shape}"
+            )
+        x = pad_to(x, self._least_layout(layout))
+        if key_mask is not None:
+            # What is padded is attended to, with a mask and without one.
+            padding = ((0, n - m) for n, m in zip(x.shape, key_mask.shape, strict=False))
+            key_mask = jnp.pad(key_mask, tuple(padding), constant_values=True)
+        out = self._attend(*self._query_key_value(x), key_mask, layout, rngs)
         out = _crop(out, layout)
         out = self.proj(out.reshape(*out.shape[:-2], self.embed_dim))
         return dropout(out, self.proj_drop, rngs)
+
+    def _least_layout(self, layout: tuple[int, ...]) -> tuple[int, ...]:
+        least = tuple(k * d for k, d in zip(self.kernel_size, self.dilation, strict=True))
+        axes = zip(layout, least, self.is_periodic, strict=True)
+        if any(is_periodic and n < size for n, size, is_periodic in axes):
+            raise ValueError(
+                f"x must have at least kernel_size * dilation = {least} tokens along a periodic "
+                f"axis, which cannot be padded; got tokens {layout}"
+            )
+        return least
 
     def _query_key_value(self, x: Array) -> list[Array]:
         # Channels are split before they become heads: less data is moved than in the other order
@@ -130,33 +162,32 @@ class NeighborhoodAttention(Module):
         query: Array,
         key: Array,
         value: Array,
+        key_mask: Array | None,
         layout: tuple[int, ...],
         rngs: nnx.Rngs | None,
     ) -> Array:
         options = {
+            "stride": self.stride,
             "dilation": self.dilation,
             "is_causal": self.is_causal,
+            "is_periodic": self.is_periodic,
+            "scale": self.scale,
+            "rpb": None if self.rpb is None else self.rpb[...],
+            "key_mask": key_mask,
             "implementation": self.implementation,
         }
-        bias = {"scale": self.scale, "rpb": None if self.rpb is None else self.rpb[...]}
-        attention, logits, weighted_sum = self._ops
-        drops = rngs is not None and self.attn_drop > 0
-        is_captured = self._is_captured()
-        if not drops and not is_captured:
-            options |= {"stride": self.stride}
-            return attention(query, key, value, self.kernel_size, **bias, **options)
-        _check_unfused(self.stride)
-        weights = logits(query, key, self.kernel_size, **bias, **options)
-        weights = jax.nn.softmax(weights.astype(checks.accumulation_dtype(weights.dtype)))
-        if is_captured:
+        attention, logits = self._ops
+        if self._is_captured():
+            weights = _weights(logits(query, key, self.kernel_size, **options))
             self.sow(nnx.Intermediate, "attention_weights", _crop(weights, layout))
-        weights = dropout(weights, self.attn_drop, rngs).astype(value.dtype)
-        return weighted_sum(weights, value, self.kernel_size, **options)
+        if rngs is not None and self.attn_drop > 0:
+            options |= {"dropout_rate": self.attn_drop, "dropout_key": rngs.dropout()}
+        return attention(query, key, value, self.kernel_size, **options)
 
     def _is_captured(self) -> bool:
         """Whether `flax.nnx.capture` collects intermediate values of this call.
 
-        Asked for, since only the unfused ops have the weights, and the fused op is faster.
+        Asked for, since only the unfused op has the weights, which take time and memory.
         """
         captures = getattr(self, "__captures__", ())
         return any(type(variable) is nnx.Intermediate for variable in captures)
@@ -173,7 +204,7 @@ class NeighborhoodAttention1D(NeighborhoodAttention):
     """
 
     ndim = 1
-    _ops = (api.na1d, api.na1d_qk, api.na1d_av)
+    _ops = (api.na1d, api.na1d_qk)
 
 
 class NeighborhoodAttention2D(NeighborhoodAttention):
@@ -200,9 +231,9 @@ class NeighborhoodAttention2D(NeighborhoodAttention):
       qkv_bias: whether ``qkv`` has a bias.
       qk_scale: factor on ``<query, key>``; None is ``(C / N) ** -0.5``.
       proj_drop: dropout rate after ``proj``.
+      is_periodic: whether an axis is a circle, a bool or one per axis; such an axis is not padded.
       rel_pos_bias: whether to learn a relative position bias.
-      attn_drop: dropout rate of the attention weights; needs ``stride == 1``. A call that drops
-        uses the unfused ops, which store the weights.
+      attn_drop: dropout rate of the attention weights.
       num_kv_heads: heads of key and value, a divisor of ``num_heads`` (grouped-query attention);
         None is ``num_heads``.
       implementation: of the ops, as in `natjax.na2d`.
@@ -211,12 +242,12 @@ class NeighborhoodAttention2D(NeighborhoodAttention):
       rngs: stream ``params`` (or the default one) draws the initial parameters.
 
     A call takes the input ``[B, H, W, C]`` and optionally ``rngs``, whose stream ``dropout`` serves
-    ``attn_drop`` and ``proj_drop``; without it nothing is dropped. It returns ``[B, H, W, C]``.
+    ``attn_drop`` and ``proj_drop``; without it nothing is dropped. ``key_mask`` ``[B, H, W]`` hides
+    tokens. It returns ``[B, H, W, C]``.
     ``train()`` and ``eval()`` fix whether anything may be dropped (`natjax.nn.mode.Module`).
 
-    Within `flax.nnx.capture` of ``nnx.Intermediate`` a call uses the unfused ops, too, and leaves
-    its weights ``[B, H, W, N, K0 * K1]``, before dropout, as ``attention_weights``
-    (`natjax.attention_weights`); it needs ``stride == 1``.
+    Within `flax.nnx.capture` of ``nnx.Intermediate`` a call also leaves its weights, before
+    dropout, ``[B, H, W, N, K0 * K1]``, as ``attention_weights`` (`natjax.attention_weights`).
 
     Raises:
       ValueError: an argument breaks its rule; the message has name, rule and value.
@@ -232,7 +263,7 @@ class NeighborhoodAttention2D(NeighborhoodAttention):
     """
 
     ndim = 2
-    _ops = (api.na2d, api.na2d_qk, api.na2d_av)
+    _ops = (api.na2d, api.na2d_qk)
 
     def set_window(self, kernel_size: int, dilation: int) -> None:
         """Change the window, and resize the position bias to it.
@@ -261,7 +292,7 @@ class NeighborhoodAttention3D(NeighborhoodAttention):
     """
 
     ndim = 3
-    _ops = (api.na3d, api.na3d_qk, api.na3d_av)
+    _ops = (api.na3d, api.na3d_qk)
 
 
 def _check_heads(embed_dim: int, num_heads: int, num_kv_heads: int) -> None:
@@ -279,25 +310,18 @@ def _check_heads(embed_dim: int, num_heads: int, num_kv_heads: int) -> None:
         )
 
 
-def _check_stride(stride: tuple[int, ...], kernel_size: tuple[int, ...], attn_drop: float) -> None:
+def _check_stride(stride: tuple[int, ...], kernel_size: tuple[int, ...]) -> None:
     if any(s > k for s, k in zip(stride, kernel_size, strict=True)):
         raise ValueError(
             f"stride must not exceed kernel_size along any axis; got stride={stride} and "
             f"kernel_size={kernel_size}"
         )
-    if attn_drop and max(stride) > 1:
-        raise ValueError(
-            f"attn_drop must be 0 where stride > 1, as the unfused ops have no stride; got "
-            f"attn_drop={attn_drop} and stride={stride}"
-        )
 
 
-def _check_unfused(stride: tuple[int, ...]) -> None:
-    if max(stride) > 1:
-        raise NotImplementedError(
-            f"attention weights are there for stride 1 alone, as the unfused ops have none; got "
-            f"stride={stride}"
-        )
+def _weights(logits: Float[Array, "B *X N K"]) -> Float[Array, "B *X N K"]:
+    """Softmax over the window; zeros where it has nothing that can be seen."""
+    logits = logits.astype(checks.accumulation_dtype(logits.dtype))
+    return jnp.where(jnp.isneginf(logits), 0.0, jax.nn.softmax(logits))
 
 
 def _crop(x: Float[Array, "B *X N D"], layout: tuple[int, ...]) -> Float[Array, "B *Y N D"]:

@@ -13,6 +13,7 @@ the norm gives them, in float32: `natjax.nn.block` says why.
 from __future__ import annotations
 
 import math
+from typing import TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,20 @@ from natjax.kernels.checks import accumulation_dtype
 from natjax.nn.initial import Initialiser, normal_init
 from natjax.nn.mode import Module
 from natjax.nn.products import Conv, Linear
+
+
+class LayerOptions(TypedDict):
+    """What layers that are made of others pass on to them.
+
+    Attributes:
+      dtype: dtype of matrix products and convolutions.
+      param_dtype: dtype of the parameters.
+      rngs: draws the initial parameters.
+    """
+
+    dtype: DTypeLike
+    param_dtype: DTypeLike
+    rngs: nnx.Rngs
 
 
 def linear(

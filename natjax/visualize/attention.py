@@ -36,7 +36,6 @@ def attention_weights(
 
     Raises:
       ValueError: the module has no attention.
-      NotImplementedError: attention with ``stride > 1``.
 
     >>> import jax.numpy as jnp, natjax
     >>> from flax import nnx
@@ -118,8 +117,10 @@ def _map_of_query(
             weights,
             value,
             module.kernel_size,
+            stride=module.stride,
             dilation=module.dilation,
             is_causal=module.is_causal,
+            is_periodic=module.is_periodic,
         )
         return jnp.sum(out[:, query[0], query[1]])
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import jax
@@ -11,16 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from natjax.backbones.base import VisionModel
+from natjax.backbones.names import BACKBONE
 from natjax.nn.position_bias import resize_rpb as resize_table
-from natjax.weights.errors import WeightsError
-from natjax.weights.files import SourceFile, read_file
-from natjax.weights.names import Naming, Shape
+from natjax.registry import Config
+from natjax.weights.comparison import LoadReport, MismatchError, compare
+from natjax.weights.formats import SourceFile, read_file
+from natjax.weights.names import Naming, Shape, namings_of
 from natjax.weights.published import resolve
-from natjax.weights.report import LoadReport, MismatchError, compare
 from natjax.weights.state_dict import StateDict, find_state_dict
-from natjax.weights.structure import Config, config_names, config_structure, read_config
-from natjax.weights.tables import NAMINGS, namings_of
+from natjax.weights.structure import backbone_of, config_names, config_structure, stated_model
+from natjax.weights.untrusted import WeightsError
 
 Weights = str | os.PathLike[str] | Mapping[str, np.ndarray | jax.Array]
 
@@ -42,7 +42,7 @@ def load_weights(
     Values are cast to the dtype of the model's parameters and take their sharding.
 
     Args:
-      model: a backbone, or a module that offers its names (`natjax.weights.tables.namings_of`);
+      model: of natjax, or a module that offers its names (`natjax.weights.names.namings_of`);
         changed in place, and only if everything fits.
       weights: path, URL, ``"hf://org/name"`` (``@revision`` may follow), the name of published
         weights of this model, such as ``"imagenet1k"`` (`natjax.weights.published`), or arrays by
@@ -68,33 +68,40 @@ def load_weights(
     >>> natjax.load_weights(model, "nat_tiny.pth")
     Traceback (most recent call last):
     ...
-    natjax.weights.errors.WeightsError: there is no file nat_tiny.pth
+    natjax.weights.untrusted.WeightsError: there is no file nat_tiny.pth
     """
-    state = open_weights(weights, models=published_names(model), ema=ema, namings=namings_of(model))
-    if strict and isinstance(model, VisionModel):
-        _check_dilations(model.config, state)
+    namings = namings_of(model).values()
+    state = open_weights(weights, models=published_names(model), ema=ema, namings=namings)
+    config = getattr(model, "config", None)
+    if strict and isinstance(config, Config):
+        _check_dilations(config, state)
     return _load(model, state, strict=strict, drop_head=drop_head, resize_rpb=resize_rpb)
 
 
 def _check_dilations(config: Config, state: StateDict) -> None:
     """Dilations are in no array: only the metadata that natjax writes can tell of another model."""
-    stated = read_config(state.metadata)
+    _, stated = stated_model(state)
     if stated is None or config_structure(stated) != config_structure(config):
         return  # what differs is in the arrays, too
-    if stated.dilations != config.dilations:
+    found, wanted = backbone_of(stated).dilations, backbone_of(config).dilations
+    if found != wanted:
         raise WeightsError(
-            f"{state.where} holds weights of dilations {stated.dilations}, and the model has "
-            f"{config.dilations}; load them into model.with_dilations(...) of theirs, which can be "
-            "changed again afterwards, or pass strict=False"
+            f"{state.where} holds weights of dilations {found}, and the model has {wanted}; load"
+            " them into model.with_dilations(...) of theirs, which can be changed again afterwards,"
+            " or pass strict=False"
         )
 
 
 def published_names(model: nnx.Module) -> list[str]:
-    """Names of the published models that a model may be; a module offers its own by a method."""
-    if isinstance(model, VisionModel):
-        return config_names(model.config)
-    offered = getattr(model, "published_names", None)
-    return [] if offered is None else list(offered())
+    """Names of the published models that a model may be.
+
+    Args:
+      model: of natjax; or any module, which may offer them by a method ``published_names()``.
+    """
+    offered, config = getattr(model, "published_names", None), getattr(model, "config", None)
+    if offered is not None:
+        return list(offered())
+    return config_names(config) if isinstance(config, Config) else []
 
 
 def _load(model: nnx.Module, state: StateDict, **options: bool) -> LoadReport:
@@ -108,36 +115,6 @@ def _load(model: nnx.Module, state: StateDict, **options: bool) -> LoadReport:
     for name, value in ready.items():
         params[name].set_value(value)
     return report
-
-
-def build_loaded[Model: nnx.Module](
-    build: Callable[[nnx.Rngs], Model],
-    weights: Weights,
-    *,
-    name: str,
-    ema: bool = False,
-    drop_head: bool = False,
-    resize_rpb: bool = False,
-    rngs: nnx.Rngs | None = None,
-) -> Model:
-    """Make a model of loaded weights; only what is not loaded is drawn.
-
-    Args:
-      build: makes the model.
-      weights: as for `load_weights`.
-      name: of the model.
-      ema: as for `load_weights`.
-      drop_head: as for `load_weights`.
-      resize_rpb: as for `load_weights`.
-      rngs: draws what is not loaded.
-
-    Raises:
-      ValueError: something is to be drawn and there are no rngs.
-      WeightsError: as for `load_weights`.
-    """
-    namings = namings_of(nnx.eval_shape(lambda: build(nnx.Rngs(0))))
-    state = open_weights(weights, models=[name], ema=ema, namings=namings)
-    return build_from(build, state, drop_head=drop_head, resize_rpb=resize_rpb, rngs=rngs)
 
 
 def build_from[Model: nnx.Module](
@@ -185,7 +162,7 @@ def open_weights(
     *,
     models: list[str] | None = None,
     ema: bool = False,
-    namings: Mapping[str, Naming] = NAMINGS,
+    namings: Iterable[Naming] = BACKBONE,
 ) -> StateDict:
     """Find, read and recognise weights.
 
@@ -194,16 +171,19 @@ def open_weights(
       models: names of the models that they may be for, which say what published weights mean.
       ema: take the averaged weights.
       namings: tables of the names that the keys may be.
+
+    Raises:
+      WeightsError: the weights cannot be found or read, or have other names.
     """
     if isinstance(weights, Mapping):
-        arrays = {key: _host(key, value) for key, value in weights.items()}
+        arrays = {key: _host(value) for key, value in weights.items()}
         file = SourceFile(Path("the given arrays"), "arrays", arrays)
     else:
         file = read_file(resolve(weights, models or []))
     return find_state_dict(file, ema=ema, namings=namings)
 
 
-def _host(key: object, value: object) -> object:
+def _host(value: object) -> object:
     """An array of the caller's on this host; what is none is refused later, by its key."""
     return np.asarray(value) if isinstance(value, jax.Array) else value
 

@@ -3,7 +3,7 @@
 A `Naming` is a table of `Rule`s. A rule pairs templates such as ``levels.{i}.blocks.{j}.norm1`` of
 the source's names with templates of ours, and says how the arrays change. Every rule goes both
 ways. Tables compose: those of a detector are its backbone's behind a prefix, and its heads' rules.
-The tables of the backbones are in `natjax.weights.tables`.
+The tables lie beside the models, in `natjax.backbones.names` and in the folders of `natjax.dense`.
 """
 
 from __future__ import annotations
@@ -11,10 +11,15 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-from collections.abc import Callable, Iterable, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+
+from natjax.weights.untrusted import WeightsError
+
+if TYPE_CHECKING:
+    from flax import nnx
 
 Arrays = tuple[np.ndarray, ...]
 Shape = tuple[int, ...]
@@ -143,6 +148,48 @@ class Rule:
     layout: Layout
 
 
+def weight_and_bias(
+    theirs: str, ours: str, layout: Layout, weight: str = "kernel"
+) -> tuple[Rule, ...]:
+    """Rules of a layer with a weight and a bias; a bias that a model lacks is of no matter.
+
+    Args:
+      theirs: name of the layer in the source.
+      ours: name of the layer here.
+      layout: of the weight.
+      weight: what the weight is called here.
+    """
+    return (
+        Rule((f"{theirs}.weight",), (f"{ours}.{weight}",), layout),
+        Rule((f"{theirs}.bias",), (f"{ours}.bias",), SAME),
+    )
+
+
+def norm(theirs: str, ours: str) -> tuple[Rule, ...]:
+    """Rules of a normalisation; arguments as for `weight_and_bias`."""
+    return weight_and_bias(theirs, ours, SAME, "scale")
+
+
+def linear(theirs: str, ours: str) -> tuple[Rule, ...]:
+    """Rules of a linear layer; arguments as for `weight_and_bias`."""
+    return weight_and_bias(theirs, ours, LINEAR)
+
+
+def conv(theirs: str, ours: str) -> tuple[Rule, ...]:
+    """Rules of a two-dimensional convolution; arguments as for `weight_and_bias`."""
+    return weight_and_bias(theirs, ours, CONV)
+
+
+def batch_norm(theirs: str, ours: str) -> tuple[Rule, ...]:
+    """Rules of a batch norm with its running statistics; arguments as for `weight_and_bias`."""
+    return (
+        *norm(theirs, ours),
+        Rule((f"{theirs}.running_mean",), (f"{ours}.mean",), SAME),
+        Rule((f"{theirs}.running_var",), (f"{ours}.var",), SAME),
+        Rule((f"{theirs}.num_batches_tracked",), (f"{ours}.num_batches",), COUNT),
+    )
+
+
 class Binding(NamedTuple):
     """A rule with its numbers filled in.
 
@@ -193,6 +240,9 @@ class Naming:
       head: beginnings of our names that belong to the classes, which ``drop_head`` leaves out.
       closing: expression for beginnings of our names that ``drop_head`` leaves out where only one
         of file and model has them.
+      classes: our name of an array with an entry for each class; empty where none is known.
+      root: what ``{root}`` is in a file to be written.
+      refusal: why the source has no such model; empty where it has.
     """
 
     name: str
@@ -202,6 +252,9 @@ class Naming:
     buffers: tuple[Buffer, ...] = ()
     head: tuple[str, ...] = ("head.",)
     closing: str = r"norm\d*\."
+    classes: str = "head.bias"
+    root: str = ""
+    refusal: str = ""
 
     def under(self, theirs: str, ours: str) -> Naming:
         """The same table for a part of a larger model.
@@ -223,27 +276,36 @@ class Naming:
             rules=rules,
             marker=f"{theirs}{self.marker}",
             roots=("",),
+            buffers=(),
             head=tuple(f"{ours}{start}" for start in self.head),
+            classes="",
             closing=f"{re.escape(ours)}(?:{self.closing})",
         )
 
     def joined(
         self,
         *rules: Rule,
+        marker: str | None = None,
         head: tuple[str, ...] | None = None,
+        classes: str = "",
         buffers: tuple[Buffer, ...] = (),
     ) -> Naming:
         """The table with further rules, such as those of a detector's heads.
 
         Args:
           *rules: to be added.
+          marker: ending of a key that tells the larger model from its part; None leaves that of the
+            part.
           head: beginnings of our names that belong to the classes; None leaves them as they are.
+          classes: our name of an array with an entry for each class.
           buffers: to be added.
         """
         return dataclasses.replace(
             self,
             rules=self.rules + rules,
+            marker=self.marker if marker is None else marker,
             head=self.head if head is None else head,
+            classes=classes or self.classes,
             buffers=self.buffers + buffers,
         )
 
@@ -257,6 +319,8 @@ class Naming:
             marker=self.marker if marker is None else marker.ours[0],
             roots=("",),
             buffers=(),
+            root="",
+            refusal="",
         )
 
     def bind(self, names: Iterable[str], root: str = "") -> tuple[list[Binding], list[str]]:
@@ -314,3 +378,33 @@ def _fill(rule: Rule, numbers: Numbers, root: str) -> Binding:
     theirs = (fill_template(template.replace(ROOT, root), numbers) for template in rule.theirs)
     ours = (fill_template(template, numbers) for template in rule.ours)
     return Binding(tuple(theirs), tuple(ours), rule.layout)
+
+
+def by_name(tables: Sequence[Naming]) -> dict[str, Naming]:
+    """Tables by the name of their naming, natjax's own first, which follows from the first table.
+
+    Args:
+      tables: of the names that a model's weights have elsewhere.
+    """
+    return {naming.name: naming for naming in (tables[0].of_ours(), *tables)}
+
+
+def namings_of(model: nnx.Module) -> dict[str, Naming]:
+    """The tables of names that a model's weights may have, by name.
+
+    A module offers those of elsewhere by a method ``namings()``, which returns a sequence of
+    `Naming`.
+
+    Args:
+      model: a model of natjax, or any module.
+
+    Raises:
+      WeightsError: the module offers none.
+    """
+    offered = getattr(model, "namings", None)
+    if offered is None:
+        raise WeightsError(
+            f"a {type(model).__name__} has no names that weights could have: it must be a model of"
+            " natjax, or have a method namings() (natjax.weights.names.namings_of)"
+        )
+    return by_name(offered())

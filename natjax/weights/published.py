@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import importlib.resources
@@ -11,11 +12,13 @@ import re
 from pathlib import Path
 from typing import Any
 
-from natjax.weights.download.cache import cache_folder, download
-from natjax.weights.download.hub import download_from_hub
-from natjax.weights.errors import WeightsError
+from natjax.weights.cache import cache_folder
+from natjax.weights.download import download
+from natjax.weights.untrusted import WeightsError, show
 
 _URL = re.compile(r"\w[\w+.-]*://")
+_HUB_NAME = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(\w[\w./-]*))?", re.ASCII)
+_HUB_FILES = ("model.safetensors", "pytorch_model.bin")  # the second from before safetensors
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -149,7 +152,7 @@ def resolve(weights: str | os.PathLike[str], models: list[str]) -> Path:
         return download(find_published(models, str(weights)).address, cache_folder())
     text = str(weights)
     if text.startswith("hf://"):
-        return download_from_hub(text.removeprefix("hf://"))
+        return _download_from_hub(text.removeprefix("hf://"))
     if _URL.match(text):
         return download(text, cache_folder())
     path = Path(weights).expanduser()
@@ -165,6 +168,42 @@ def _published_hint(text: str, models: list[str]) -> str:
     named = (name for model in models for name in published_weights(model))
     known = ", ".join(dict.fromkeys(named) if models else sorted(_names()))
     return f", nor published weights of that name; there are {known}" if known else ""
+
+
+def _download_from_hub(name: str) -> Path:
+    """Download weights of a model on the Hugging Face hub, by the hub's own library and cache.
+
+    The library's settings hold: tokens (``HF_TOKEN``), mirrors (``HF_ENDPOINT``), ``HF_HOME``.
+
+    Args:
+      name: ``organisation/model``, and ``@revision`` (branch, tag or commit) where it matters.
+
+    Raises:
+      WeightsError: no such model or file, no network, or the library is not there.
+    """
+    found = _HUB_NAME.fullmatch(name)
+    if found is None:
+        raise WeightsError(
+            "hf:// must be followed by organisation/model, with @revision where wanted; got"
+            f" {show(name)}"
+        )
+    repository, revision = found.groups()
+    try:
+        from huggingface_hub import errors, hf_hub_download
+    except ModuleNotFoundError as error:
+        address = f"https://huggingface.co/{repository}/resolve/{revision or 'main'}"
+        raise WeightsError(
+            "hf:// needs a library: pip install 'natjax[hub]'; or give the address of the file,"
+            f" {address}/{_HUB_FILES[0]} or {_HUB_FILES[1]}"
+        ) from error
+    try:
+        for file in _HUB_FILES:
+            with contextlib.suppress(errors.RemoteEntryNotFoundError):
+                return Path(hf_hub_download(repository, file, revision=revision))
+    except (errors.HfHubHTTPError, OSError, ValueError) as error:
+        reason = show(str(error).partition("\n")[0], bare=True, longest=300)
+        raise WeightsError(f"hf://{name}: {reason}") from None
+    raise WeightsError(f"hf://{name}: the model must have one of {', '.join(_HUB_FILES)}")
 
 
 def published_table() -> str:

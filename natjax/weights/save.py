@@ -1,9 +1,9 @@
-"""Weights into files: safetensors and PyTorch's format, in each naming."""
+"""Weights into files: of a model, or from one file into another with the same bits."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,16 +11,25 @@ import jax
 import numpy as np
 from flax import nnx
 
-from natjax.backbones.nat import NATConfig
-from natjax.weights.errors import WeightsError
-from natjax.weights.load import named_params
-from natjax.weights.names import Naming
-from natjax.weights.structure import Config, config_names, write_metadata
-from natjax.weights.tables import HUGGING_FACE, NAMINGS, naming_of, namings_of
-from natjax.weights.torchfile.writer import write_torch
+from natjax.backbones.isotropic import IsotropicConfig
+from natjax.registry import Config, abstract, find_config
+from natjax.weights.comparison import LoadReport
+from natjax.weights.formats import TORCH_SUFFIXES, check_target, write_file
+from natjax.weights.load import Weights, fit_arrays, named_params, open_weights
+from natjax.weights.names import Naming, Shape, by_name, namings_of
+from natjax.weights.published import find_published, is_published_name
+from natjax.weights.structure import (
+    backbone_of,
+    config_names,
+    find_model,
+    known_namings,
+    with_backbone,
+    write_metadata,
+)
+from natjax.weights.untrusted import WeightsError
 
-_TORCH = (".pth", ".pt", ".bin")
-_SUFFIXES = (".safetensors", *_TORCH)
+# Index tables of ViT-RPB may take so many bytes, or as many as the weights.
+_MOST_INDEX = 2**25
 
 
 def save_weights(
@@ -29,149 +38,172 @@ def save_weights(
     """Write the parameters of a model to a file, which is replaced at once.
 
     Args:
-      model: of any family, or a module that offers its names (`natjax.weights.tables.namings_of`).
+      model: of natjax, or a module that offers its names (`natjax.weights.names.namings_of`).
       path: ``.safetensors``, or ``.pth``, ``.pt``, ``.bin`` for PyTorch's own format.
-      naming: ``"natjax"``; ``"official"`` for the official PyTorch classes; ``"hf"`` for NAT and
-        DiNAT of Hugging Face's transformers.
+      naming: ``"natjax"``; ``"official"`` for the official PyTorch classes, mmsegmentation or
+        mmdetection; ``"hf"`` for NAT and DiNAT of Hugging Face's transformers.
 
     Raises:
       WeightsError: another ending, a model that the naming has no names for, or a parameter
         without value.
     """
-    namings = namings_of(model)
-    target = check_target(path, naming, namings)
+    target, table = check_target(path), _choose(namings_of(model), naming)
     values = {name: param.get_value() for name, param in named_params(model).items()}
     empty = [name for name, x in values.items() if isinstance(x, jax.ShapeDtypeStruct)]
     if empty:
         raise WeightsError(f"{len(empty)} parameters have no value, {empty[0]} among them")
-    arrays = {name: np.asarray(value) for name, value in values.items()}
-    if namings is NAMINGS:
-        write_weights(target, arrays, model.config, naming=naming)
-    else:
-        _write(target, to_naming(arrays, namings[naming]), {"natjax.naming": naming})
+    arrays = rename_arrays({name: np.asarray(value) for name, value in values.items()}, table)
+    metadata = {"natjax.naming": naming}
+    config = getattr(model, "config", None)
+    if isinstance(config, Config):
+        names = config_names(config)
+        metadata = write_metadata(config, names[0] if len(names) == 1 else None, naming)
+    write_file(target, arrays, metadata)
 
 
-def check_target(
-    path: str | os.PathLike[str], naming: str, namings: Mapping[str, Naming] = NAMINGS
-) -> Path:
-    """Check what can be wrong with a file to be written before anything is read.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Conversion:
+    """What a conversion did.
+
+    Attributes:
+      read: what was read and how it was mapped.
+      path: the file written.
+      naming: of its keys.
+      arrays: how many it holds.
+      model: name of the model; None for one of the caller's own.
+      config: of the model.
+    """
+
+    read: LoadReport
+    path: str
+    naming: str
+    arrays: int
+    model: str | None
+    config: Config
+
+
+def convert_weights(
+    source: Weights,
+    target: str | os.PathLike[str],
+    *,
+    model: str | None = None,
+    naming: str | None = None,
+    ema: bool = False,
+    drop_head: bool = False,
+    resize_rpb: bool = False,
+) -> Conversion:
+    """Convert weights of a model, segmentor or detector; dtypes and bits stay as they are.
+
+    Args:
+      source: as for `natjax.load_weights`.
+      target: file to write; its ending says the format, as for `natjax.save_weights`.
+      model: name of the model; needed where the file does not tell. That of a backbone takes the
+        backbone out of a segmentor or detector.
+      naming: ``"natjax"``, ``"official"`` or ``"hf"``; None is official for PyTorch's format and
+        natjax for safetensors.
+      ema: take the averaged weights of a training checkpoint.
+      drop_head: leave the classifier out.
+      resize_rpb: resize position biases to the window of `model`.
 
     Raises:
-      WeightsError: an unknown ending or naming, or no such folder.
+      WeightsError: the weights cannot be found, read, recognised or written; then there is no new
+        file.
     """
-    target = Path(path).expanduser()
-    if naming not in namings:
-        raise WeightsError(f"naming must be one of {', '.join(namings)}; got {naming!r}")
-    if target.suffix not in _SUFFIXES:
-        raise WeightsError(f"the file must end in one of {', '.join(_SUFFIXES)}; got {target.name}")
-    if not target.parent.is_dir():
-        raise WeightsError(f"there is no folder {target.parent}")
-    return target
+    naming, path = naming or default_naming(target), check_target(target)
+    known = known_namings() if model is None else by_name(_known(model).namings()).values()
+    models = [] if model is None else [model]
+    state = open_weights(source, models=models, ema=ema, namings=known)
+    name, config = find_model(state, model)
+    if is_published_name(source) and model is not None:
+        config = with_backbone(config, find_published([model], str(source)).options)
+    if drop_head:
+        config = _without_head(config)
+    table = _choose(by_name(config.namings()), naming)
+    shapes, integers = _shapes(config)
+    arrays, report = fit_arrays(
+        state, shapes, integers=integers, drop_head=drop_head, resize_rpb=resize_rpb
+    )
+    if naming == "official":
+        _check_index(state.where, config, sum(array.nbytes for array in arrays.values()))
+    theirs = rename_arrays(arrays, table)
+    write_file(path, theirs, write_metadata(config, name, naming))
+    return Conversion(
+        read=report, path=str(path), naming=naming, arrays=len(theirs), model=name, config=config
+    )
 
 
 def default_naming(path: str | os.PathLike[str]) -> str:
     """The naming that suits a file by its ending."""
-    return "official" if Path(path).suffix in _TORCH else "natjax"
+    return "official" if Path(path).suffix in TORCH_SUFFIXES else "natjax"
 
 
-def write_weights(
-    path: Path,
-    arrays: Mapping[str, np.ndarray],
-    config: Config,
-    *,
-    naming: str,
-    model: str | None = None,
-) -> int:
-    """Write arrays of ours in a naming.
+def _choose(namings: Mapping[str, Naming], name: str) -> Naming:
+    if name not in namings:
+        raise WeightsError(f"naming must be one of {', '.join(namings)}; got {name!r}")
+    return namings[name]
 
-    Args:
-      path: checked by `check_target`.
-      arrays: by our names, of all parameters of the model.
-      config: of the model.
-      naming: name of the naming.
-      model: name of the model; None looks for it by the config.
 
-    Returns:
-      The number of arrays in the file.
+def _known(model: str) -> Config:
+    try:
+        return find_config(model)
+    except ValueError as error:
+        raise WeightsError(str(error)) from error
+
+
+def _without_head(config: Config) -> Config:
+    if backbone_of(config) is not config:
+        raise WeightsError(
+            "drop_head (--drop-head) is for classifiers; a segmentor or detector is converted"
+            " whole, and its backbone alone by the name of the backbone (--model)"
+        )
+    return dataclasses.replace(config, num_classes=0)
+
+
+def _shapes(config: Config) -> tuple[dict[str, Shape], list[str]]:
+    """Shape of every parameter of a model by name, and names of integers; nothing is computed."""
+    params = named_params(abstract(config))
+    integers = [name for name, param in params.items() if np.issubdtype(param.dtype, np.integer)]
+    return {name: tuple(param.shape) for name, param in params.items()}, integers
+
+
+def _check_index(where: str, config: Config, weights: int) -> None:
+    """Refuse to write index tables out of proportion: a small file may be of a vast map.
+
+    The official ViT-RPB keeps an index for each pair of tokens in each layer.
     """
-    theirs = rename_arrays(arrays, config, naming)
-    if model is None:
-        names = config_names(config)
-        model = names[0] if len(names) == 1 else None
-    _write(path, theirs, write_metadata(config, model, naming))
-    return len(theirs)
+    if not isinstance(config, IsotropicConfig) or config.kernel_size is not None:
+        return
+    index = 8 * config.map_size**4 * config.depth
+    if index > max(_MOST_INDEX, weights):
+        raise WeightsError(
+            f"{where}: the index tables of the official names would take {index} bytes beside"
+            f" {weights} of weights; write .safetensors with natjax's names, which has none"
+        )
 
 
-def _write(path: Path, arrays: Mapping[str, np.ndarray], metadata: dict[str, str]) -> None:
-    """Write a file beside the one of that name, and then in its place."""
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".natjax-") as folder:
-        partial = Path(folder) / path.name
-        if path.suffix in _TORCH:
-            write_torch(partial, arrays)
-        else:
-            from safetensors.numpy import save_file
-
-            save_file(
-                {key: np.asarray(array, order="C") for key, array in arrays.items()},
-                partial,
-                metadata,
-            )
-        os.replace(partial, path)
-
-
-def rename_arrays(
-    arrays: Mapping[str, np.ndarray], config: Config, naming: str
-) -> dict[str, np.ndarray]:
-    """Arrays of ours in another naming and its layouts, as a strict load there wants them.
-
-    Args:
-      arrays: by our names.
-      config: of the model.
-      naming: name of the naming.
-
-    Raises:
-      WeightsError: the naming has no names for this model.
-    """
-    return to_naming(arrays, naming_of(config, naming), _root(config, naming))
-
-
-def to_naming(
-    arrays: Mapping[str, np.ndarray], naming: Naming, root: str = ""
-) -> dict[str, np.ndarray]:
-    """Arrays of ours under the names and in the layouts of a naming, with its buffers.
+def rename_arrays(arrays: Mapping[str, np.ndarray], naming: Naming) -> dict[str, np.ndarray]:
+    """Arrays of ours in the names and layouts of a naming, as a strict load there wants them.
 
     Args:
       arrays: by our names.
       naming: the table.
-      root: what ``{root}`` stands for in its templates.
 
     Raises:
       WeightsError: the naming has no names for some of them.
     """
-    bindings, nameless = naming.bind(arrays, root)
+    bindings, nameless = naming.bind(arrays, naming.root)
     if nameless:
         raise WeightsError(
             f"naming {naming.name!r} has no names for {len(nameless)} parameters of this model,"
             f" {nameless[0]} among them (Hugging Face has NAT and DiNAT only); use 'official'"
         )
+    if naming.refusal:
+        raise WeightsError(naming.refusal)
     theirs: dict[str, np.ndarray] = {}
     for binding in bindings:
         ours = tuple(arrays[name] for name in binding.ours)
         theirs |= zip(binding.theirs, binding.layout.to_theirs(ours), strict=True)
     return theirs | _buffers(theirs, naming)
-
-
-def _root(config: Config, naming: str) -> str:
-    """What Hugging Face puts before the keys: the family in a classifier, else nothing."""
-    if naming != HUGGING_FACE.name or not config.num_classes or not isinstance(config, NATConfig):
-        return ""
-    if config.output_norms:
-        raise WeightsError(
-            "Hugging Face has no model with classifier and output norms; make it with"
-            " num_classes=0, or with output_norms=False"
-        )
-    dilated = any(dilation > 1 for level in config.dilations for dilation in level)
-    return "dinat." if dilated else "nat."
 
 
 def _buffers(arrays: Mapping[str, np.ndarray], naming: Naming) -> dict[str, np.ndarray]:

@@ -5,24 +5,24 @@ from __future__ import annotations
 import collections
 import dataclasses
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from natjax.weights.errors import WeightsError, show
+from natjax.backbones.names import BACKBONE
 from natjax.weights.names import Naming
-from natjax.weights.tables import NAMINGS
 from natjax.weights.torchfile.tensors import Skipped
+from natjax.weights.untrusted import WeightsError, show
 
 if TYPE_CHECKING:
-    from natjax.weights.files import SourceFile
+    from natjax.weights.formats import SourceFile
 
 # Where training programs put the weights, and the averaged ones.
 _CONTAINERS = ("state_dict", "model")
 _AVERAGED = ("state_dict_ema", "model_ema")
 # Behind this prefix are the backbones of mmdet, mmseg and detectron2.
-_BACKBONE = "backbone."
+BACKBONE_PREFIX = "backbone."
 
 
 @dataclasses.dataclass
@@ -53,14 +53,15 @@ class StateDict:
 
 
 def find_state_dict(
-    file: SourceFile, *, ema: bool = False, namings: Mapping[str, Naming] = NAMINGS
+    file: SourceFile, *, ema: bool = False, namings: Iterable[Naming] = BACKBONE
 ) -> StateDict:
     """Find the weights in what a file holds.
 
     Args:
-      file: as `natjax.weights.files.read_file` gives it.
+      file: as `natjax.weights.formats.read_file` gives it.
       ema: take the averaged weights of a training checkpoint.
-      namings: tables of the names that the keys may be.
+      namings: tables of the names that the keys may be. Where there are several models, one inside
+        the other, as a backbone in a detector, the outermost is taken.
 
     Raises:
       WeightsError: there are none, or more than one model, or no averaged ones.
@@ -70,11 +71,11 @@ def find_state_dict(
         kind = type(file.content).__name__
         raise WeightsError(f"{where} must hold arrays by name; it holds a {kind}")
     container, entries = _open_container(where, file.content, ema)
-    naming, prefix = _recognise(where, entries, namings)
+    naming, prefix = _recognise(where, entries, tuple(namings))
     root = max((r for r in naming.roots if _ends_with_part(prefix, r)), key=len)
     outer = prefix.removesuffix(root)
     arrays, others = _under(where, entries, outer)
-    if others and not outer.endswith(_BACKBONE):
+    if others and not outer.endswith(BACKBONE_PREFIX):
         arrays |= others  # not a detector's: they will be reported as unexpected
         others = {}
     return StateDict(
@@ -119,34 +120,31 @@ def _first_dict(content: Mapping[Any, Any], keys: tuple[str, ...]) -> str | None
 
 
 def _recognise(
-    where: str, entries: Mapping[Any, Any], namings: Mapping[str, Naming]
+    where: str, entries: Mapping[Any, Any], namings: Sequence[Naming]
 ) -> tuple[Naming, str]:
     """Whose names these are, and the prefix before them."""
-    found = [
-        (naming, key.removesuffix(naming.marker))
-        for naming in namings.values()
-        for key in entries
-        if isinstance(key, str) and _ends_with_part(key, naming.marker)
-    ]
+    found = sorted(_matches(entries, namings), key=lambda match: len(match[1]))
     if not found:
-        markers = ", ".join(f"{naming.marker} ({name})" for name, naming in namings.items())
+        markers = ", ".join(f"{naming.marker} ({naming.name})" for naming in namings)
+        is_backbone = next(_matches(entries, BACKBONE), None) is not None
+        hint = "; it is a backbone alone, so load it into the model's backbone"
         raise WeightsError(
             f"{where} holds no NAT or DiNAT: no key ends in one of {markers}; its keys are"
-            f" {_first(entries)}{_backbone_hint(entries, namings)}"
+            f" {_first(entries)}{hint if is_backbone else ''}"
         )
-    if len(found) > 1:
+    outer = found[0][1]
+    if any(prefix == outer or not prefix.startswith(outer) for _, prefix in found[1:]):
         places = ", ".join(show(prefix + naming.marker) for naming, prefix in found[:4])
         raise WeightsError(f"{where} holds {len(found)} models ({places}); keep one of them")
     return found[0]
 
 
-def _backbone_hint(entries: Mapping[Any, Any], namings: Mapping[str, Naming]) -> str:
-    """What to do with a backbone where a whole detector or segmentor is wanted."""
-    markers = [naming.marker for naming in NAMINGS.values()]
-    ends = (_ends_with_part(k, m) for k in entries if isinstance(k, str) for m in markers)
-    if namings is NAMINGS or not any(ends):
-        return ""
-    return "; it is a backbone alone, so load it into the model's backbone"
+def _matches(entries: Mapping[Any, Any], namings: Iterable[Naming]) -> Iterator[tuple[Naming, str]]:
+    """Every table whose marker ends a key, with what is before it."""
+    for naming in namings:
+        for key in entries:
+            if isinstance(key, str) and _ends_with_part(key, naming.marker):
+                yield naming, key.removesuffix(naming.marker)
 
 
 def _under(

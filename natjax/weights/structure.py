@@ -5,34 +5,37 @@ from __future__ import annotations
 import collections
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+import typing
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Literal
 
 import numpy as np
 
 import natjax
 from natjax.backbones.isotropic import IsotropicConfig
 from natjax.backbones.nat import NATConfig
-from natjax.backbones.variants import VARIANTS
-from natjax.weights.errors import WeightsError, show
-from natjax.weights.names import SAME, Shape, match_template
-from natjax.weights.state_dict import StateDict
+from natjax.dense.detection.config import MaskRCNNConfig
+from natjax.dense.segmentation.upernet import UPerNetConfig
+from natjax.registry import FAMILIES, Config, find_config, known_configs
+from natjax.weights.names import SAME, Naming, Shape, by_name, match_template
+from natjax.weights.state_dict import BACKBONE_PREFIX, StateDict
+from natjax.weights.untrusted import WeightsError, show
 
-Config = NATConfig | IsotropicConfig
+Backbone = NATConfig | IsotropicConfig
 
 _LEVELLED = ("levels.{i}.blocks.{j}", "layers.{i}.blocks.{j}")
 _FLAT = "layers.{j}"
 
-_FAMILIES = {"NAT": NATConfig, "Isotropic": IsotropicConfig}
 _PREFIX = "natjax."
 # A config costs memory by its numbers, and files come from strangers.
-_MOST_BLOCKS = 1000
+_MOST_LAYERS = 1000
 _LARGEST = 2**31
 _LONGEST_CONFIG = 2**18
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Structure:
-    """All that shapes tell of a model. Dilations and input size are not among it.
+    """All that shapes tell of a backbone. Dilations and input size are not among it.
 
     Attributes:
       family: ``"overlapping"`` (NAT, DiNAT), ``"patches"`` (DiNAT_s) or ``"isotropic"``.
@@ -53,25 +56,44 @@ class Structure:
     layer_scale: bool
 
 
+def backbone_of(config: Config) -> Backbone:
+    """The config of the backbone of a segmentor or detector; of a backbone, itself."""
+    return getattr(config, "backbone", config)
+
+
+def with_backbone(config: Config, changes: Mapping[str, Any]) -> Config:
+    """A config with other fields of its backbone.
+
+    Args:
+      config: of a backbone, or of what has one.
+      changes: fields and values.
+    """
+    backbone = dataclasses.replace(backbone_of(config), **changes)
+    if isinstance(config, UPerNetConfig | MaskRCNNConfig):
+        return dataclasses.replace(config, backbone=backbone)
+    return backbone
+
+
 def config_structure(config: Config) -> Structure:
-    """The structure of a model by its config."""
-    hidden = int(config.dim * config.mlp_ratio)
-    if isinstance(config, NATConfig):
+    """The structure of a backbone by its config, or by that of what it is the backbone of."""
+    backbone = backbone_of(config)
+    hidden = int(backbone.dim * backbone.mlp_ratio)
+    if isinstance(backbone, NATConfig):
         return Structure(
-            family="overlapping" if config.overlapping else "patches",
-            dim=config.dim,
-            depths=config.depths,
-            num_heads=config.num_heads,
-            windows=(config.kernel_size,) * len(config.depths),
+            family="overlapping" if backbone.overlapping else "patches",
+            dim=backbone.dim,
+            depths=backbone.depths,
+            num_heads=backbone.num_heads,
+            windows=(backbone.kernel_size,) * len(backbone.depths),
             hidden=hidden,
-            layer_scale=config.layer_scale is not None,
+            layer_scale=backbone.layer_scale is not None,
         )
     return Structure(
         family="isotropic",
-        dim=config.dim,
-        depths=(config.depth,),
-        num_heads=(config.num_heads,),
-        windows=(config.kernel_size or config.map_size,),
+        dim=backbone.dim,
+        depths=(backbone.depth,),
+        num_heads=(backbone.num_heads,),
+        windows=(backbone.kernel_size or backbone.map_size,),
         hidden=hidden,
         layer_scale=False,
     )
@@ -88,12 +110,13 @@ def source_shapes(source: StateDict) -> dict[str, Shape | None]:
 
 
 def source_structure(source: StateDict) -> Structure:
-    """The structure of a model by its weights.
+    """The structure of a backbone by its weights, or by those of what it is the backbone of.
 
     Raises:
       WeightsError: an array that tells of it is missing or has another rank than in any model.
     """
-    shapes = source_shapes(source)
+    found = source_shapes(source)
+    shapes = {name.removeprefix(BACKBONE_PREFIX): shape for name, shape in found.items()}
     blocks = dict(_blocks(shapes))
     try:
         first, depths = _levels(blocks)
@@ -151,36 +174,105 @@ def _square(shape: Shape | None) -> tuple[int, int]:
 
 def num_classes(source: StateDict) -> int:
     """Outputs of the classifier; 0 where there is none."""
-    shape = source_shapes(source).get("head.bias")
+    shape = source_shapes(source).get(source.naming.classes)
     return shape[0] if shape else 0
+
+
+def find_model(source: StateDict, model: str | None) -> tuple[str | None, Config]:
+    """Name and config of the model that weights are of.
+
+    Args:
+      source: the weights.
+      model: the name, where the caller knows it.
+
+    Raises:
+      ValueError: no model of that name.
+      WeightsError: they are of none, or may be of several.
+    """
+    if model is not None:
+        return model, _adapt(find_config(model), source)
+    name, config = stated_model(source)
+    if config is not None:
+        if not _are_of(source, [config]):
+            raise WeightsError(f"{source.where}: arrays and config in the file are of two models")
+        return name, config
+    names = candidates(source)
+    if len(names) == 1:
+        return names[0], _adapt(find_config(names[0]), source)
+    if not names:
+        raise WeightsError(
+            f"{source.where} is of no published model ({source_structure(source)});"
+            " natjax.load_weights loads it into a model of your own"
+        )
+    options = " or ".join(f"model={name!r}" for name in names)
+    raise WeightsError(
+        f"{source.where} may be {' or '.join(names)}, whose arrays have the same shapes; pass"
+        f" {options} (--model)"
+    )
 
 
 def candidates(source: StateDict) -> list[str]:
     """Names of the published models that a source may be, by its shapes and keys."""
-    structure, classes = source_structure(source), num_classes(source)
-    names = [name for name, config in VARIANTS.items() if config_structure(config) == structure]
-    exact = [name for name in names if VARIANTS[name].num_classes == classes]
+    known, classes = known_configs(), num_classes(source)
+    fits = _are_of(source, known.values())
+    names = [name for name, config in known.items() if config in fits]
+    exact = [name for name in names if known[name].num_classes == classes]
     names = exact or names
     family = source.root.removesuffix(".")  # Hugging Face puts it before the keys
     return [name for name in names if not family or name.startswith(f"{family}_")]
 
 
-def adapt(config: Config, source: StateDict) -> Config:
-    """A config with what may differ between weights of one model: classifier, channels, norms."""
+def stated_model(source: StateDict) -> tuple[str | None, Config | None]:
+    """Name and config of the model, as natjax wrote them beside the weights; None where it did not.
+
+    Of weights that were taken out of a segmentor or detector it is the backbone's config, which has
+    no name.
+
+    Args:
+      source: the weights.
+
+    Raises:
+      WeightsError: the config is damaged, or of another version of natjax.
+    """
+    config = read_config(source.metadata)
+    if config is None or _is_named(source.naming, config):
+        return _read_model(source.metadata), config
+    return None, backbone_of(config)
+
+
+def _is_named(naming: Naming, config: Config) -> bool:
+    """Whether weights of a model may have the names of a table."""
+    return naming.marker in (known.marker for known in by_name(config.namings()).values())
+
+
+def _are_of(source: StateDict, configs: Iterable[Config]) -> list[Config]:
+    """Those configs whose kind and whose backbone's structure weights have."""
+    structure = source_structure(source)
+    fits = (config for config in configs if config_structure(config) == structure)
+    return [config for config in fits if _is_named(source.naming, config)]
+
+
+def known_namings() -> list[Naming]:
+    """All tables of names of all models as published, each once."""
+    tables = (by_name(config.namings()).values() for config in known_configs().values())
+    return list({naming.marker: naming for found in tables for naming in found}.values())
+
+
+def _adapt(config: Config, source: StateDict) -> Config:
+    """A config with what may differ between weights of one model: classes, channels, norms."""
     shapes = source_shapes(source)
-    return dataclasses.replace(
-        config,
-        num_classes=num_classes(source),
-        in_channels=_in_channels(source),
-        output_norms="norm0.bias" in shapes,
-    )
+    changes: dict[str, Any] = {"in_channels": _in_channels(source)}
+    if backbone_of(config) is config:
+        changes["output_norms"] = "norm0.bias" in shapes
+    config = with_backbone(config, changes)
+    return dataclasses.replace(config, num_classes=num_classes(source))
 
 
 def _in_channels(source: StateDict) -> int:
+    ends = ("patch_embed.proj.0.kernel", "patch_embed.proj.kernel")
     for key, array in source.arrays.items():
         binding = source.naming.translate(key, source.root)
-        first = ("patch_embed.proj.0.kernel",), ("patch_embed.proj.kernel",)
-        if binding is not None and binding.ours in first and array.ndim == 4:
+        if binding is not None and binding.ours[0].endswith(ends) and array.ndim == 4:
             (ours,) = binding.layout.to_ours((np.broadcast_to(np.int8(0), array.shape),))
             return ours.shape[2]
     return 3
@@ -192,14 +284,29 @@ def config_names(config: Config) -> list[str]:
     Models whose parameters are equal in shape are told apart by dilations and input size, as far as
     the config has those of one of them.
     """
-    names = [n for n, c in VARIANTS.items() if config_structure(c) == config_structure(config)]
-    alike = [n for n in names if _geometry(VARIANTS[n]) == _geometry(config)]
-    same_classes = [n for n in alike if VARIANTS[n].num_classes == config.num_classes]
-    return same_classes or alike or names
+    known = {name: other for name, other in known_configs().items() if _is_alike(other, config)}
+    alike = [name for name, other in known.items() if _geometry(other) == _geometry(config)]
+    same_classes = [name for name in alike if known[name].num_classes == config.num_classes]
+    return same_classes or alike or list(known)
+
+
+def _is_alike(a: Config, b: Config) -> bool:
+    """Whether parameters have the same shapes but for classes."""
+    same = type(a) is type(b) and _heads(a) == _heads(b)
+    return same and config_structure(a) == config_structure(b)
+
+
+def _heads(config: Config) -> tuple[object, ...]:
+    """What the shapes of the heads depend on, and what is computed by them; without classes."""
+    if isinstance(config, UPerNetConfig):
+        return config.channels, config.auxiliary_channels, config.pool_scales
+    if isinstance(config, MaskRCNNConfig):
+        return config.channels, config.mask_channels, config.box_head, len(config.stages)
+    return ()
 
 
 def _geometry(config: Config) -> tuple[object, ...]:
-    return config.dilations, config.input_size
+    return backbone_of(config).dilations, backbone_of(config).input_size
 
 
 def write_metadata(config: Config, model: str | None, naming: str) -> dict[str, str]:
@@ -210,11 +317,10 @@ def write_metadata(config: Config, model: str | None, naming: str) -> dict[str, 
       model: its name; None for one of one's own.
       naming: of the keys.
     """
-    family = "NAT" if isinstance(config, NATConfig) else "Isotropic"
     values = {
         "version": natjax.__version__,
         "naming": naming,
-        "config": json.dumps({"family": family, **dataclasses.asdict(config)}),
+        "config": json.dumps(_encoded(config)),
     }
     if model is not None:
         values["model"] = model
@@ -223,7 +329,18 @@ def write_metadata(config: Config, model: str | None, naming: str) -> dict[str, 
     return tag | {_PREFIX + name: value for name, value in values.items()}
 
 
-def read_model(metadata: Mapping[str, str]) -> str | None:
+def _encoded(value: object) -> object:
+    """A config as JSON has it; those that a field may have one of several kinds of say which."""
+    if isinstance(value, tuple):
+        return [_encoded(entry) for entry in value]
+    if not dataclasses.is_dataclass(value):
+        return value
+    fields = {x.name: _encoded(getattr(value, x.name)) for x in dataclasses.fields(value)}
+    family = FAMILIES.get(type(value))
+    return fields if family is None else {"family": family.__name__, **fields}
+
+
+def _read_model(metadata: Mapping[str, str]) -> str | None:
     """The name of the model, if it is there; a stranger's text, that no message needs in full."""
     name = metadata.get(f"{_PREFIX}model")
     return None if name is None else show(name, bare=True)
@@ -242,15 +359,10 @@ def read_config(metadata: Mapping[str, str]) -> Config | None:
         if len(text) > _LONGEST_CONFIG:
             raise ValueError(f"more than {_LONGEST_CONFIG} characters")
         values = json.loads(text)
-        family = _FAMILIES[values.pop("family")]
-        fields = {field.name: field.type for field in dataclasses.fields(family)}
-        config = {name: _tuples(value) for name, value in values.items()}
-        for name, value in config.items():
-            _check_value(name, value, fields.get(name, ""))
-        depths = config.get("depths", (config.get("depth", 0),))
-        if sum(depths) > _MOST_BLOCKS:
-            raise ValueError(f"more than {_MOST_BLOCKS} blocks")
-        return family(**config)
+        layers = _count_layers(values) + _count_layers(values.get("backbone") or {})
+        if layers > _MOST_LAYERS:
+            raise ValueError(f"more than {_MOST_LAYERS} layers")
+        return _decoded(Config, values, "config")
     except (
         ValueError,
         TypeError,
@@ -267,18 +379,37 @@ def read_config(metadata: Mapping[str, str]) -> Config | None:
         ) from None
 
 
-def _check_value(name: str, value: object, kind: str) -> None:
-    """Refuse numbers that no model has, before anything is computed with them."""
-    for entry in value if isinstance(value, tuple) else (value,):
-        if isinstance(entry, tuple):
-            _check_value(name, entry, kind)
-        elif isinstance(entry, bool) != (kind == "bool"):
-            raise TypeError(f"{name} must be of type {kind}")
-        elif isinstance(entry, float | int) and not abs(entry) < _LARGEST:
-            raise ValueError(f"{name} must be a number below {_LARGEST}")
-        elif not isinstance(entry, float | int | None):
-            raise TypeError(f"{name} must be of numbers")
+def _count_layers(values: Mapping[str, Any]) -> int:
+    """Blocks and layers that a config asks for, before anything is made of it."""
+    blocks = sum(map(abs, values.get("depths", ()))) + abs(values.get("depth", 0))
+    box_head = values.get("box_head", {})
+    stage = 8 + abs(box_head.get("convs", 0)) + abs(box_head.get("linears", 0))
+    return blocks + len(values.get("pool_scales", ())) + stage * len(values.get("stages", ()))
 
 
-def _tuples(value: object) -> object:
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+def _decoded(kind: Any, value: Any, name: str) -> Any:
+    """A value from JSON, if it is of the kind that a field of a config has."""
+    options = typing.get_args(kind) if typing.get_origin(kind) not in (tuple, Literal) else ()
+    for option in options or (kind,):
+        if dataclasses.is_dataclass(option) and isinstance(value, dict):
+            family = FAMILIES.get(option)
+            if family is None or value.get("family") == family.__name__:
+                hints = typing.get_type_hints(option)
+                fields = {key: entry for key, entry in value.items() if key != "family"}
+                return option(**{key: _decoded(hints[key], x, key) for key, x in fields.items()})
+        elif typing.get_origin(option) is tuple and isinstance(value, list):
+            inner = typing.get_args(option)[0]  # all entries of a tuple are of one kind
+            return tuple(_decoded(inner, entry, name) for entry in value)
+        elif _is_plain(option, value):
+            return value
+    raise TypeError(f"{name} must be of type {getattr(kind, '__name__', kind)}")
+
+
+def _is_plain(kind: Any, value: object) -> bool:
+    """Whether a value is text, a truth value, or a number that some model has."""
+    if isinstance(value, str):
+        return value in typing.get_args(kind)
+    if kind in (bool, type(None)):
+        return isinstance(value, kind)
+    wanted = {int: int, float: int | float}.get(kind, ())
+    return isinstance(value, wanted) and not isinstance(value, bool) and abs(value) < _LARGEST

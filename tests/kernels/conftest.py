@@ -2,6 +2,7 @@
 
 import jax
 import pytest
+from calls import KERNELS
 
 from natjax.kernels import registry
 
@@ -11,7 +12,7 @@ def implementation(request, interpreted):
     return request.param
 
 
-@pytest.fixture(params=[name for name in registry.names() if name != "pallas_triton"])
+@pytest.fixture(params=[name for name in registry.names() if name not in KERNELS])
 def exact_implementation(request):
     """Those that take float64 and give derivatives of any order, in both modes."""
     return request.param
@@ -22,6 +23,9 @@ def interpreted(monkeypatch):
     """Pallas kernels run interpreted, but for where there is what they are made for."""
     if jax.default_backend() != "gpu":
         monkeypatch.setenv("NATJAX_INTERPRET", "1")
+    if "mosaic_tpu" in registry.names():
+        # Tiles that a kernel works on side by side: each is a program to compile for the CPU.
+        monkeypatch.setattr("natjax.kernels.backends.mosaic_tpu.memory.TILES", 2)
 
 
 @pytest.fixture

@@ -28,12 +28,13 @@ def on_cpu():
 def test_on_a_cpu(on_cpu):
     told = natjax.explain(X, X, X, kernel_size=7)
     assert (told.op, told.device, told.chosen) == ("na2d", "cpu", "xla")
-    assert list(told.reasons) == ["pallas_triton", "reference"]
+    assert list(told.reasons) == ["pallas_triton", "mosaic_tpu", "reference"]
     assert "needs an NVIDIA GPU" in told.reasons["pallas_triton"]
+    assert "needs a TPU" in told.reasons["mosaic_tpu"]
     assert told.reasons["reference"] == 'not asked: "xla" comes first'
     assert told.settings == ()
     assert str(told).startswith('na2d on cpu: implementation "xla"\n  not "pallas_triton":')
-    assert len(str(told).splitlines()) == 3
+    assert len(str(told).splitlines()) == 4
 
 
 def test_settings_of_kernels_and_their_sources(interpreted):
@@ -90,7 +91,7 @@ def test_a_named_implementation_is_asked_alone(on_cpu):
 
 
 def test_an_implementation_without_its_file(monkeypatch, interpreted):
-    rest = {x.name: x for x in registry.IMPLEMENTATIONS if x.name != "pallas_triton"}
+    rest = {x.name: x for x in registry.IMPLEMENTATIONS if x.platform is None}
     monkeypatch.setattr(registry, "available", lambda: rest)
     told = natjax.explain(X, X, X, 7)
     assert told.chosen == "xla"
@@ -108,7 +109,7 @@ def test_an_implementation_without_its_file(monkeypatch, interpreted):
         ((X, X, X, 7), {"implementation": "cuda"}, ValueError, "implementation must be.*'cuda'"),
         ((X, X, X, 7), {"op": "na2d"}, ValueError, "op must be one of.*got 'na2d'"),
         ((X, X, X), {}, TypeError, "kernel_size"),
-        ((X, X, 7), {"op": "qk", "stride": 2}, TypeError, "stride"),
+        ((X, X, 7), {"op": "qk", "sinks": 2}, TypeError, "sinks"),
         ((), {}, ValueError, "query must be an array of 4, 5 or 6 dimensions; got None"),
         ((RPB, RPB, RPB, 7), {}, ValueError, r"4, 5 or 6 dimensions; got \(2, 13, 13\)"),
     ],

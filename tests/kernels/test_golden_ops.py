@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tolerances
+from calls import FUSED_ONLY, KERNELS
 
 import natjax
 from natjax.kernels import registry
@@ -25,7 +26,7 @@ INTERPRETED = ("na1d_dlse", "na2d_gqa", "un1d_dil3_ragged_rpb", "un2d_k5x3_rpb")
 def cases(name):
     """Every record in float64, the committed selection in float32 too, which is slow for most.
 
-    Kernels for GPUs take no float64.
+    Kernels take no float64, and some decline the unfused ops.
     """
     with np.load(goldens.COMMITTED / f"{name}.npz") as file:
         committed = {record["name"] for record in json.loads(str(file["index"]))}
@@ -34,14 +35,15 @@ def cases(name):
         for record in goldens.record(name, "index")
         for dtype in ("float64", "float32")
         for implementation in registry.names()
-        if (dtype == "float64" and implementation != "pallas_triton")
+        if name != "ops_unfused" or implementation not in FUSED_ONLY
+        if (dtype == "float64" and implementation not in KERNELS)
         or (dtype == "float32" and record["name"] in committed)
     ]
 
 
 def case(record, dtype, implementation, is_committed):
     name = record["name"]
-    quick = name in INTERPRETED if implementation == "pallas_triton" else dtype == "float64"
+    quick = name in INTERPRETED if implementation in KERNELS else dtype == "float64"
     marks = [] if quick and is_committed else [pytest.mark.slow]
     if is_committed and implementation != "reference":
         marks.append(pytest.mark.oldest)

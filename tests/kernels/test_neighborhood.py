@@ -9,23 +9,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from windows import frames, parts, windows
 
 from natjax.kernels import checks
 from natjax.kernels.neighborhood import AxisWindow, Neighborhood
-
-
-@st.composite
-def windows(draw, max_length=40, causal=None, stride=None):
-    kernel_size = draw(st.integers(1, 9))
-    dilation = draw(st.integers(1, 4))
-    length = draw(st.integers(kernel_size * dilation, max_length))
-    return AxisWindow(
-        length=length,
-        kernel_size=kernel_size,
-        stride=stride or draw(st.integers(1, kernel_size)),
-        dilation=dilation,
-        is_causal=draw(st.booleans()) if causal is None else causal,
-    )
 
 
 def test_every_legal_1d_window_of_natten_up_to_length_16():
@@ -64,7 +51,7 @@ def test_dense_masks_of_natten_in_2d_and_3d():
         np.testing.assert_array_equal(neighborhood.dense_mask(), expected.reshape(tokens, tokens))
 
 
-@given(windows())
+@given(windows(periodic=None))
 def test_same_on_ints_numpy_and_traced_arrays(axis):
     query, key = np.arange(axis.length)[:, None], np.arange(axis.length)[None]
     functions = (axis.is_neighbor, axis.bias_index)
@@ -75,14 +62,16 @@ def test_same_on_ints_numpy_and_traced_arrays(axis):
     assert axis.start(last) == jnp.asarray(axis.start(query))[last, 0]
 
 
-@given(windows(causal=False))
+@given(windows(causal=False, periodic=None))
 def test_each_query_has_exactly_k_distinct_keys_of_its_dilation_group(axis):
     query = np.arange(axis.length)[:, None]
     keys = axis.neighbor(query, np.arange(axis.kernel_size)[None])
     assert axis.slot_is_visible(query, np.arange(axis.kernel_size)[None]).all()
     assert (keys >= 0).all()
     assert (keys < axis.length).all()
-    assert (np.diff(keys, axis=1) == axis.dilation).all()
+    steps = np.diff(keys, axis=1)
+    assert ((steps == axis.dilation) | (steps == axis.dilation - axis.length)).all()
+    assert all(len(set(row)) == axis.kernel_size for row in keys.tolist())
     assert (keys % axis.dilation == query % axis.dilation).all()
 
 
@@ -100,7 +89,7 @@ def test_odd_windows_hold_the_nearest_keys(axis):
             assert np.abs(keys - query).max() <= np.sort(inside)[axis.kernel_size - 1]
 
 
-@given(windows())
+@given(windows(periodic=None))
 def test_self_is_visible_and_every_key_is_seen(axis):
     mask = Neighborhood((axis,)).dense_mask()
     assert mask.diagonal().all()
@@ -143,7 +132,7 @@ def test_bias_index_is_the_offset_and_stays_in_range(axis):
     np.testing.assert_array_equal(np.where(mask, key - query, 0), offset)
 
 
-@given(windows())
+@given(windows(periodic=None))
 def test_dilation_is_interleaved_windows_without_it(axis):
     mask = Neighborhood((axis,)).dense_mask()
     expected = np.zeros_like(mask)
@@ -153,6 +142,7 @@ def test_dilation_is_interleaved_windows_without_it(axis):
             kernel_size=axis.kernel_size,
             stride=axis.stride,
             is_causal=axis.is_causal,
+            is_periodic=axis.is_periodic,
         )
         step = slice(group, None, axis.dilation)
         expected[step, step] = Neighborhood((part,)).dense_mask()
@@ -186,16 +176,46 @@ def test_interior_windows_are_translations_of_one_another():
         np.testing.assert_array_equal(mask[query], np.roll(mask[15], query - 15))
 
 
-@st.composite
-def parts(draw):
-    """A window, and parts of its tokens that are at hand."""
-    axis = draw(windows())
+@given(windows(causal=False, periodic=True), st.integers(0, 3))
+def test_periodic_windows_are_those_of_an_axis_laid_out_three_times(axis, shift):
+    """Far from its borders; the same keys in the same order, at the same distances."""
+    if axis.length // axis.dilation % axis.stride:
+        return  # the last queries that share a window are fewer, and look from the end of the axis
+    long = dataclasses.replace(axis, length=3 * axis.length, is_periodic=False)
+    query, slot = np.arange(axis.length)[:, None], np.arange(axis.kernel_size)[None]
+    middle = query + axis.length
+    np.testing.assert_array_equal(
+        axis.neighbor(query, slot), long.neighbor(middle, slot) % axis.length
+    )
+    np.testing.assert_array_equal(
+        axis.bias_index(query, axis.neighbor(query, slot)),
+        long.bias_index(middle, long.neighbor(middle, slot)),
+    )
+    turned = (query + shift * axis.stride * axis.dilation) % axis.length
+    np.testing.assert_array_equal(
+        axis.neighbor(turned, slot),
+        (axis.neighbor(query, slot) + shift * axis.stride * axis.dilation) % axis.length,
+    )
 
-    def part():
-        first = draw(st.integers(0, axis.length - 1))
-        return first, draw(st.integers(first + 1, axis.length))
 
-    return dataclasses.replace(axis, queries=part(), keys=part())
+@given(windows(periodic=None), st.integers(2, 4))
+def test_finer_queries_have_the_window_of_the_token_they_lie_on(axis, ratio):
+    fine = dataclasses.replace(axis, query_ratio=ratio)
+    for method in ("dense_mask", "dense_bias_index", "neighbor_table"):
+        coarse = np.asarray(getattr(Neighborhood((axis,)), method)())
+        expected = np.repeat(coarse, ratio, axis=-2)
+        np.testing.assert_array_equal(getattr(Neighborhood((fine,)), method)(), expected)
+
+
+@given(frames(periodic=None))
+def test_the_table_of_neighbors_points_into_the_keys_at_hand(axis):
+    whole = dataclasses.replace(axis, queries=None, keys=None)
+    table, visible = Neighborhood((axis,)).neighbor_table()
+    tokens = axis.key_tokens[table]
+    expected, seen = Neighborhood((whole,)).neighbor_table()
+    part = slice(*axis.queries)
+    np.testing.assert_array_equal(visible, seen[part])
+    np.testing.assert_array_equal(tokens[visible], expected[part][seen[part]])
 
 
 @given(parts())

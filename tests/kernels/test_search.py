@@ -195,13 +195,6 @@ def test_candidates_fit_the_device(measuring, monkeypatch):
     assert {(x.tile, x.chunk) for x in others} == {(best.tile, best.chunk)}
 
 
-def test_strides_have_no_unfused_op():
-    problem = Problem(name="strided", shape=(9,), kernel_size=(3,), stride=2)
-    with pytest.raises(ValueError, match="stride must be 1 for the ops qk and av; got 2 in strid"):
-        search._require_unfused_without_stride([TINY, problem], ("attention", "qk"))
-    search._require_unfused_without_stride([problem], ("attention",))
-
-
 def test_without_a_gpu():
     if jax.default_backend() == "gpu":
         pytest.skip("this is about machines without a GPU")

@@ -2,67 +2,94 @@
 
 import math
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from windows import frames
 
 from natjax.kernels import checks
-from natjax.kernels.backends.xla import tiles
+from natjax.kernels.backends.xla import layout, tiles
 from natjax.kernels.neighborhood import AxisWindow
+from natjax.kernels.plan.frame import axis_frame
 
 
 @st.composite
 def cut_axes(draw):
-    kernel_size = draw(st.integers(1, 9))
-    dilation = draw(st.integers(1, 4))
-    axis = AxisWindow(
-        length=draw(st.integers(kernel_size * dilation, 60)),
-        kernel_size=kernel_size,
-        stride=draw(st.integers(1, kernel_size)),
-        dilation=dilation,
-        is_causal=draw(st.booleans()),
+    axis = draw(frames(max_length=60, periodic=None))
+    return tiles.axis_tiles(axis, draw(st.integers(1, axis_frame(axis).query_positions)))
+
+
+def cut_tokens(cut):
+    """Which token is where in the tiles and in the slabs; -1 is padding."""
+    queries, keys = (
+        jnp.asarray(x + 1)[None, :, None, None]
+        for x in (cut.window.query_tokens, cut.window.key_tokens)
     )
-    return tiles.axis_tiles(axis, draw(st.integers(1, axis.max_group_length)))
-
-
-def tokens_of(cut):
-    """Token of each query of each tile and of each key of its slab; those past the end are none."""
-    first = ((cut.query_start, cut.size), (cut.key_start, cut.halo))
-    positions = (start[:, None] + np.arange(size) for start, size in first)
-    return (p * cut.window.dilation + cut.group[:, None] for p in positions)
+    arrays = (
+        (layout.place_queries(queries, (cut,)), layout.query_boxes((cut,))),
+        (layout.place_keys(keys, (cut,)), layout.key_boxes((cut,))),
+    )
+    return (
+        np.stack([np.ravel(boxes.read(x, start)) for start in boxes.starts]) - 1
+        for x, boxes in arrays
+    )
 
 
 @given(cut_axes())
 def test_slabs_hold_the_window_of_every_query(cut):
     axis = cut.window
-    queries, slabs = tokens_of(cut)
+    queries, slabs = cut_tokens(cut)
     assert queries.shape == (cut.count, cut.size)
     assert slabs.shape == (cut.count, cut.halo)
-    assert cut.key_start.min() >= 0
-    assert (cut.key_start + cut.halo).max() <= axis.max_group_length
-    for query_tile, slab, start, end in zip(queries, slabs, cut.start, cut.end, strict=True):
+    for query_tile, slab, start, end in zip(queries, slabs, cut.start[0], cut.end[0], strict=True):
         for query, first, stop in zip(query_tile, start, end, strict=True):
-            if query < axis.length:
-                expected = np.flatnonzero(axis.is_neighbor(query, np.arange(axis.length)))
-                np.testing.assert_array_equal(slab[first:stop], expected)
+            if query >= 0:  # not padding
+                slots = np.flatnonzero(axis.slot_is_visible(query, np.arange(axis.kernel_size)))
+                np.testing.assert_array_equal(slab[first:stop], axis.neighbor(query, slots))
+
+
+@given(cut_axes())
+def test_bias_index_of_slab_slots(cut):
+    axis = cut.window
+    queries, slabs = cut_tokens(cut)
+    slot = np.arange(cut.halo)
+    index = cut.bias_shift[:, None, None] + slot - np.arange(cut.size)[:, None]
+    seen = (cut.start[0][..., None] <= slot) & (slot < cut.end[0][..., None])
+    seen &= (queries >= 0)[:, :, None]
+    expected = axis.bias_index(queries[:, :, None], slabs[:, None])
+    np.testing.assert_array_equal(index[seen], expected[seen])
+
+
+@given(cut_axes())
+def test_tokens_of_tiles_and_slabs(cut):
+    queries, slabs = cut_tokens(cut)
+    for cuts, tokens in ((queries, cut.query_tokens[0]), (slabs, cut.key_tokens[0])):
+        np.testing.assert_array_equal(tokens[cuts >= 0], cuts[cuts >= 0])
+
+
+@given(cut_axes())
+def test_queries_come_back(cut):
+    x = jnp.arange(cut.window.num_queries * 3).reshape(1, -1, 1, 3)
+    placed = layout.place_queries(x, (cut,))
+    np.testing.assert_array_equal(layout.merge_queries(placed, (cut,)), x)
 
 
 @given(cut_axes())
 def test_every_query_is_new_in_one_tile(cut):
-    queries, _ = tokens_of(cut)
+    queries, _ = cut_tokens(cut)
     new = queries[cut.is_new]
-    assert sorted(new[new < cut.window.length]) == list(range(cut.window.length))
+    assert sorted(new[new >= 0]) == list(cut.window.query_tokens)
 
 
 @given(cut_axes())
 def test_tiles_of_a_kind_look_alike(cut):
     first, kind = cut.kinds()
     example = first[kind]
-    np.testing.assert_array_equal(cut.start, cut.start[example])
-    np.testing.assert_array_equal(cut.end, cut.end[example])
-    shift = cut.key_start - cut.query_start
-    np.testing.assert_array_equal(shift, shift[example])
+    np.testing.assert_array_equal(cut.start, cut.start[:, example])
+    np.testing.assert_array_equal(cut.end, cut.end[:, example])
+    np.testing.assert_array_equal(cut.bias_shift, cut.bias_shift[example])
 
 
 def test_slabs_are_no_larger_than_the_windows_need():

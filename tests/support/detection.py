@@ -22,3 +22,22 @@ def every_nth(key, candidates, number, limit):
     rank = jnp.cumsum(candidates.astype(jnp.int32)) - 1
     hit = (rank[:, None] == ranks[None, :]) & (i < number)[None, :]
     return candidates & jnp.any(hit, axis=1)
+
+
+def training_batch(count=8, side=64, places=3, seed=0):
+    """A batch of the training task: noise with objects that fill their boxes; all sizes differ."""
+    rng = np.random.default_rng(seed)
+    sizes = np.stack([side - np.arange(count), np.full(count, side)], axis=1).astype(np.int32)
+    boxes = random_boxes(rng, (count, places), size=(side / 2, side / 2), least=6)
+    pixels = np.arange(side) + 0.5
+    x, y = pixels[None, None, None], pixels[None, None, :, None]
+    x1, y1, x2, y2 = (boxes[..., i, None, None] for i in range(4))
+    masks = (x > x1) & (x < x2) & (y > y1) & (y < y2)
+    return {
+        "image": rng.integers(0, 256, (count, side, side, 3)).astype(np.uint8),
+        "size": sizes,
+        "boxes": boxes,
+        "label": rng.integers(0, 3, (count, places)).astype(np.int32),
+        "valid": np.arange(places)[None] < 1 + np.arange(count)[:, None] % places,
+        "masks": np.packbits(masks, axis=-1),
+    }

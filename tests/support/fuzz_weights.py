@@ -4,7 +4,7 @@
     python tests/support/fuzz_weights.py files FIRST COUNT
 
 Number FIRST + i is the seed of the i-th case, so whatever is found comes again. Each case may give
-a result or natjax's own error, within the memory that `natjax.weights.source` promises; anything
+a result or natjax's own error, within the memory that `natjax.weights.untrusted` promises; anything
 else ends the run with the seed. What came of it is printed as JSON.
 """
 
@@ -38,9 +38,9 @@ from torch_writer import (
 )
 
 from natjax.weights import WeightsError
-from natjax.weights.files import read_file
-from natjax.weights.source import BASE, FACTOR, Source
+from natjax.weights.formats import read_file
 from natjax.weights.torchfile.reader import read_torch
+from natjax.weights.untrusted import BASE, FACTOR, Source
 
 EVERY = 8  # cases whose memory is measured, which takes three times as long
 DATA = {"0": bytes(16), "1": bytes(24), "2": b"\1\0\1\1", "3": bytes(4)}

@@ -1,6 +1,6 @@
 """A NAT that compiles in seconds, as model ``nat_pico``; run as a module it is `natjax` with it.
 
-On it, as ``upernet_pico``, a UPerNet.
+On it, as ``upernet_pico``, a UPerNet; and as ``mask_rcnn_pico`` a detector, with four levels.
 
 As a module it waits before every step for as many seconds as the variable PICO_PAUSE says.
 """
@@ -13,10 +13,18 @@ from typing import Any, cast
 
 from natjax.backbones import variants
 from natjax.backbones.nat import NATConfig
+from natjax.dense.detection.config import (
+    BoxHeadConfig,
+    MaskRCNNConfig,
+    ProposalConfig,
+    RPNConfig,
+    SamplerConfig,
+)
+from natjax.dense.detection.variants import DETECTORS
 from natjax.dense.segmentation.upernet import UPerNetConfig
 from natjax.dense.segmentation.variants import SEGMENTORS
 
-NAME, SEGMENTOR = "nat_pico", "upernet_pico"
+NAME, SEGMENTOR, DETECTOR = "nat_pico", "upernet_pico", "mask_rcnn_pico"
 
 
 def register() -> None:
@@ -35,12 +43,30 @@ def register() -> None:
     cast("dict[str, Any]", SEGMENTORS)[SEGMENTOR] = UPerNetConfig(
         backbone=backbone, channels=8, pool_scales=(1, 2), auxiliary_channels=4
     )
+    proposals = ProposalConfig(per_level=20, kept=12)
+    cast("dict[str, Any]", DETECTORS)[DETECTOR] = MaskRCNNConfig(
+        backbone=dataclasses.replace(
+            backbone, dim=4, depths=(1,) * 4, num_heads=(1,) * 4, dilations=()
+        ),
+        num_classes=3,
+        channels=4,
+        rpn=RPNConfig(
+            sampler=SamplerConfig(number=16, positive_fraction=0.5),
+            training=proposals,
+            inference=proposals,
+        ),
+        box_head=BoxHeadConfig(linear_channels=8),
+        mask_channels=4,
+        sampler=SamplerConfig(number=8, positive_fraction=0.25),
+        max_detections=6,
+    )
 
 
 def unregister() -> None:
     """Undo `register`."""
     del cast("dict[str, Any]", variants.VARIANTS)[NAME]
     del cast("dict[str, Any]", SEGMENTORS)[SEGMENTOR]
+    del cast("dict[str, Any]", DETECTORS)[DETECTOR]
 
 
 def flags(run: object, **settings: object) -> list[str]:

@@ -80,11 +80,11 @@ def add_eval(commands: argparse._SubParsersAction) -> None:
         " ImageNet's validation set, prepared as published. With code 1 where some cannot be read.",
         epilog="natjax eval RUN, or natjax eval --weights FILE --data.dir FOLDER, where the folder"
         " holds a folder of images for each class (with --model of a segmentor: images and label"
-        " maps), or what TFDS has prepared. Several processes"
-        " share the work as in training, each started with the same command.",
+        " maps; of a detector: COCO, or data in its format), or what TFDS has prepared. Several"
+        " processes share the work as in training, each started with the same command.",
     )
     parser.add_argument("run", metavar="RUN", type=Path, nargs="?", help="run folder")
-    parser.add_argument("--weights", help="file, URL, hf://org/name, or imagenet1k")
+    parser.add_argument("--weights", help="file, URL, hf://org/name, or imagenet1k, ade20k, coco")
     parser.add_argument("--model", metavar="NAME", help="model of the weights")
     parser.add_argument(
         "--multi-scale",
@@ -215,7 +215,8 @@ def evaluate_weights(
     Args:
       weights: As for `natjax.load_weights`.
       how: Devices, batch, data; ``data["dir"]`` is the folder.
-      model: Name of the model; None where the weights tell, which those of segmentors do not.
+      model: Name of the model; None where the weights tell, which those of segmentors and
+        detectors do not.
       multi_scale: Of a segmentor, average over scales and mirror images.
 
     Raises:
@@ -238,15 +239,16 @@ def evaluate_weights(
         "batch_size": how.batch_on(mesh, _BATCH_SIZE),
     }
     if model in natjax.list_models(kind="segmentor"):
-        from natjax.train.tasks.segmentation import evaluate_weights as segmentation
+        from natjax.train.tasks.segmentation import evaluate_weights as of_kind
 
         settings["multi_scale"] = multi_scale
-        opened = segmentation.open_weights_task(weights, folder, **settings)
     else:
-        from natjax.train.tasks.classification import evaluate_weights as classification
-
         require("--multi-scale", multi_scale, not multi_scale, "left out but for segmentors")
-        opened = classification.open_weights_task(weights, folder, **settings)
+        if model in natjax.list_models(kind="detector"):
+            from natjax.train.tasks.detection import evaluate_weights as of_kind
+        else:
+            from natjax.train.tasks.classification import evaluate_weights as of_kind
+    opened = of_kind.open_weights_task(weights, folder, **settings)
     values = jax.device_put((dict(opened.params), dict(opened.statistics)), replicated(mesh))
     results = _evaluate(opened.task, mesh, {"raw": values})
     return Evaluation(task=opened.task, title=opened.model, results=results, notes=opened.notes())

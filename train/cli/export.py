@@ -56,16 +56,20 @@ def export_run(
     from natjax.train import console
     from natjax.train.cli.runs import load_run
     from natjax.train.tasks.classification.task import Classification
+    from natjax.train.tasks.detection.task import Detection
     from natjax.train.tasks.segmentation.task import Segmentation
+    from natjax.weights.formats import check_target
     from natjax.weights.load import named_params
-    from natjax.weights.save import check_target, default_naming, save_weights
+    from natjax.weights.save import default_naming, save_weights
 
     naming = naming or default_naming(out)
-    target = check_target(out, naming)
+    target = check_target(out)
     run = load_run(path, step=step, kind=kind)
     task = run.task
-    if not isinstance(task, Classification | Segmentation) or task.has_own_network:
-        raise UserError(f"export is for classifiers and segmentors of natjax, which {path} is not")
+    if not isinstance(task, Classification | Segmentation | Detection) or task.has_own_network:
+        raise UserError(
+            f"export is for classifiers, segmentors and detectors of natjax, which {path} is not"
+        )
     model = nnx.eval_shape(task.model_builder())
     values = run.params | run.statistics
     for name, variable in named_params(model).items():

@@ -18,6 +18,7 @@ from natjax.train.tasks.definition import Preset, TaskDefinition
 _MODULES = (
     "natjax.train.tasks.classification.presets",
     "natjax.train.tasks.segmentation.presets",
+    "natjax.train.tasks.detection.presets",
 )
 _GROUP = "natjax.tasks"
 

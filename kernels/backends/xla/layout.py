@@ -7,43 +7,47 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from natjax.kernels.backends.xla.tiles import (
-    AxisTiles,
-    merge_positions,
-    numbers_along,
-    split_positions,
-)
+from natjax.kernels.backends.xla.tiles import Tiles, numbers_along
 from natjax.kernels.backends.xla.walk import Boxes
+from natjax.kernels.plan.frame import cut_round, merge_positions, split_positions
 
-type Tiles = tuple[AxisTiles, ...]
 
-
-def split_axes(x: Float[Array, "B *X N D"], tiles: Tiles) -> Float[Array, "B *Y N D"]:
+def place_queries(x: Shaped[Array, "B *X N D"], tiles: Tiles) -> Shaped[Array, "B *Y N D"]:
     """Each token axis as positions and dilation groups: a box holds positions of one group."""
     for j, axis in reversed(list(enumerate(tiles))):
-        x = split_positions(x, 1 + j, axis.window, axis.window.max_group_length)
+        x = split_positions(x, 1 + j, axis.window.dilation, axis.frame.query_positions)
     return x
 
 
-def merge_axes(x: Float[Array, "B *Y N D"], tiles: Tiles) -> Float[Array, "B *X N D"]:
-    """Inverse of `split_axes`."""
+def merge_queries(x: Shaped[Array, "B *Y N D"], tiles: Tiles) -> Shaped[Array, "B *X N D"]:
+    """Inverse of `place_queries`."""
     for j, axis in enumerate(tiles):
-        x = merge_positions(x, 1 + j, axis.window)
+        x = merge_positions(x, 1 + j, axis.window.num_queries)
+    return x
+
+
+def place_keys(x: Shaped[Array, "B *X M D"], tiles: Tiles) -> Shaped[Array, "B *Y M D"]:
+    """As `place_queries`; an axis that goes round goes on as far as slabs reach."""
+    for j, axis in reversed(list(enumerate(tiles))):
+        x = axis.frame.split_key_positions(x, 1 + j)
+        if axis.key_span != (0, axis.frame.key_positions):
+            x = cut_round(x, 1 + j, *axis.key_span)
     return x
 
 
 def query_boxes(tiles: Tiles) -> Boxes:
-    """Where the tiles are in what `split_axes` makes of queries."""
-    sizes, starts = ([getattr(axis, name) for axis in tiles] for name in ("size", "query_start"))
-    return _boxes(tiles, sizes, starts, is_partition=all(axis.is_new.all() for axis in tiles))
+    """Where the tiles are in what `place_queries` makes of queries."""
+    starts = [axis.query_start for axis in tiles]
+    is_partition = not any(axis.is_ragged for axis in tiles)
+    return _boxes(tiles, [axis.size for axis in tiles], starts, is_partition=is_partition)
 
 
 def key_boxes(tiles: Tiles) -> Boxes:
-    """Where the slabs are in what `split_axes` makes of keys and values."""
-    sizes, starts = ([getattr(axis, name) for axis in tiles] for name in ("halo", "key_start"))
-    return _boxes(tiles, sizes, starts, is_partition=False)
+    """Where the slabs are in what `place_keys` makes of keys and values."""
+    starts = [axis.key_start - axis.key_span[0] for axis in tiles]
+    return _boxes(tiles, [axis.halo for axis in tiles], starts, is_partition=False)
 
 
 def _boxes(
@@ -60,7 +64,7 @@ def _boxes(
 
 def new_queries(tile: Int[Array, ""], tiles: Tiles) -> Bool[Array, "*t 1 1"] | None:
     """Which queries of a tile no tile before it has, to be broadcast; None where all are."""
-    if all(axis.is_new.all() for axis in tiles):
+    if not any(axis.is_ragged for axis in tiles):
         return None
     numbers = jnp.unravel_index(tile, [axis.count for axis in tiles])
     along = [jnp.asarray(a.is_new)[i] for a, i in zip(tiles, numbers, strict=True)]
@@ -88,7 +92,7 @@ def by_token(
     return jax.lax.collapse(jnp.moveaxis(x, (1, 2), (-3, -2)), x.ndim - 3, x.ndim - 1)
 
 
-def by_key_head(x: Float[Array, "B *h M D"]) -> Float[Array, "B M k D"]:
-    """Keys or values of a slab."""
+def by_key_head(x: Shaped[Array, "B *h M D"]) -> Shaped[Array, "B M k D"]:
+    """Keys or values of a slab, or what there is of each."""
     x = jnp.moveaxis(x, -2, 1)
     return jax.lax.collapse(x, 2, x.ndim - 1)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from natjax.kernels.backends.xla.tiles import AxisTiles, numbers_along
+from natjax.kernels.backends.xla.tiles import Tiles, numbers_along
 from natjax.kernels.backends.xla.walk import Boxes
 
 # Finite, so that no difference of hidden logits is nan.
@@ -33,7 +33,7 @@ class Penalty:
       has_bias: whether there is a bias.
     """
 
-    tiles: tuple[AxisTiles, ...]
+    tiles: Tiles
     heads: tuple[int, int]
     has_bias: bool
 
@@ -52,36 +52,42 @@ class Penalty:
         logits = math.prod(axis.size * axis.halo for axis in self.tiles)
         return len(self._kinds[0][0]) * logits * heads <= _LARGEST_TABLE
 
-    def inputs(self, rpb: Float[Array, "N *R"] | None, dtype: jnp.dtype) -> tuple[Array, ...]:
-        """What is read: the table, or else the biases if there are any."""
+    def read(
+        self, rpb: Float[Array, "N *R"] | None, part: Int[Array, "axes"], dtype: jnp.dtype
+    ) -> tuple[Array, Boxes] | None:
+        """What tiles read and where: the table, or else the biases if there are any."""
         bias = None if rpb is None else rpb.reshape(*self.heads, *rpb.shape[1:]).astype(dtype)
-        if self._has_table:
-            of_kind = jax.vmap(lambda *numbers: self._compute(numbers, bias, dtype))
-            return (of_kind(*map(jnp.asarray, self._kinds[0])),)
-        return () if bias is None else (bias,)
-
-    def boxes(self) -> tuple[Boxes, ...]:
-        """Where each tile reads that."""
         if not self._has_table:
-            return (Boxes.whole(2 + len(self.tiles)),) if self.has_bias else ()
-        starts = np.zeros((len(self._kinds[1]), 5), np.int32)
-        starts[:, 0] = self._kinds[1]
-        return (Boxes((1, None, None, None, None), starts),)
+            return None if bias is None else (bias, Boxes.whole(bias.ndim))
+        of_kind = jax.vmap(lambda *numbers: self._compute(numbers, bias, part, dtype))
+        examples, kind = self._kinds
+        starts = np.zeros((len(kind), 5), np.int32)
+        starts[:, 0] = kind
+        table = of_kind(*map(jnp.asarray, examples))
+        return table, Boxes((1, None, None, None, None), starts)
 
     def of_tile(
-        self, tile: Int[Array, ""], read: tuple[Array, ...], dtype: jnp.dtype
+        self,
+        tile: Int[Array, ""],
+        read: Array | None,
+        part: Int[Array, "axes"],
+        dtype: jnp.dtype,
     ) -> Float[Array, "#M #G q k"]:
         """What to add, from what the tile has read."""
-        if self._has_table:
-            return read[0][0]
+        if read is not None and self._has_table:
+            return read[0]
         numbers = jnp.unravel_index(tile, [axis.count for axis in self.tiles])
-        return self._compute(numbers, read[0] if read else None, dtype)
+        return self._compute(numbers, read, part, dtype)
 
     def _compute(
-        self, numbers: tuple[Array, ...], bias: Float[Array, "M G *R"] | None, dtype: jnp.dtype
+        self,
+        numbers: tuple[Array, ...],
+        bias: Float[Array, "M G *R"] | None,
+        part: Int[Array, "axes"],
+        dtype: jnp.dtype,
     ) -> Float[Array, "#M #G q k"]:
         """What to add for the tile with a number along each axis."""
-        seen = _is_seen(self.tiles, numbers)
+        seen = _is_seen(self.tiles, numbers, part)
         added = jnp.zeros((), dtype) if bias is None else _lay_out(bias, self.tiles, numbers)
         penalty = jnp.where(seen, added, jnp.asarray(HIDDEN, dtype))
         n = len(self.tiles)
@@ -89,12 +95,21 @@ class Penalty:
         return penalty.reshape(*penalty.shape[:2], queries, keys)
 
 
-def _is_seen(tiles: tuple[AxisTiles, ...], numbers: tuple[Array, ...]) -> Bool[Array, "1 1 *t *h"]:
+def in_force(
+    x: Int[np.ndarray, "P A n"], part: Int[Array, "axes"], axis: int, number: Int[Array, ""]
+) -> Int[Array, "n"]:
+    """What a tile has along an axis, for the origin that is in force."""
+    return jnp.asarray(x)[0 if len(x) == 1 else part[axis], number]
+
+
+def _is_seen(
+    tiles: Tiles, numbers: tuple[Array, ...], part: Int[Array, "axes"]
+) -> Bool[Array, "1 1 *t *h"]:
     """Which queries of a tile see which keys of its slab."""
     n = len(tiles)
     masks = []
     for j, (axis, number) in enumerate(zip(tiles, numbers, strict=True)):
-        start, end = (jnp.asarray(x)[number][:, None] for x in (axis.start, axis.end))
+        start, end = (in_force(x, part, j, number)[:, None] for x in (axis.start, axis.end))
         slot = jnp.arange(axis.halo, dtype=start.dtype)[None]
         shape = [1] * (2 + 2 * n)
         shape[2 + j], shape[2 + n + j] = axis.size, axis.halo
@@ -103,14 +118,13 @@ def _is_seen(tiles: tuple[AxisTiles, ...], numbers: tuple[Array, ...]) -> Bool[A
 
 
 def _lay_out(
-    bias: Float[Array, "M G *R"], tiles: tuple[AxisTiles, ...], numbers: tuple[Array, ...]
+    bias: Float[Array, "M G *R"], tiles: Tiles, numbers: tuple[Array, ...]
 ) -> Float[Array, "M G *t *h"]:
     """The bias of each query and key of a tile, by one-hot products: a gather would scatter."""
     n = len(tiles)
     for axis, number in zip(tiles, numbers, strict=True):
         query, slot = np.arange(axis.size)[:, None], np.arange(axis.halo)[None]
-        shift = axis.key_start - axis.query_start + axis.window.kernel_size - 1
-        index = jnp.asarray(slot - query, jnp.int32) + jnp.asarray(shift, jnp.int32)[number]
+        index = jnp.asarray(slot - query, jnp.int32) + jnp.asarray(axis.bias_shift)[number]
         one_hot = jax.nn.one_hot(index, bias.shape[2], dtype=bias.dtype)
         # Takes the foremost axis of biases away and appends (t, h).
         bias = jnp.tensordot(bias, one_hot, axes=(2, 2), precision="highest")

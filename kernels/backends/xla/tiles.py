@@ -2,10 +2,10 @@
 
 The queries of each dilation group are cut into tiles of ``size`` positions. Where they do not
 divide a group the last tile starts earlier, and has queries again that the one before it has. Every
-tile gets a *slab* of ``halo`` consecutive keys that holds the windows of all its queries and ends
-inside the axis.
+tile gets a *slab* of ``halo`` consecutive keys that holds the windows of all its queries. Slabs end
+inside the axis; where windows go round, the axis is taken to go on beyond its ends.
 
-All of this is NumPy at trace time, from `natjax.kernels.neighborhood`.
+All of this is NumPy at trace time, from `natjax.kernels.plan.frame`.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ import functools
 import itertools
 import math
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Bool, Int
 
 from natjax.kernels.neighborhood import AxisWindow, Neighborhood
+from natjax.kernels.plan.frame import AxisFrame, axis_frame
+
+type Tiles = tuple[AxisTiles, ...]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -28,26 +29,31 @@ class AxisTiles:
     """Tiles and slabs of one axis; dilation groups one after the other, ``A`` tiles in all.
 
     Attributes:
-      window: the neighborhood along the axis.
+      frame: where queries and keys are.
       size: query positions in a tile.
       halo: key positions in a slab.
       group: dilation group of each tile.
       query_start: first query position of each tile.
-      key_start: first key position of each tile's slab.
-      start: first key position that each query sees, relative to its slab.
+      key_start: first key position of each tile's slab; below 0 where it goes round.
+      start: first key position that each query sees, relative to its slab, for each origin.
       end: position just past the last key that each query sees, relative to its slab.
       is_new: whether no tile before has the query.
     """
 
-    window: AxisWindow
+    frame: AxisFrame
     size: int
     halo: int
     group: Int[np.ndarray, "A"]
     query_start: Int[np.ndarray, "A"]
     key_start: Int[np.ndarray, "A"]
-    start: Int[np.ndarray, "A t"]
-    end: Int[np.ndarray, "A t"]
+    start: Int[np.ndarray, "P A t"]
+    end: Int[np.ndarray, "P A t"]
     is_new: Bool[np.ndarray, "A t"]
+
+    @property
+    def window(self) -> AxisWindow:
+        """The neighborhood along the axis."""
+        return self.frame.window
 
     @property
     def count(self) -> int:
@@ -57,12 +63,45 @@ class AxisTiles:
     @property
     def waste(self) -> float:
         """Queries computed for each query there is, at least 1 (ragged tiles and groups)."""
-        return self.count * self.size / self.window.length
+        return self.count * self.size / self.window.num_queries
+
+    @property
+    def is_ragged(self) -> bool:
+        """Whether some queries are in two tiles."""
+        return not self.is_new.all()
+
+    @property
+    def key_span(self) -> tuple[int, int]:
+        """First key position, and one past the last, of all slabs and the axis itself."""
+        last = int(self.key_start.max()) + self.halo
+        return min(0, int(self.key_start.min())), max(self.frame.key_positions, last)
+
+    @property
+    def bias_shift(self) -> Int[np.ndarray, "A"]:
+        """The bias index of the first query of each tile and the first key of its slab."""
+        shift = self.key_start - self.query_start - self.frame.ahead
+        return (shift + self.window.kernel_size - 1).astype(np.int32)
+
+    @property
+    def query_tokens(self) -> Int[np.ndarray, "P A t"]:
+        """Token of each query of each tile, for each origin; past the end of the axis, any."""
+        return self._tokens(self.query_start[:, None] + np.arange(self.size))
+
+    @property
+    def key_tokens(self) -> Int[np.ndarray, "P A h"]:
+        """Token of each key of each slab, for each origin; of those outside the axis, any."""
+        return self._tokens(self.key_start[:, None] + np.arange(self.halo) - self.frame.ahead)
+
+    def _tokens(self, position: Int[np.ndarray, "A n"]) -> Int[np.ndarray, "P A n"]:
+        index = position * self.window.dilation + self.group[:, None]
+        origins = np.asarray(self.window.origins)[:, None, None]
+        tokens = origins + self.window.query_range[0] + index
+        return (tokens % self.window.length).astype(np.int32)
 
     def kinds(self) -> tuple[Int[np.ndarray, "S"], Int[np.ndarray, "A"]]:
         """Tiles of one kind look alike: the first tile of each kind, and the kind of each tile."""
-        shift = (self.key_start - self.query_start)[:, None]
-        looks = np.concatenate([shift, self.start, self.end], axis=1)
+        columns = [x for ends in (self.start, self.end) for x in ends]
+        looks = np.concatenate([self.bias_shift[:, None], *columns], axis=1)
         _, first, kind = np.unique(looks, axis=0, return_index=True, return_inverse=True)
         return first, kind.reshape(-1)
 
@@ -71,36 +110,32 @@ class AxisTiles:
 def axis_tiles(window: AxisWindow, size: int) -> AxisTiles:
     """Tiles of ``size`` query positions along an axis, with the smallest slabs that do.
 
-    ``size`` is at most the length of the longest dilation group.
+    ``size`` is at most the number of positions of the longest dilation group of queries.
     """
-    d, positions = window.dilation, window.max_group_length
+    frame = axis_frame(window)
+    d, positions = window.dilation, frame.query_positions
     tile_start = np.arange(0, positions, size)
     query_start = np.minimum(tile_start, positions - size)
     position = query_start[:, None] + np.arange(size)
-    is_new = position >= tile_start[:, None]
-    groups = np.arange(d)[:, None, None]
-    # Positions past the end of a group repeat its last query; their results are thrown away.
-    query = np.minimum(position[None], window.group_length(groups) - 1) * d + groups
-    start, end = window.start(query), window.end(query)
-    first, last = start.min(axis=(0, 2)), end.max(axis=(0, 2))
+    start, end = (x[:, :, position] for x in (frame.start, frame.end))
+    first, last = start.min((0, 1, 3)), end.max((0, 1, 3))
     halo = int((last - first).max())
-    key_start = np.minimum(first, positions - halo)
+    key_start = first if window.is_circle else np.minimum(first, frame.key_positions - halo)
+    start, end = (x - key_start[:, None] for x in (start, end))
     return AxisTiles(
-        window=window,
+        frame=frame,
         size=size,
         halo=halo,
         group=np.repeat(np.arange(d), len(tile_start)),
         query_start=np.tile(query_start, d),
         key_start=np.tile(key_start, d),
-        start=(start - key_start[:, None]).reshape(-1, size).astype(np.int32),
-        end=(end - key_start[:, None]).reshape(-1, size).astype(np.int32),
-        is_new=np.tile(is_new, (d, 1)),
+        start=start.reshape(len(start), -1, size).astype(np.int32),
+        end=end.reshape(len(end), -1, size).astype(np.int32),
+        is_new=np.tile(position >= tile_start[:, None], (d, 1)),
     )
 
 
-def choose_tiles(
-    neighborhood: Neighborhood, overhead: int, most_logits: int
-) -> tuple[AxisTiles, ...]:
+def choose_tiles(neighborhood: Neighborhood, overhead: int, most_logits: int) -> Tiles:
     """The tiles of least work: logits computed, plus the cost of cutting the slabs.
 
     Args:
@@ -111,7 +146,7 @@ def choose_tiles(
     """
     options = [[axis_tiles(axis, size) for size in _sizes(axis)] for axis in neighborhood.axes]
 
-    def cost(tiles: tuple[AxisTiles, ...]) -> tuple[int, float]:
+    def cost(tiles: Tiles) -> tuple[int, float]:
         keys = math.prod(t.halo for t in tiles)
         queries = math.prod(t.size for t in tiles)
         work = math.prod(t.waste for t in tiles) * keys * (1 + overhead / queries)
@@ -122,7 +157,7 @@ def choose_tiles(
 
 def _sizes(axis: AxisWindow) -> list[int]:
     """Tile sizes worth a look, from 1 to 2 K: the fewest queries for each number of tiles."""
-    n = axis.max_group_length
+    n = axis_frame(axis).query_positions
     largest = max(2 * axis.kernel_size, 16)
     sizes = sorted({-(-n // tiles) for tiles in range(1, n + 1)})
     kept = [size for size in sizes if size <= largest]
@@ -131,32 +166,7 @@ def _sizes(axis: AxisWindow) -> list[int]:
     return [*kept[:0:-step], 1]
 
 
-def numbers_along(tiles: tuple[AxisTiles, ...]) -> list[Int[np.ndarray, "A"]]:
+def numbers_along(tiles: Tiles) -> list[Int[np.ndarray, "A"]]:
     """Along each axis, the number of each of all tiles, which are counted row-major."""
     counts = [axis.count for axis in tiles]
     return list(np.unravel_index(np.arange(math.prod(counts)), counts))
-
-
-def split_groups(x: Array, axis: int, window: AxisWindow, positions: int) -> Array:
-    """Replace a token axis by ``(dilation, positions)``, zero-padded at the end."""
-    return jnp.swapaxes(split_positions(x, axis, window, positions), axis, axis + 1)
-
-
-def merge_groups(x: Array, axis: int, window: AxisWindow) -> Array:
-    """Inverse of `split_groups`, on the axes ``axis`` and ``axis + 1``."""
-    return merge_positions(jnp.swapaxes(x, axis, axis + 1), axis, window)
-
-
-def split_positions(x: Array, axis: int, window: AxisWindow, positions: int) -> Array:
-    """Replace a token axis by ``(positions, dilation)``, zero-padded at the end."""
-    padding = [(0, 0)] * x.ndim
-    padding[axis] = (0, positions * window.dilation - window.length)
-    if padding[axis][1]:
-        x = jnp.pad(x, padding)
-    return x.reshape(*x.shape[:axis], positions, window.dilation, *x.shape[axis + 1 :])
-
-
-def merge_positions(x: Array, axis: int, window: AxisWindow) -> Array:
-    """Inverse of `split_positions`, on the axes ``axis`` and ``axis + 1``."""
-    x = x.reshape(*x.shape[:axis], x.shape[axis] * window.dilation, *x.shape[axis + 2 :])
-    return jax.lax.slice_in_dim(x, 0, window.length, axis=axis)

@@ -74,8 +74,8 @@ class Walk:
     """A loop over tiles.
 
     Attributes:
-      function: ``(tile, *boxes) -> results``, with the number of the tile. It gets boxes in the
-        dtype of accumulation and may close over no JAX array.
+      function: ``(tile, *boxes) -> results``, with the number of the tile. It gets boxes of reals
+        in the dtype of accumulation, and may close over no JAX array.
       reads: boxes of each input.
       writes: boxes of each output.
       outputs: shape and dtype of each output, which is zero where nothing is added.
@@ -168,11 +168,10 @@ def _step(walk: Walk, arrays: Arrays, outputs: Arrays, xs: Any) -> tuple[Arrays,
     numbers, read_starts, write_starts = xs
     boxes = []
     for x, where, starts in zip(arrays, walk.reads, read_starts, strict=True):
-        raised = accumulation_dtype(x.dtype)
-        if where.starts is None:
-            boxes.append(x.astype(raised))
-        else:
-            boxes.append(jax.vmap(functools.partial(where.read, x))(starts).astype(raised))
+        if where.starts is not None:
+            # A gather of whole boxes: of boxes that are stacked XLA makes slow code on a CPU.
+            x = jax.vmap(functools.partial(where.read, x))(starts)
+        boxes.append(_raised(x))
     in_axes = [None if where.starts is None else 0 for where in walk.reads]
     results = jax.vmap(walk.function, in_axes=(0, *in_axes))(jnp.asarray(numbers), *boxes)
     added = []
@@ -184,6 +183,12 @@ def _step(walk: Walk, arrays: Arrays, outputs: Arrays, xs: Any) -> tuple[Arrays,
                 x = where.add(x, box, start)
         added.append(x)
     return tuple(added), None
+
+
+def _raised(x: Array) -> Array:
+    """In the dtype of accumulation; integers stay."""
+    is_real = jnp.issubdtype(x.dtype, jnp.floating)
+    return x.astype(accumulation_dtype(x.dtype)) if is_real else x
 
 
 def _tangent_rule(walk: Walk, primals: Arrays, tangents: Any) -> Any:

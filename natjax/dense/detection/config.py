@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from natjax.backbones.nat import NATConfig
 from natjax.dense.ops.assign import MaxIoUAssigner
 from natjax.nn import arguments as checks
+
+if TYPE_CHECKING:
+    from natjax.weights.names import Naming
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -208,6 +211,22 @@ class MaskRCNNConfig:
             raise ValueError("stages must hold at least one stage; got none")
         for name in ("score_threshold", "iou_threshold"):
             checks.check_rate(name, getattr(self, name))
+
+    def namings(self) -> tuple[Naming, ...]:
+        """Tables of the names that weights of such a detector have elsewhere.
+
+        Raises:
+          WeightsError: the backbone is one of one's own.
+        """
+        from natjax.dense.detection.names import mmdet_naming
+        from natjax.weights.untrusted import WeightsError
+
+        if not isinstance(self.backbone, NATConfig):
+            raise WeightsError(
+                "a detector with a backbone of one's own has no table of names; save its"
+                " flax.nnx.state"
+            )
+        return (mmdet_naming(len(self.stages)),)
 
     @property
     def levels(self) -> tuple[int, ...]:

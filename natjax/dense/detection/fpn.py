@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Unpack
 
 from flax import nnx
 from jaxtyping import Array, Float
 
 from natjax.dense.layers import ConvModule
 from natjax.dense.resize import resize_nearest
+from natjax.nn.layers import LayerOptions
 
 
 class FPN(nnx.Module):
@@ -23,15 +24,24 @@ class FPN(nnx.Module):
       inputs: channels of each map of the backbone, finest first.
       channels: channels of the pyramid.
       extra_levels: coarser maps to add, each every other row and column of the one before.
-      **options: dtype, param_dtype and rngs.
+      **options: `natjax.nn.layers.LayerOptions`.
     """
 
     def __init__(
-        self, inputs: Sequence[int], channels: int, *, extra_levels: int = 1, **options: Any
+        self,
+        inputs: Sequence[int],
+        channels: int,
+        *,
+        extra_levels: int = 1,
+        **options: Unpack[LayerOptions],
     ):
-        plain = {"norm": False, "relu": False, **options}
-        self.lateral_convs = nnx.List(ConvModule(n, channels, 1, **plain) for n in inputs)
-        self.fpn_convs = nnx.List(ConvModule(channels, channels, 3, **plain) for _ in inputs)
+        plain = {"norm": False, "relu": False}
+        self.lateral_convs = nnx.List(
+            ConvModule(size, channels, 1, **plain, **options) for size in inputs
+        )
+        self.fpn_convs = nnx.List(
+            ConvModule(channels, channels, 3, **plain, **options) for _ in inputs
+        )
         self.extra_levels = extra_levels
 
     def __call__(

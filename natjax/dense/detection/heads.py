@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any
+from typing import Unpack
 
 import jax.numpy as jnp
 from flax import nnx
@@ -14,7 +14,7 @@ from natjax.dense.detection.config import BoxHeadConfig
 from natjax.dense.layers import ConvModule
 from natjax.kernels.checks import accumulation_dtype
 from natjax.nn.initial import Initialiser
-from natjax.nn.layers import conv
+from natjax.nn.layers import LayerOptions, conv
 
 BOX_BINS, MASK_BINS = 7, 14
 """Sides of the grids that the heads see of a region; a mask has twice the side of its grid."""
@@ -25,7 +25,7 @@ def _uniform(fan_in: int) -> Initialiser:
     return Initialiser("uniform", fan_in**-0.5)
 
 
-def _linear(inputs: int, outputs: int, **options: Any) -> nnx.Linear:
+def _linear(inputs: int, outputs: int, **options: Unpack[LayerOptions]) -> nnx.Linear:
     init = _uniform(inputs)
     return nnx.Linear(inputs, outputs, kernel_init=init, bias_init=init, **options)
 
@@ -39,10 +39,12 @@ class BoxHead(nnx.Module):
       inputs: channels of a region.
       num_classes: classes of objects; background is one more, the last.
       config: layers and channels.
-      **options: dtype, param_dtype and rngs.
+      **options: `natjax.nn.layers.LayerOptions`.
     """
 
-    def __init__(self, inputs: int, num_classes: int, config: BoxHeadConfig, **options: Any):
+    def __init__(
+        self, inputs: int, num_classes: int, config: BoxHeadConfig, **options: Unpack[LayerOptions]
+    ):
         channels = [inputs] + [config.conv_channels] * config.convs
         self.shared_convs = nnx.List(
             ConvModule(n, m, 3, **options) for n, m in itertools.pairwise(channels)
@@ -84,7 +86,7 @@ class Upsample(nnx.Module):
     Args:
       inputs: channels of the input.
       outputs: channels of the output.
-      **options: dtype, param_dtype and rngs.
+      **options: `natjax.nn.layers.LayerOptions`.
     """
 
     def __init__(
@@ -112,10 +114,12 @@ class MaskHead(nnx.Module):
       inputs: channels of a region.
       channels: of the layers.
       num_classes: classes of objects.
-      **options: dtype, param_dtype and rngs.
+      **options: `natjax.nn.layers.LayerOptions`.
     """
 
-    def __init__(self, inputs: int, channels: int, num_classes: int, **options: Any):
+    def __init__(
+        self, inputs: int, channels: int, num_classes: int, **options: Unpack[LayerOptions]
+    ):
         self.convs = nnx.List(
             ConvModule(n, channels, 3, norm=False, **options) for n in [inputs] + [channels] * 3
         )

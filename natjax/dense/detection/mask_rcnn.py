@@ -8,7 +8,7 @@ References:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,6 @@ from natjax.dense.detection import losses as loss
 from natjax.dense.detection.config import MaskRCNNConfig
 from natjax.dense.detection.fpn import FPN
 from natjax.dense.detection.losses import Sum
-from natjax.dense.detection.names import mmdet_naming, published_names
 from natjax.dense.detection.roi_head import RoIHead
 from natjax.dense.detection.rpn import (
     Anchors,
@@ -36,8 +35,9 @@ from natjax.dense.detection.targets import Regions, Truth, usable
 from natjax.dense.ops.sample import Subset, random_subset
 from natjax.kernels.api import Implementation
 from natjax.kernels.checks import accumulation_dtype
-from natjax.weights.errors import WeightsError
-from natjax.weights.names import Naming
+
+if TYPE_CHECKING:
+    from natjax.weights.names import Naming
 
 
 class Instances(NamedTuple):
@@ -113,16 +113,7 @@ class MaskRCNN(nnx.Module):
         Raises:
           WeightsError: the backbone is one of one's own.
         """
-        if not isinstance(self.config.backbone, NATConfig):
-            raise WeightsError(
-                "a detector with a backbone of one's own has no table of names; save its"
-                " flax.nnx.state"
-            )
-        return (mmdet_naming(len(self.config.stages)),)
-
-    def published_names(self) -> list[str]:
-        """Names of the published detectors that it may be."""
-        return published_names(self.config)
+        return self.config.namings()
 
     def pyramid(
         self, images: Float[Array, "B H W I"], rngs: nnx.Rngs | None = None
@@ -194,8 +185,9 @@ class MaskRCNN(nnx.Module):
           subset: chooses the samples.
 
         Returns:
-          By name, the losses and what else there is to log, each as a sum and what it is to be
-          divided by. `natjax.dense.detection.losses.mean_loss` of the losses is minimised.
+          By name, the losses and what else there is to log (accuracies, and shares of the sampled
+          boxes that belong to objects), each as a sum and what it is to be divided by.
+          `natjax.dense.detection.losses.mean_loss` of the losses is minimised.
 
         Raises:
           ValueError: images of another rank, dtype or number of channels; masks of another size.
@@ -221,11 +213,22 @@ class MaskRCNN(nnx.Module):
         more, scalars = self.roi_head.losses(
             pyramid, _regions(proposals), truth, sizes, keys[:, 1], subset
         )
-        return first | more, scalars
+        positive, negative = targets.sampled
+        share = loss.count(positive), loss.count(positive | negative)
+        return first | more, scalars | {"rpn_positive": share}
 
-    def loss(self, *args: Any, **kwargs: Any) -> tuple[Float[Array, ""], dict[str, Sum]]:
+    def loss(
+        self,
+        images: Float[Array, "B H W I"],
+        sizes: Float[Array, "B 2"] | Int[Array, "B 2"],
+        truth: Truth,
+        *,
+        keys: Key[Array, "B"],
+        rngs: nnx.Rngs | None = None,
+        subset: Subset = random_subset,
+    ) -> tuple[Float[Array, ""], dict[str, Sum]]:
         """The loss that is minimised, and all losses and scalars by name; arguments of `losses`."""
-        losses, scalars = self.losses(*args, **kwargs)
+        losses, scalars = self.losses(images, sizes, truth, keys=keys, rngs=rngs, subset=subset)
         return loss.mean_loss(losses), losses | scalars
 
 

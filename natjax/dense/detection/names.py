@@ -1,13 +1,17 @@
-"""What the weights of detectors are called in files of mmdetection, and which are published."""
+"""What the weights of detectors are called in files of mmdetection."""
 
 from __future__ import annotations
 
-import dataclasses
-
-from natjax.dense.detection.config import MaskRCNNConfig
-from natjax.dense.detection.variants import DETECTORS
-from natjax.weights.names import Naming, Rule, permuted
-from natjax.weights.tables import OFFICIAL, batch_norm, conv, linear, weight_and_bias
+from natjax.backbones.names import OFFICIAL
+from natjax.weights.names import (
+    Naming,
+    Rule,
+    batch_norm,
+    conv,
+    linear,
+    permuted,
+    weight_and_bias,
+)
 
 # A transposed convolution: [in, out, height, width] and [height, width, in, out].
 _TRANSPOSED_CONV = permuted("IOHW to HWIO", (2, 3, 0, 1))
@@ -44,27 +48,10 @@ def mmdet_naming(stages: int) -> Naming:
     """
     places = ("",) if stages == 1 else tuple(f".{i}" for i in range(stages))
     layers = ("bbox_head{}.fc_cls.", "bbox_head{}.fc_reg.", "mask_head{}.conv_logits.")
-    backbone = dataclasses.replace(OFFICIAL, buffers=())  # those of ViT-RPB, which is none
-    return backbone.under("backbone.", "backbone.").joined(
+    return OFFICIAL.under("backbone.", "backbone.").joined(
         *_PROPOSALS,
         *_heads("" if stages == 1 else ".{s}"),
+        marker=f"roi_head.mask_head{places[0]}.upsample.weight",
         head=tuple(f"roi_head.{layer.format(place)}" for layer in layers for place in places),
-    )
-
-
-def published_names(config: MaskRCNNConfig) -> list[str]:
-    """Names of the published detectors that have the shape of a config, whatever their classes."""
-    return [name for name, known in DETECTORS.items() if _shape(known) == _shape(config)]
-
-
-def _shape(config: MaskRCNNConfig) -> tuple[object, ...]:
-    """What parameters, and what is computed of them, depend on."""
-    backbone = config.backbone
-    if isinstance(backbone, tuple):
-        return (backbone,)
-    return (
-        (backbone.dim, backbone.depths, backbone.num_heads, backbone.mlp_ratio),
-        (backbone.kernel_size, backbone.dilations, backbone.overlapping),
-        backbone.layer_scale is None,
-        (config.channels, config.mask_channels, config.box_head, len(config.stages)),
+        classes=f"roi_head.mask_head{places[0]}.conv_logits.bias",
     )

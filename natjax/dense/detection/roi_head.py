@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Unpack
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,7 @@ from natjax.dense.ops.boxes import decode_boxes, encode_boxes
 from natjax.dense.ops.nms import Detections, multiclass_nms
 from natjax.dense.ops.roi_align import roi_align
 from natjax.dense.ops.sample import Subset
+from natjax.nn.layers import LayerOptions
 
 Pyramid = Sequence[Float[Array, "B _H _W C"]]
 
@@ -40,10 +41,10 @@ class RoIHead(nnx.Module):
 
     Args:
       config: of the detector.
-      **options: dtype, param_dtype and rngs.
+      **options: `natjax.nn.layers.LayerOptions`.
     """
 
-    def __init__(self, config: MaskRCNNConfig, **options: Any):
+    def __init__(self, config: MaskRCNNConfig, **options: Unpack[LayerOptions]):
         self.config = config
         box_heads = [
             BoxHead(config.channels, config.num_classes, config.box_head, **options)
@@ -111,7 +112,7 @@ class RoIHead(nnx.Module):
         keys: Key[Array, "B"],
         subset: Subset,
     ) -> tuple[dict[str, Sum], dict[str, Sum]]:
-        """Losses of all stages, and their accuracies, by name.
+        """Losses of all stages, and their accuracies and shares of positive boxes, by name.
 
         Args:
           pyramid: maps of the batch.
@@ -142,6 +143,7 @@ class RoIHead(nnx.Module):
             for name, (total, weight) in found.items():
                 losses[prefix + name] = (stage.loss_weight * total, weight)
             scalars[f"{prefix}accuracy"] = _accuracy(samples, logits)
+            scalars[f"{prefix}positive"] = loss.count(samples.positive), loss.count(samples.valid)
             if i + 1 < len(stages):
                 regions = self._after_training(i, samples, logits, deltas, sizes)
         return losses, scalars

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from natjax.dense.ops.boxes import decode_boxes, encode_boxes
 from natjax.dense.ops.nms import nms
 from natjax.dense.ops.sample import Sampled, Subset, random_subset, sample
 from natjax.kernels.checks import accumulation_dtype
-from natjax.nn.layers import conv
+from natjax.nn.layers import LayerOptions, conv
 
 # Deltas of anchors are learned as they are.
 _STDS = (1.0, 1.0, 1.0, 1.0)
@@ -31,10 +31,10 @@ class RPNHead(nnx.Module):
     Args:
       channels: of the pyramid, and of the hidden layer.
       num_anchors: of a position.
-      **options: dtype, param_dtype and rngs.
+      **options: `natjax.nn.layers.LayerOptions`.
     """
 
-    def __init__(self, channels: int, num_anchors: int, **options: Any):
+    def __init__(self, channels: int, num_anchors: int, **options: Unpack[LayerOptions]):
         self.rpn_conv = conv(channels, channels, 3, 1, padding=1, **options)
         # In full precision: losses and boxes need it.
         options["dtype"] = accumulation_dtype(jnp.dtype(options["dtype"]))

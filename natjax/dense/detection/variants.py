@@ -1,4 +1,4 @@
-"""Every published detector, as data.
+"""Every published detector, and a small one, as data.
 
 Names are those of the official configurations without schedule and data; values are theirs.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from natjax.backbones.nat import NATConfig
 from natjax.dense.backbones import backbone_config
 from natjax.dense.detection.config import (
     CASCADE_STAGES,
@@ -14,6 +15,7 @@ from natjax.dense.detection.config import (
     MaskRCNNConfig,
     ProposalConfig,
     RPNConfig,
+    SamplerConfig,
 )
 
 # Dilations on maps of 800 pixels and more; DiNAT_s has one dilated block in a level but the third.
@@ -38,7 +40,7 @@ def _cascade(name: str, drop_path: float, cycles: Sequence[Sequence[int]] = ()) 
     )
 
 
-DETECTORS: Mapping[str, MaskRCNNConfig] = {
+_PUBLISHED = {
     "mask_rcnn_nat_mini": _mask_rcnn("nat_mini", 0.2),
     "mask_rcnn_nat_tiny": _mask_rcnn("nat_tiny", 0.2),
     "mask_rcnn_nat_small": _mask_rcnn("nat_small", 0.35),
@@ -61,3 +63,34 @@ DETECTORS: Mapping[str, MaskRCNNConfig] = {
     "cascade_mask_rcnn_dinat_s_base": _cascade("dinat_s_base", 0.6, _DINAT_S),
     "cascade_mask_rcnn_dinat_s_large": _cascade("dinat_s_large", 0.6, _DINAT_S),
 }
+
+# natjax's own, for images of 128 x 128; from no paper.
+_OWN = {
+    "mask_rcnn_micro": MaskRCNNConfig(
+        backbone=NATConfig(
+            dim=32,
+            depths=(1, 1, 2, 1),
+            num_heads=(1, 2, 4, 8),
+            kernel_size=5,
+            mlp_ratio=2.0,
+            num_classes=0,
+            output_norms=True,
+            input_size=128,
+        ),
+        num_classes=10,
+        channels=64,
+        rpn=RPNConfig(
+            scale=4.0,
+            sampler=SamplerConfig(number=64, positive_fraction=0.5),
+            training=ProposalConfig(per_level=100, kept=100),
+            inference=ProposalConfig(per_level=100, kept=50),
+        ),
+        box_head=BoxHeadConfig(linear_channels=128),
+        mask_channels=32,
+        sampler=SamplerConfig(number=32, positive_fraction=0.25),
+        max_detections=20,
+        summary_size=(128, 128),
+    ),
+}
+
+DETECTORS: Mapping[str, MaskRCNNConfig] = _PUBLISHED | _OWN

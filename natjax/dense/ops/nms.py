@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 from natjax.dense.ops.boxes import pairwise_iou
 
 # Boxes that are decided together. A block costs its square and the number of boxes kept so far.
-_BLOCK = 128
+_BLOCK = 256
 
 
 class Kept(NamedTuple):
@@ -115,8 +115,17 @@ def _next_block(
         iou = pairwise_iou(earlier, new, eps=float(jnp.finfo(boxes.dtype).tiny))
         return (iou > iou_threshold) & (earlier_groups[:, None] == new_groups[None, :])
 
-    kept = jnp.arange(state.boxes.shape[0], dtype=jnp.int32) < state.count
-    free &= ~jnp.any(suppresses(state.boxes, state.groups) & kept[:, None], axis=0)
+    def visit(number: Array, free: Array) -> Array:
+        # The last piece may begin with rows of the one before.
+        first = jnp.minimum(number * size, state.boxes.shape[0] - size)
+        piece, groups = (
+            jax.lax.dynamic_slice_in_dim(rows, first, size) for rows in (state.boxes, state.groups)
+        )
+        kept = first + jnp.arange(size, dtype=jnp.int32) < state.count
+        return free & ~jnp.any(suppresses(piece, groups) & kept[:, None], axis=0)
+
+    # Only as many pieces of what was kept as there are by now.
+    free = jax.lax.fori_loop(0, -(-state.count // size), visit, free)
     stays = _decide(free, jnp.triu(suppresses(new, new_groups), k=1))
 
     # Those that stay come first, and the rows behind them are overwritten by the next block.

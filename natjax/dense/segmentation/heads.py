@@ -10,7 +10,7 @@ Attribute names are those of the published state dicts.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Unpack
 
 import jax.numpy as jnp
 from flax import nnx
@@ -21,7 +21,7 @@ from natjax.dense.layers import ConvModule
 from natjax.dense.resize import adaptive_average_pool, resize_bilinear
 from natjax.kernels.checks import accumulation_dtype
 from natjax.nn.initial import Initialiser
-from natjax.nn.layers import drop_channels
+from natjax.nn.layers import LayerOptions, drop_channels
 
 Maps = Sequence[Float[Array, "B _Hi _Wi _Ci"]]
 
@@ -39,7 +39,7 @@ class UPerHead(nnx.Module):
       num_classes: outputs of the classifier.
       pool_scales: cells along each axis of the last map that pyramid pooling averages over.
       dropout: rate at which whole channels are dropped before the classifier.
-      **options: dtype, param_dtype and rngs. The classifier computes in float32 at least.
+      **options: `natjax.nn.layers.LayerOptions`. The classifier computes in float32 at least.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class UPerHead(nnx.Module):
         *,
         pool_scales: Sequence[int],
         dropout: float,
-        **options: Any,
+        **options: Unpack[LayerOptions],
     ):
         *others, last = inputs
         pooled = last + channels * len(pool_scales)
@@ -109,11 +109,17 @@ class FCNHead(nnx.Module):
       channels: channels within the head.
       num_classes: outputs of the classifier.
       dropout: rate at which whole channels are dropped before the classifier.
-      **options: dtype, param_dtype and rngs. The classifier computes in float32 at least.
+      **options: `natjax.nn.layers.LayerOptions`. The classifier computes in float32 at least.
     """
 
     def __init__(
-        self, inputs: int, channels: int, num_classes: int, *, dropout: float, **options: Any
+        self,
+        inputs: int,
+        channels: int,
+        num_classes: int,
+        *,
+        dropout: float,
+        **options: Unpack[LayerOptions],
     ):
         self.convs = nnx.List([ConvModule(inputs, channels, 3, **options)])
         self.conv_seg = classifier(channels, num_classes, **options)
@@ -130,7 +136,9 @@ class FCNHead(nnx.Module):
         return self.conv_seg(drop_channels(x, self.dropout, rngs))
 
 
-def classifier(inputs: int, num_classes: int, *, dtype: DTypeLike, **options: Any) -> nnx.Conv:
+def classifier(
+    inputs: int, num_classes: int, *, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs
+) -> nnx.Conv:
     """A 1x1 convolution in full precision, which is cheap and which losses need."""
     return nnx.Conv(
         inputs,
@@ -138,5 +146,6 @@ def classifier(inputs: int, num_classes: int, *, dtype: DTypeLike, **options: An
         (1, 1),
         kernel_init=Initialiser("normal", 0.01),
         dtype=accumulation_dtype(jnp.dtype(dtype)),
-        **options,
+        param_dtype=param_dtype,
+        rngs=rngs,
     )

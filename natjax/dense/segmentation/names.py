@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
-
-from natjax.weights.names import Rule
-from natjax.weights.tables import OFFICIAL, batch_norm, conv
+from natjax.backbones.names import OFFICIAL
+from natjax.weights.names import Rule, batch_norm, conv
 
 
 def _conv_module(theirs: str, ours: str) -> tuple[Rule, ...]:
@@ -14,10 +12,7 @@ def _conv_module(theirs: str, ours: str) -> tuple[Rule, ...]:
 
 _DECODE, _AUXILIARY = "decode_head", "auxiliary_head"
 
-# Without the buffers, which ViT-RPB alone has; there is no official segmentor on it.
-_BACKBONE = dataclasses.replace(OFFICIAL, buffers=())
-
-UPERNET = _BACKBONE.under("backbone.", "backbone.").joined(
+UPERNET = OFFICIAL.under("backbone.", "backbone.").joined(
     # Their branches of pyramid pooling are the pooling, 0, and the convolution, 1.
     *_conv_module(f"{_DECODE}.psp_modules.{{i}}.1", f"{_DECODE}.psp_modules.{{i}}"),
     *_conv_module(f"{_DECODE}.bottleneck", f"{_DECODE}.bottleneck"),
@@ -27,5 +22,7 @@ UPERNET = _BACKBONE.under("backbone.", "backbone.").joined(
     *conv(f"{_DECODE}.conv_seg", f"{_DECODE}.conv_seg"),
     *_conv_module(f"{_AUXILIARY}.convs.{{i}}", f"{_AUXILIARY}.convs.{{i}}"),
     *conv(f"{_AUXILIARY}.conv_seg", f"{_AUXILIARY}.conv_seg"),
+    marker=f"{_DECODE}.fpn_bottleneck.conv.weight",
     head=(f"{_DECODE}.conv_seg.", f"{_AUXILIARY}.conv_seg."),
+    classes=f"{_DECODE}.conv_seg.bias",
 )

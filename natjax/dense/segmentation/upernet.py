@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Unpack
 
 import jax.numpy as jnp
 from flax import nnx
@@ -16,6 +16,7 @@ from natjax.dense.resize import resize_bilinear
 from natjax.dense.segmentation.heads import FCNHead, UPerHead
 from natjax.kernels.api import Implementation
 from natjax.nn import arguments
+from natjax.nn.layers import LayerOptions
 from natjax.nn.mode import Module
 
 if TYPE_CHECKING:
@@ -61,6 +62,12 @@ class UPerNetConfig:
             raise ValueError(f"auxiliary_weight must not be negative; got {self.auxiliary_weight}")
         scales = arguments.check_sizes("pool_scales", self.pool_scales, None, "branch")
         object.__setattr__(self, "pool_scales", scales)
+
+    def namings(self) -> tuple[Naming, ...]:
+        """Tables of the names that weights of such a model have elsewhere."""
+        from natjax.dense.segmentation.names import UPERNET
+
+        return (UPERNET,)
 
     @property
     def levels(self) -> tuple[int, ...]:
@@ -170,34 +177,10 @@ class UPerNet(Module):
 
     def namings(self) -> tuple[Naming, ...]:
         """Tables of the names that its weights have elsewhere, for `natjax.load_weights`."""
-        from natjax.dense.segmentation.names import UPERNET
-
-        return (UPERNET,)
-
-    def published_names(self) -> list[str]:
-        """Names of the published segmentors that have its shape, dilations included."""
-        from natjax.dense.segmentation.variants import SEGMENTORS
-
-        mine = _shape(self.config)
-        return [name for name, config in SEGMENTORS.items() if _shape(config) == mine]
+        return self.config.namings()
 
 
-def _shape(config: UPerNetConfig) -> UPerNetConfig:
-    """A config without what changes no weights: classes, rates, sizes of images."""
-    backbone = dataclasses.replace(
-        config.backbone, drop_path=0.0, dropout=0.0, attn_dropout=0.0, input_size=1
-    )
-    return dataclasses.replace(
-        config,
-        backbone=backbone,
-        num_classes=1,
-        dropout=0.0,
-        auxiliary_weight=0.0,
-        summary_size=(1, 1),
-    )
-
-
-def _auxiliary_head(config: UPerNetConfig, **options: Any) -> FCNHead | None:
+def _auxiliary_head(config: UPerNetConfig, **options: Unpack[LayerOptions]) -> FCNHead | None:
     if not config.auxiliary_channels:
         return None
     return FCNHead(

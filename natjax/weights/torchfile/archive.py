@@ -11,8 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from natjax.weights.errors import show
-from natjax.weights.source import VALUE, Source
+from natjax.weights.untrusted import VALUE, Source, show
 
 _END = struct.Struct("<4s4H2LH")
 _END64_PLACE = struct.Struct("<4sLQL")

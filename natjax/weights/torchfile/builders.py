@@ -10,9 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from natjax.weights.errors import show
-from natjax.weights.source import Source
 from natjax.weights.torchfile.tensors import DTYPES, Skipped, Storage, Storages
+from natjax.weights.untrusted import Source, show
 
 
 def _ordered_dict(args: tuple[Any, ...], storages: Storages, source: Source) -> dict[Any, Any]:

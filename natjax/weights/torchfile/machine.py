@@ -5,7 +5,7 @@ and no others, and its instructions cannot import, call or set attributes: names
 the few that mean something are in `natjax.weights.torchfile.builders`. `pickle.Unpickler` could be
 held to those names, but it takes memory for declared lengths and memo indices before it looks.
 
-Every value that is made is charged to the budget of the file (`natjax.weights.source`).
+Every value that is made is charged to the budget of the file (`natjax.weights.untrusted`).
 """
 
 import pickle
@@ -13,10 +13,9 @@ import pickletools
 from collections.abc import Callable
 from typing import Any
 
-from natjax.weights.errors import WeightsError, show
-from natjax.weights.source import ENTRY, VALUE, Source
 from natjax.weights.torchfile.builders import BUILDERS
 from natjax.weights.torchfile.tensors import Skipped, Storages
+from natjax.weights.untrusted import ENTRY, VALUE, Source, WeightsError, show
 
 _MAX_DEPTH = 64  # whoever walks through the content may do so by recursion
 _LONGEST_NAME = 512

@@ -5,11 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from natjax.weights.errors import show
-from natjax.weights.source import Source
 from natjax.weights.torchfile.archive import Archive, Entry
 from natjax.weights.torchfile.machine import read_pickle
 from natjax.weights.torchfile.tensors import STORAGE_DTYPES, Storages
+from natjax.weights.untrusted import Source, show
 
 # What the format without zip begins with, and its one version.
 _MAGIC = 0x1950A86A20F9469CFC6C

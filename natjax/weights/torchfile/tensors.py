@@ -12,8 +12,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from natjax.weights.errors import show
-from natjax.weights.source import Source
+from natjax.weights.untrusted import Source, show
 
 _MOST_AXES = 16
 _LARGEST = 2**62  # bytes; keeps shapes of no elements within what NumPy can describe

@@ -2,7 +2,7 @@
 
 The file is a zip archive with a pickle of the names and, for every array, an entry with its bytes.
 The pickle is written opcode by opcode, as `torch.load` (also with ``weights_only=True``) and
-`natjax.weights.files` read it.
+`natjax.weights.formats` read it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from natjax.weights.errors import WeightsError
+from natjax.weights.untrusted import WeightsError
 
 _STORAGES = {
     "float64": "DoubleStorage",

@@ -73,7 +73,6 @@ def test_a_table_that_ops_then_use(tmp_path, capsys, monkeypatch):
         ("--batch 0", "argument --batch: must be a whole number of 1 or more; got '0'"),
         ("--dtype float64", "invalid choice: 'float64'"),
         ("nat_tinny-*", "PROBLEM must match one of nat_tiny-stage1-d1.*got 'nat_tinny-.'"),
-        ("--shape 9 --kernel-size 3 --stride 2 --ops qk", "stride must be 1 for the ops qk and av"),
     ],
 )
 def test_wrong_use_is_one_line_and_exit_code_2(words, message, tmp_path, capsys):

@@ -112,12 +112,60 @@ def test_dropouts_are_a_function_of_rngs():
     assert 0.2 < float(jnp.mean(first == 0)) < 0.4  # proj_drop
 
 
-def test_unfused_path_equals_the_fused_one():
-    # A rate so small that nothing is dropped, but the weights are formed.
-    module = _module(2, 8, 2, 3, dilation=2, attn_drop=1e-9, rel_pos_bias=True, qk_scale=0.4)
+def test_dropping_next_to_nothing_changes_nothing():
+    module = _module(2, 8, 2, 3, stride=2, dilation=2, attn_drop=1e-9, rel_pos_bias=True)
     x = draw.normal((2, 7, 6, 8))
     run = jax.jit(lambda x, key: (module(x, nnx.Rngs(key)), module(x)))
     assert goldens.error(*run(x, jax.random.key(0))) < 1e-5
+
+
+def test_an_image_in_a_batch_of_larger_ones_is_as_if_alone():
+    """Its own tokens and borders decide, and nothing of what it is filled up with."""
+    module = _module(2, 8, 2, 3, is_causal=True, rel_pos_bias=True)  # whose windows do not shift
+    x = draw.normal((2, 6, 5, 8))
+    sizes = jnp.array([[6, 5], [4, 3]])
+    run = jax.jit(lambda x: module(x, key_mask=natjax.mask_of_sizes(sizes, (6, 5))))
+    alone = jax.jit(module)(x[1:, :4, :3])
+    assert goldens.error(run(x)[1:, :4, :3], alone) < 1e-6
+    other = run(x.at[1, 4:].set(7.0).at[1, :, 3:].set(7.0))
+    np.testing.assert_array_equal(other[1, :4, :3], run(x)[1, :4, :3])
+    weights = natjax.attention_weights(module, x)
+    np.testing.assert_allclose(weights.sum(-1), 1.0, rtol=1e-6)
+
+
+def test_a_mask_of_all_tokens_is_none():
+    module = _module(1, 8, 2, 5, is_causal=True)
+    x = draw.normal((1, 3, 8))
+    run = jax.jit(lambda x, mask: (module(x, key_mask=mask), module(x)))
+    assert goldens.error(*run(x, jnp.ones((1, 3), bool))) < 1e-6
+
+
+def test_turning_a_circle_turns_the_output():
+    module = _module(2, 8, 2, 3, dilation=(1, 2), is_periodic=(False, True), rel_pos_bias=True)
+    x = draw.normal((1, 5, 8, 8))
+    run = jax.jit(module)
+    assert goldens.error(run(jnp.roll(x, 3, axis=2)), jnp.roll(run(x), 3, axis=2)) < 1e-5
+
+
+def test_masks_of_sizes():
+    sizes = jnp.array([[4, 7], [8, 1], [0, 8]])
+    mask = np.asarray(natjax.mask_of_sizes(sizes, (2, 4), patch_size=(4, 2)))
+    for image, (height, width) in zip(mask, [(1, 4), (2, 1), (0, 4)], strict=True):
+        assert image[:height, :width].all()
+        assert image.sum() == height * width
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_bad_masks():
+    with pytest.raises(ValueError, match=r"sizes must be whole numbers of shape \(batch, 2\)"):
+        natjax.mask_of_sizes(jnp.zeros((3, 1), int), (4, 4))
+    with pytest.raises(ValueError, match="patch_size must be an integer >= 1"):
+        natjax.mask_of_sizes(jnp.zeros((3, 2), int), (4, 4), patch_size=0)
+    module = _module(1, 8, 2, 3, is_periodic=True)
+    with pytest.raises(ValueError, match=r"key_mask must have .* \(1, 5\); got shape \(1, 4\)"):
+        module(jnp.ones((1, 5, 8)), key_mask=jnp.ones((1, 4), bool))
+    with pytest.raises(ValueError, match=r"at least kernel_size \* dilation = \(3,\) tokens"):
+        module(jnp.ones((1, 2, 8)))
 
 
 @pytest.mark.oldest
@@ -173,7 +221,7 @@ def test_gradients_of_query_key_and_value_are_joined_once():
         ({"qk_scale": 0.0}, r"qk_scale must be None .* non-zero number; got 0\.0"),
         ({"proj_drop": 1.0}, r"proj_drop must be a rate in \[0, 1\); got 1\.0"),
         ({"attn_drop": -0.1}, r"attn_drop must be a rate in \[0, 1\); got -0\.1"),
-        ({"attn_drop": 0.1, "stride": 2}, r"attn_drop must be 0 where stride > 1.*stride=\(2, 2\)"),
+        ({"is_periodic": 1}, r"is_periodic must be a bool.* got 1"),
     ],
 )
 @pytest.mark.usefixtures("unchecked")

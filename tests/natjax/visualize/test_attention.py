@@ -72,9 +72,6 @@ def test_a_map_is_the_weights_in_their_places():
 def test_what_has_no_attention_weights():
     with pytest.raises(ValueError, match=r"must be or hold .*attention modules; got Linear"):
         natjax.attention_weights(nnx.Linear(3, 3, rngs=nnx.Rngs(0)), jnp.ones((1, 3)))
-    strided = NeighborhoodAttention2D(8, 2, 3, stride=2, rngs=nnx.Rngs(0))
-    with pytest.raises(NotImplementedError, match=r"stride 1 alone.*got stride=\(2, 2\)"):
-        natjax.attention_weights(strided, jnp.ones((1, 6, 6, 8)))
     with pytest.raises(ValueError, match=r"at must be a pixel of 24 x 24; got \(24, 0\)"):
         natjax.attention_maps(_model(), jnp.ones((1, 24, 24, 3)), (24, 0))
 

@@ -1,6 +1,6 @@
 """Files and servers made to hurt: each is refused, or costs no more than an honest one.
 
-Memory is bounded by what `natjax.weights.source` promises, measured by tracemalloc; work by the
+Memory is bounded by what `natjax.weights.untrusted` promises, measured by tracemalloc; work by the
 same budget, since whatever is copied or built is charged to it.
 """
 
@@ -34,14 +34,15 @@ from torch_writer import (
 
 import natjax
 from natjax.weights import WeightsError, convert_weights
-from natjax.weights.download.cache import cached_path, download
-from natjax.weights.errors import show
-from natjax.weights.files import read_file
+from natjax.weights.cache import cached_path
+from natjax.weights.download import download
+from natjax.weights.formats import read_file
 from natjax.weights.structure import _levels
+from natjax.weights.untrusted import show
 
 PROTO = b"\x80\2"
 MIB = 2**20
-# What natjax.weights.source promises.
+# What natjax.weights.untrusted promises.
 ALLOWED, FACTOR = 32 * MIB, 4
 
 
@@ -124,7 +125,7 @@ COSTLY = {
 CHEAP = {"unknown class": rebuilt(*REBUILT["unknown class"])}
 READ = """
 import json, sys, tracemalloc
-from natjax.weights.files import read_file
+from natjax.weights.formats import read_file
 for path in sys.argv[1:]:
     tracemalloc.start()
     try:

@@ -8,11 +8,11 @@ import pytest
 from flax import nnx
 
 import natjax
+from natjax.backbones.names import OFFICIAL
 from natjax.weights import MismatchError, WeightsError
-from natjax.weights.files import read_file
+from natjax.weights.formats import read_file
 from natjax.weights.load import named_params
-from natjax.weights.names import Buffer
-from natjax.weights.tables import OFFICIAL, batch_norm, conv, linear, namings_of
+from natjax.weights.names import Buffer, batch_norm, conv, linear, namings_of
 
 CONFIG = natjax.NATConfig(
     dim=8, depths=(1, 1), num_heads=(1, 2), kernel_size=3, num_classes=0, output_norms=True

@@ -12,21 +12,22 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 import natjax
+from natjax.backbones.names import BACKBONE, HUGGING_FACE, OFFICIAL
 from natjax.cli import main
 from natjax.weights import WeightsError, convert_weights, published_weights
-from natjax.weights.convert import find_model
-from natjax.weights.files import read_file
+from natjax.weights.formats import read_file
+from natjax.weights.names import by_name
 from natjax.weights.save import rename_arrays
 from natjax.weights.state_dict import StateDict
 from natjax.weights.structure import (
     candidates,
     config_names,
     config_structure,
+    find_model,
     read_config,
     source_structure,
     write_metadata,
 )
-from natjax.weights.tables import HUGGING_FACE, NATJAX, OFFICIAL
 from natjax.weights.torchfile.writer import write_torch
 
 
@@ -143,7 +144,7 @@ def state_of(name, naming=OFFICIAL, **options):
         ".".join(map(str, path)): np.broadcast_to(np.float32(0), param.shape)
         for path, param in flat
     }
-    theirs = rename_arrays(ours, model.config, naming.name)
+    theirs = rename_arrays(ours, by_name(model.config.namings())[naming.name])
     roots = [root for root in naming.roots if any(key.startswith(root) for key in theirs)]
     return StateDict(f"{name}.pth", "torch", "", False, naming, roots[0], theirs, {}, {})
 
@@ -189,7 +190,7 @@ def test_ambiguity_is_named():
 @pytest.mark.parametrize("name", ["nat_micro", "dinat_s_tiny", "vitrpb_small"])
 def test_structure_of_shapes_is_that_of_the_config(name):
     config = natjax.create.model_config(name)
-    for naming in (OFFICIAL, NATJAX):
+    for naming in (OFFICIAL, BACKBONE[0]):
         assert source_structure(state_of(name, naming)) == config_structure(config)
     assert config_names(config) == [name]
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import hashlib
 import http.server
 import io
 import os
@@ -12,19 +11,16 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.request
 from dataclasses import dataclass, field
-from email.message import Message
 
 import pytest
 
-from natjax.weights.download import cache as module
-from natjax.weights.download.cache import cache_folder, cached_path, download
-from natjax.weights.download.transport import _Redirects, check_url
-from natjax.weights.errors import WeightsError
+from natjax.weights import download as module
+from natjax.weights.cache import cache_folder, cached_path
+from natjax.weights.download import check_url, download, redirected
+from natjax.weights.untrusted import WeightsError
 
 CONTENT = bytes(range(256)) * 400  # 102,400 bytes
-SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 
 @dataclass
@@ -208,23 +204,6 @@ def test_names_from_addresses_stay_in_the_folder(tmp_path, name):
     assert path.name.isprintable()
     assert len(path.name) < 100
     path.write_bytes(b"")
-
-
-def test_checksum(server, tmp_path):
-    assert get(server, tmp_path, sha256=SHA256.upper()).read_bytes() == CONTENT
-    # What is cached is compared too, and replaced.
-    path = cached_path(server.url(), tmp_path)
-    path.write_bytes(b"other")
-    assert get(server, tmp_path, sha256=SHA256).read_bytes() == CONTENT
-    assert files(tmp_path) == [path.name]
-
-
-def test_wrong_checksum(server, tmp_path):
-    message = assert_fails(server, tmp_path, "SHA-256 must be", sha256="0" * 64)
-    assert SHA256 in message
-    assert server.url() in message
-    assert files(tmp_path) == []
-    assert_fails(server, tmp_path, "must be 64 hexadecimal digits, got 'abc'", sha256="abc")
 
 
 def test_chunked_response_without_a_length(server, tmp_path):
@@ -450,8 +429,7 @@ def test_other_ranges_than_asked_for(server, tmp_path, range_):
 
 def test_no_length_at_all(server, tmp_path):
     server.length = -1
-    assert_fails(server, tmp_path, "must tell the file's size, or sha256 must be given")
-    assert get(server, tmp_path, sha256=SHA256).read_bytes() == CONTENT
+    assert_fails(server, tmp_path, "must tell the file's size")
 
 
 def test_vast_length(server, tmp_path):
@@ -597,10 +575,10 @@ def test_pipes_in_the_cache_are_not_waited_for(server, tmp_path, suffix):
 @pytest.mark.parametrize(
     ("target", "message"),
     [
-        ("file:///etc/passwd", "not allowed"),
+        ("file:///etc/passwd", "must begin with https://"),
         ("ftp://127.0.0.1/x", "must begin with https://"),
-        ("data:text/plain,x", "not allowed"),
-        ("gopher://a/x", "not allowed"),
+        ("data:text/plain,x", "must begin with https://"),
+        ("gopher://a/x", "must begin with https://"),
         ("http://example.org/x", "must begin with https://, or others on the way"),
         ("http://u:p@127.0.0.1/x", "must hold no password"),
         ("http://[::1/x", "Invalid IPv6 URL"),
@@ -615,17 +593,15 @@ def test_redirects_that_are_not_followed(server, tmp_path, target, message):
 
 def test_redirect_loop(server, tmp_path):
     server.redirect = server.url()
-    assert server.url() in assert_fails(server, tmp_path, "cannot be followed: .*infinite loo")
+    assert server.url() in assert_fails(server, tmp_path, "cannot be followed: .*more than 10")
     assert len(server.requests) < 20
 
 
-def test_redirect_from_https_down_to_http(tmp_path):
-    request = urllib.request.Request("https://a.org/x")
-    for allow_http in (False, True):
-        with pytest.raises(WeightsError, match="must not redirect to http://localhost/x"):
-            _Redirects(allow_http).redirect_request(
-                request, io.BytesIO(), 302, "", Message(), "http://localhost/x"
-            )
+def test_redirect_from_https_down_to_http():
+    with pytest.raises(WeightsError, match="must not redirect to http://localhost/x"):
+        redirected("https://a.org/x", "http://localhost/x")
+    assert redirected("https://a.org/x", "y") == "https://a.org/y"
+    assert redirected("http://localhost/x", "//localhost/y") == "http://localhost/y"
 
 
 @pytest.mark.parametrize(
@@ -656,8 +632,7 @@ def test_addresses_that_are_not_taken(tmp_path, url):
 
 def test_addresses_that_are_taken():
     for url in ("https://a.org/x", "http://localhost/x", "http://127.0.0.1:80/", "http://[::1]/"):
-        check_url(url, allow_http=False)
-    check_url("http://a.org/x", allow_http=True)
+        check_url(url)
 
 
 # Several at once
@@ -682,7 +657,7 @@ def test_threads_download_one_address_once(server, tmp_path, capfd):
 
 CHILD = """
 import pathlib, sys
-from natjax.weights.download.cache import download
+from natjax.weights.download import download
 print(download(sys.argv[1], pathlib.Path(sys.argv[2]), pause=0.01))
 """
 
@@ -765,7 +740,7 @@ def test_read_only_file_system(server, tmp_path, monkeypatch):
 
 FULL_DISK = """
 import pathlib, resource, sys
-from natjax.weights.download.cache import download
+from natjax.weights.download import download
 resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
 try:
     download(sys.argv[1], pathlib.Path(sys.argv[2]), pause=0.01)
@@ -818,16 +793,15 @@ def test_progress_on_a_terminal(server, tmp_path, monkeypatch):
     assert text.endswith(("\n", "\x1b[?25h"))
 
 
-@pytest.mark.parametrize("options", [{"progress": False}, {}])
-def test_no_progress_unless_wanted_and_seen(server, tmp_path, monkeypatch, options):
-    stream = Terminal() if options else io.StringIO()
+def test_no_progress_unless_seen(server, tmp_path, monkeypatch):
+    stream = io.StringIO()
     monkeypatch.setattr(sys, "stderr", stream)
-    get(server, tmp_path, **options)
+    get(server, tmp_path)
     assert stream.getvalue() == ""
 
 
 def test_reading_and_downloading_need_no_other_library():
-    code = "import natjax.weights.download.cache, natjax.weights.files, sys; print(*sys.modules)"
+    code = "import natjax.weights.download, natjax.weights.formats, sys; print(*sys.modules)"
     command = [sys.executable, "-c", code]
     loaded = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
-    assert not {"jax", "flax", "safetensors", "rich"} & set(loaded)
+    assert not {"jax", "flax", "safetensors", "rich", "urllib3"} & set(loaded)

@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch_writer import Global, Reduce, dump, legacy_file, safetensors_file, tensors, zip_file
 
-from natjax.weights.errors import WeightsError
-from natjax.weights.files import read_file
+from natjax.weights.formats import read_file
 from natjax.weights.torchfile.tensors import Skipped
+from natjax.weights.untrusted import WeightsError
 
 ARRAYS = {
     "a": np.arange(6, dtype=np.float32).reshape(2, 3),

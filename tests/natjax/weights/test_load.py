@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 import natjax
 from natjax import NATConfig
 from natjax.weights import MismatchError, WeightsError
-from natjax.weights.files import SourceFile
+from natjax.weights.formats import SourceFile
 from natjax.weights.load import named_params
 from natjax.weights.state_dict import find_state_dict
 from natjax.weights.torchfile.writer import write_torch

@@ -10,6 +10,7 @@ import pytest
 from flax import nnx
 
 import natjax
+from natjax.backbones.names import BACKBONE, HUGGING_FACE, OFFICIAL
 from natjax.weights.load import named_params
 from natjax.weights.names import (
     CONV,
@@ -18,11 +19,11 @@ from natjax.weights.names import (
     QKV_KERNEL,
     ROWS,
     SAME,
+    by_name,
     fill_template,
     match_template,
 )
 from natjax.weights.save import rename_arrays
-from natjax.weights.tables import HUGGING_FACE, NAMINGS, NATJAX, OFFICIAL
 
 # Entries of the official state dicts, index buffers included; one model of each kind.
 STATE_DICT_KEYS = {
@@ -46,17 +47,17 @@ def shapes(name, **options):
 def test_every_parameter_has_one_official_key(name):
     ours, config = shapes(name)
     arrays = {key: np.broadcast_to(np.float32(0), shape) for key, shape in ours.items()}
-    theirs = rename_arrays(arrays, config, "official")
+    theirs = rename_arrays(arrays, by_name(config.namings())["official"])
     assert len(theirs) == STATE_DICT_KEYS[name]
 
 
 @pytest.mark.parametrize(
-    ("naming", "name"),
-    [(n, m) for n in NAMINGS for m in STATE_DICT_KEYS if n != "hf" or m in HAS_HF],
+    ("table", "name"),
+    [(n, m) for n in BACKBONE for m in STATE_DICT_KEYS if n != HUGGING_FACE or m in HAS_HF],
+    ids=lambda value: getattr(value, "name", value),
 )
 @pytest.mark.parametrize("output_norms", [False, True])
-def test_keys_are_unique_and_lead_back(naming, name, output_norms):
-    table = NAMINGS[naming]
+def test_keys_are_unique_and_lead_back(table, name, output_norms):
     ours, _ = shapes(name, output_norms=output_norms)
     for root in table.roots:
         bindings, nameless = table.bind(ours, root)
@@ -121,7 +122,10 @@ def test_hugging_face_keys_are_transformers(family, cfg):
     official = golden_models.official(family, cfg)
     config = golden_models.abstract(family, cfg).config
     ours = _ours(official, OFFICIAL)
-    expected, found = hf_keys.to_hf(official, family), rename_arrays(ours, config, "hf")
+    expected, found = (
+        hf_keys.to_hf(official, family),
+        rename_arrays(ours, by_name(config.namings())["hf"]),
+    )
     assert found.keys() == expected.keys()
     for key, array in expected.items():
         np.testing.assert_array_equal(found[key], array)
@@ -142,14 +146,14 @@ def test_round_trips_are_the_identity(family):
     official = golden_models.official(family, cfg)
     config = golden_models.abstract(family, cfg).config
     ours = _ours(official, OFFICIAL)
-    assert NATJAX.bind(ours)[1] == []
-    back = rename_arrays(ours, config, "official")
+    assert BACKBONE[0].bind(ours)[1] == []
+    back = rename_arrays(ours, by_name(config.namings())["official"])
     for key, array in official.items():
         np.testing.assert_array_equal(back.pop(key), array)
         assert array.dtype == np.float32
     assert all(key.endswith(".relative_position_index") for key in back)
     if family in ("nat", "dinat"):
-        theirs = rename_arrays(ours, config, "hf")
+        theirs = rename_arrays(ours, by_name(config.namings())["hf"])
         root = next(r for r in HUGGING_FACE.roots if f"{r}embeddings.norm.weight" in theirs)
         bindings, _ = HUGGING_FACE.bind(ours, root)
         for binding in bindings:

@@ -15,8 +15,9 @@ from safetensors import safe_open
 
 import natjax
 from natjax.weights import WeightsError
-from natjax.weights.files import read_file
+from natjax.weights.formats import read_file
 from natjax.weights.load import named_params
+from natjax.weights.names import by_name
 from natjax.weights.save import rename_arrays
 from natjax.weights.torchfile.writer import write_torch
 
@@ -125,7 +126,7 @@ def test_index_buffers_of_vit_rpb_are_written_for_strict_loading():
     arrays = {n: np.zeros(p.shape, np.float32) for n, p in named_params(model).items()}
     buffers = {
         key: array
-        for key, array in rename_arrays(arrays, config, "official").items()
+        for key, array in rename_arrays(arrays, by_name(config.namings())["official"]).items()
         if key.endswith("relative_position_index")
     }
     side = config.map_size

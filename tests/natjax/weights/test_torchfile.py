@@ -39,9 +39,9 @@ from torch_writer import (
     zip_file,
 )
 
-from natjax.weights.errors import WeightsError
-from natjax.weights.files import read_file
+from natjax.weights.formats import read_file
 from natjax.weights.torchfile.tensors import Skipped
+from natjax.weights.untrusted import WeightsError
 
 MIB = 2**20
 
@@ -625,7 +625,7 @@ BOMBS = {
 # system's count, which NumPy's and Python's own do not escape.
 READ_BOMBS = """
 import json, resource, sys, time
-from natjax.weights.files import read_file
+from natjax.weights.formats import read_file
 base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for path in sys.argv[1:]:
     began = time.process_time()

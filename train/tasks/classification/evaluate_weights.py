@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from natjax.backbones.isotropic import Isotropic
-from natjax.backbones.nat import NAT, NATConfig
 from natjax.preprocessing import Preprocessing, preprocessing
+from natjax.registry import FAMILIES, abstract
 from natjax.train.config.settings import ModelConfig
 from natjax.train.engine.network import split_network
 from natjax.train.errors import UserError
@@ -22,9 +21,9 @@ from natjax.train.tasks.classification.datasets.held_out import (
     open_held_out,
 )
 from natjax.train.tasks.classification.task import Classification
-from natjax.weights.convert import find_model, model_shapes
-from natjax.weights.load import fit_arrays, open_weights
+from natjax.weights.load import fit_arrays, named_params, open_weights
 from natjax.weights.published import PUBLISHED
+from natjax.weights.structure import find_model
 
 # More threads than this wait for each other.
 _MAX_THREADS = 16
@@ -82,8 +81,8 @@ def open_weights_task(
     if name is None:
         raise UserError(f"{state.where} is of no published model; its preprocessing is not known")
     _check_classes(images, config.num_classes, data_dir)
-    arrays, report = fit_arrays(state, model_shapes(config))
-    family = NAT if isinstance(config, NATConfig) else Isotropic
+    params = named_params(abstract(config)).items()
+    arrays, report = fit_arrays(state, {key: tuple(param.shape) for key, param in params})
     how = preprocessing(name)
     reading = {"threads": min(_MAX_THREADS, os.cpu_count() or 1)} | settings.pop("data", {})
     task = Classification(
@@ -95,7 +94,7 @@ def open_weights_task(
             **settings,
         ),
         held_out_spec(images, how),
-        split_network(lambda: family(config, rngs=nnx.Rngs(0))),
+        split_network(lambda: FAMILIES[type(config)](config, rngs=nnx.Rngs(0))),
     )
     return WeightsTask(
         task=task,

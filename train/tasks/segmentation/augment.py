@@ -7,19 +7,16 @@ import dataclasses
 
 import numpy as np
 
+from natjax.train.data.resize import Size, fitted_size, resize_image, resize_nearest
 from natjax.train.tasks.segmentation.config import AugmentConfig
 from natjax.train.tasks.segmentation.transforms import (
     IGNORE,
     Distortion,
     Image,
     Labels,
-    Size,
     crop_suits,
     distort,
-    fitted_size,
     pad,
-    resize_image,
-    resize_labels,
 )
 
 _MORE_TRIES = 10
@@ -50,7 +47,7 @@ def augment(image: Image, labels: Labels, how: AugmentConfig, rng: np.random.Gen
       rng: Source of the draws.
     """
     size = fitted_size(labels.shape, draw_scale(how, rng))
-    image, labels = resize_image(image, size), resize_labels(labels, size)
+    image, labels = resize_image(image, size), resize_nearest(labels, size)
     image, labels = random_crop(image, labels, how, rng)
     if rng.random() < how.hflip:
         image, labels = image[:, ::-1], labels[:, ::-1]

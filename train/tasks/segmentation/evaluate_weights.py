@@ -11,10 +11,10 @@ from flax import nnx
 from natjax.train.config.settings import ModelConfig
 from natjax.train.data.prepared import find_version
 from natjax.train.errors import UserError
+from natjax.train.tasks.initial_weights import read_weights, take_whole
 from natjax.train.tasks.segmentation.config import LabelMapsConfig, SegmentationConfig
 from natjax.train.tasks.segmentation.datasets.scene_parse import NAME as PREPARED
 from natjax.train.tasks.segmentation.task import Segmentation
-from natjax.train.tasks.segmentation.weights import read_weights
 from natjax.weights.published import PUBLISHED
 
 # Of the published multi-scale scores.
@@ -83,21 +83,9 @@ def open_weights_task(
         name=PREPARED if is_prepared else "label_maps", dir=data_dir, **views, **data
     )
     task = Segmentation(SegmentationConfig(model=ModelConfig(name=model), data=maps, **settings))
-    classes = len(task.maps.class_names)
-    arrays, _ = read_weights(weights, model, nnx.eval_shape(task.build), classes)
+    arrays, _ = read_weights(weights, model, nnx.eval_shape(task.build))
+    what = f"a whole {model} with the {len(task.maps.class_names)} classes of {task.maps.name}"
     params, statistics = (
-        {name: _taken(arrays, name, leaf, weights, task) for name, leaf in part.items()}
-        for part in jax.eval_shape(task.init)
+        take_whole(arrays, part, weights, what) for part in jax.eval_shape(task.init)
     )
     return WeightsTask(task=task, params=params, statistics=statistics, model=model)
-
-
-def _taken(
-    arrays: dict[str, np.ndarray], name: str, leaf: Any, weights: str, task: Segmentation
-) -> np.ndarray:
-    if name not in arrays:
-        raise UserError(
-            f"{weights} must be of a whole {task.config.model.name} with the"
-            f" {len(task.maps.class_names)} classes of {task.maps.name}; it has no {name} that fits"
-        )
-    return arrays[name].astype(leaf.dtype)

@@ -12,16 +12,12 @@ from natjax.train.cluster.processes import Host
 from natjax.train.config.settings import DataConfig
 from natjax.train.data.pipeline import Batch, Batches
 from natjax.train.data.readable import Readable
+from natjax.train.data.resize import Size, fitted_size, resize_image
 from natjax.train.tasks.segmentation.augment import augment
 from natjax.train.tasks.segmentation.config import AugmentConfig
 from natjax.train.tasks.segmentation.datasets.registry import LabelMaps, PairSource
 from natjax.train.tasks.segmentation.pairs import decode_pair, encoded_size
-from natjax.train.tasks.segmentation.transforms import (
-    IGNORE,
-    Size,
-    fitted_size,
-    resize_image,
-)
+from natjax.train.tasks.segmentation.transforms import IGNORE
 
 
 @dataclasses.dataclass(frozen=True)

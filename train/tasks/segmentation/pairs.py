@@ -7,8 +7,9 @@ import numpy as np
 from PIL import Image
 
 from natjax.train.data.images import decode, open_encoded, to_pixels
+from natjax.train.data.resize import Size
 from natjax.train.errors import UserError
-from natjax.train.tasks.segmentation.transforms import IGNORE, Labels, Size, without_zero
+from natjax.train.tasks.segmentation.transforms import IGNORE, Labels, without_zero
 
 
 class LabelError(UserError):

@@ -1,6 +1,5 @@
-"""Pictures of label maps: colours of classes, overlays with a legend, pages of results."""
+"""Pictures of label maps: overlays with a legend, pages of results."""
 
-import colorsys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,44 +11,9 @@ from matplotlib.patches import Patch
 
 from natjax.train.reporting.curves import INK, save
 from natjax.train.tasks.segmentation.transforms import IGNORE
+from natjax.visualize.overlays import class_colors, overlay, paint
 
-_SHARE = 0.6
 _NAMED = 24
-_GOLDEN_ANGLE = 0.381966
-
-
-def class_colors(classes: int) -> UInt8[np.ndarray, "L 3"]:
-    """Return a colour for each class; neighbours in the list differ most.
-
-    Hues go round the circle by the golden angle; brightness changes every few classes, as there are
-    more classes than hues that can be told apart.
-    """
-    colors = [
-        colorsys.hsv_to_rgb(
-            (0.6 + i * _GOLDEN_ANGLE) % 1, (0.75, 0.5, 0.95)[i // 3 % 3], (0.95, 0.7)[i // 9 % 2]
-        )
-        for i in range(classes)
-    ]
-    return np.rint(255 * np.asarray(colors)).astype(np.uint8).reshape(classes, 3)
-
-
-def paint(
-    labels: Integer[np.ndarray, "H W"], colors: UInt8[np.ndarray, "L 3"]
-) -> UInt8[np.ndarray, "H W 3"]:
-    """Return label maps in the colours of their classes; what has no label is black."""
-    table = np.zeros((IGNORE + 1, 3), np.uint8)
-    table[: len(colors)] = colors
-    return table[labels]
-
-
-def overlay(
-    image: UInt8[np.ndarray, "H W 3"],
-    labels: Integer[np.ndarray, "H W"],
-    colors: UInt8[np.ndarray, "L 3"],
-) -> UInt8[np.ndarray, "H W 3"]:
-    """Return an image tinted in the colours of its classes; what has no label stays as it is."""
-    tint = _SHARE * paint(labels, colors) + (1 - _SHARE) * image
-    return np.where((labels == IGNORE)[:, :, None], image, np.rint(tint).astype(np.uint8))
 
 
 def legend_of(

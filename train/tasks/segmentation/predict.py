@@ -10,6 +10,7 @@ from rich.table import Table
 
 from natjax.train.data.images import Pixels, read_upright, to_pixels
 from natjax.train.errors import UserError
+from natjax.train.files import picture_paths
 from natjax.train.tasks.segmentation.examples import view_at_scales
 from natjax.train.tasks.segmentation.pictures import plot_overlay
 from natjax.train.tasks.segmentation.task import Segmentation
@@ -34,7 +35,7 @@ def predict_files(
     out.mkdir(parents=True, exist_ok=True)
     table = Table("image", "overlay", "classes")
     jitted, failures = jax.jit(task.predict), []
-    for path, target in zip(paths, _targets(paths, out), strict=True):
+    for path, target in zip(paths, picture_paths(paths, out), strict=True):
         try:
             pixels = to_pixels(read_upright(path, 3))
         except UserError as error:
@@ -44,17 +45,6 @@ def predict_files(
         plot_overlay(pixels, classes, task.maps.class_names, target)
         table.add_row(str(path), str(target), _most(classes, task.maps.class_names))
     return table, failures
-
-
-def _targets(paths: Sequence[Path], out: Path) -> list[Path]:
-    """A file for each image; images of one name in several folders are numbered."""
-    seen: dict[str, int] = {}
-    targets = []
-    for path in paths:
-        count = seen[path.stem] = seen.get(path.stem, 0) + 1
-        suffix = "" if count == 1 else f"-{count}"
-        targets.append(out / f"{path.stem}{suffix}.png")
-    return targets
 
 
 def _classes(task: Segmentation, jitted: Any, weights: tuple[Any, Any], pixels: Pixels) -> Any:

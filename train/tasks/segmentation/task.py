@@ -228,11 +228,11 @@ class Segmentation(Task[SegmentationConfig]):
         Classifiers are left out where the classes differ, as is all that a classifier of images
         has and a backbone has not, and the other way round.
         """
-        from natjax.train.tasks.segmentation.weights import read_weights
+        from natjax.train.tasks.initial_weights import read_weights
 
         del shapes
-        name, classes = self.config.model.name, len(self.maps.class_names)
-        return InitialWeights(*read_weights(source, name, nnx.eval_shape(self.build), classes))
+        model = nnx.eval_shape(self.build)
+        return InitialWeights(*read_weights(source, self.config.model.name, model))
 
     # The data.
 

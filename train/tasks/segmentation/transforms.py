@@ -2,8 +2,8 @@
 
 Images are ``uint8[H, W, 3]`` in RGB, label maps ``uint8[H, W]``. Each change is a function of its
 random numbers, so that it can be compared with the original; `natjax.train.tasks.segmentation.
-augment` draws them. OpenCV computes pixels: its resizing in fixed point and its 8-bit hues are what
-published models were trained on.
+augment` draws them. OpenCV computes pixels: its 8-bit hues, and its resizing
+(`natjax.train.data.resize`), are what published models were trained on.
 """
 
 import dataclasses
@@ -13,35 +13,11 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 
+from natjax.train.data.resize import Size
+
 Image = UInt8[np.ndarray, "_ _ 3"]
 Labels = UInt8[np.ndarray, "_ _"]
-Size = tuple[int, int]
-
 IGNORE = 255
-
-# Images are spread over threads and processes already.
-cv2.setNumThreads(0)
-
-
-def fitted_size(size: Size, scale: Size) -> Size:
-    """Return height and width of an image made as large as a frame allows, its shape kept.
-
-    Args:
-      size: Height and width.
-      scale: The frame: its longer side bounds the image's longer side, its shorter the shorter.
-    """
-    factor = min(max(scale) / max(size), min(scale) / min(size))
-    return int(size[0] * factor + 0.5), int(size[1] * factor + 0.5)
-
-
-def resize_image(image: Image, size: Size) -> Image:
-    """Resize to a height and width, bilinear, without antialiasing."""
-    return cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
-
-
-def resize_labels(labels: Labels, size: Size) -> Labels:
-    """Resize to a height and width by the nearest pixel."""
-    return cv2.resize(labels, size[::-1], interpolation=cv2.INTER_NEAREST)
 
 
 def crop_suits(labels: Labels, limit: float) -> bool:

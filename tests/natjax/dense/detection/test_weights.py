@@ -13,9 +13,9 @@ from flax import nnx
 import natjax
 from natjax import MaskRCNN
 from natjax.weights import MismatchError, WeightsError
-from natjax.weights.files import read_file
-from natjax.weights.load import named_params
-from natjax.weights.tables import namings_of
+from natjax.weights.formats import read_file
+from natjax.weights.load import named_params, published_names
+from natjax.weights.names import namings_of
 
 NAMES = golden_detection.NAMES
 
@@ -105,7 +105,7 @@ def test_published_names():
             "cascade_mask_rcnn_dinat_mini", num_classes=3, drop_path=0.0, rngs=nnx.Rngs(0)
         )
     )
-    assert model.published_names() == ["cascade_mask_rcnn_dinat_mini"]
+    assert published_names(model) == ["cascade_mask_rcnn_dinat_mini"]
     assert config.num_classes == 80
     with pytest.raises(WeightsError, match="'imagenet1k': cascade_mask_rcnn_dinat_mini has coco"):
         natjax.load_weights(model, "imagenet1k")

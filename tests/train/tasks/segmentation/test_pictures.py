@@ -1,28 +1,14 @@
-"""Colours of classes and what is written of them."""
+"""Legends, and pictures that are written."""
 
 import numpy as np
 from PIL import Image
 
 from natjax.train.tasks.segmentation import pictures
-
-
-def test_colors_of_classes_differ():
-    colors = pictures.class_colors(150)
-    assert len({tuple(color) for color in colors.tolist()}) == 150
-    steps = np.abs(np.diff(colors.astype(int), axis=0)).max(1)
-    assert steps.min() > 60  # neighbours, channel by channel
-
-
-def test_overlay_tints_classes_and_leaves_what_has_none():
-    image = np.full((1, 2, 3), 100, np.uint8)
-    colors = np.array([[0, 200, 50]], np.uint8)
-    tinted = pictures.overlay(image, np.array([[0, 255]]), colors)
-    np.testing.assert_array_equal(tinted[0, 0], [40, 160, 70])
-    np.testing.assert_array_equal(tinted[0, 1], [100, 100, 100])
+from natjax.visualize.overlays import class_colors
 
 
 def test_legend_has_the_classes_that_are_there_largest_first():
-    colors = pictures.class_colors(4)
+    colors = class_colors(4)
     found = pictures.legend_of([np.array([[2, 2, 0, 255]])], ("a", "b", "c", "d"), colors)
     assert [name for name, _ in found] == ["c", "a"]
     np.testing.assert_array_equal(found[0][1], colors[2])

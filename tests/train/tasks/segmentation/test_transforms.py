@@ -6,6 +6,7 @@ import goldens
 import numpy as np
 import pytest
 
+from natjax.train.data import resize
 from natjax.train.tasks.segmentation import transforms
 from natjax.train.tasks.segmentation.augment import augment, draw_distortion, random_crop
 from natjax.train.tasks.segmentation.config import AugmentConfig
@@ -55,15 +56,15 @@ def _cases(prefix):
 
 def test_fitted_sizes():
     for height, width, *scale, new_height, new_width in _golden("resize/table").tolist():
-        assert transforms.fitted_size((height, width), tuple(scale)) == (new_height, new_width)
+        assert resize.fitted_size((height, width), tuple(scale)) == (new_height, new_width)
 
 
 @pytest.mark.parametrize("i", range(4))
 def test_resized_pixels(i):
     expected = _rgb(f"pix/bilinear{i}")
-    resized = transforms.resize_image(_rgb("pix/bgr"), expected.shape[:2])
+    resized = resize.resize_image(_rgb("pix/bgr"), expected.shape[:2])
     np.testing.assert_array_equal(resized, expected)
-    labels = transforms.resize_labels(_golden("pix/seg"), expected.shape[:2])
+    labels = resize.resize_nearest(_golden("pix/seg"), expected.shape[:2])
     np.testing.assert_array_equal(labels, _golden(f"pix/nearest{i}"))
 
 

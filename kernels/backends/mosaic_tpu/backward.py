@@ -1,0 +1,117 @@
+"""The backward kernel: all gradients of a call at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+
+from natjax.kernels.autodiff import LOG2_E
+from natjax.kernels.backends.mosaic_tpu.maps import Groups, Images
+from natjax.kernels.backends.mosaic_tpu.program import (
+    COLUMNS_BY_COLUMNS,
+    PLAIN,
+    ROWS_BY_ROWS,
+    Program,
+    Tile,
+)
+
+type Ref = Any
+type Map = Images | Groups
+
+
+def backward(
+    program: Program,
+    query: Map,
+    key: Map,
+    value: Map,
+    dout: Map,
+    dlse: Ref,
+    table: Ref,
+    dquery: Map,
+    dkey: Map,
+    dvalue: Map,
+    dtable: Ref,
+    scratch: tuple[Ref, Ref, Ref, Ref],
+    *,
+    scale: float,
+) -> None:
+    """Gradients of queries, keys, values and of the table of biases.
+
+    A tile has the whole window of each of its queries, so the softmax is computed again without
+    any help from the forward pass. Gradients of keys and values add up in scratch memory, in the
+    order of the tiles; those of the table, over the batch, which is the inner loop of the grid.
+    """
+    keys, values, dkeys, dvalues = scratch
+    if dtable is not None:
+
+        @pl.when(pl.program_id(1) == 0)
+        def _() -> None:
+            dtable[...] = jnp.zeros_like(dtable)
+
+    def products(first: Any, tile: Tile) -> tuple[jax.Array, ...]:
+        q = query.read_tile(first, tile.map, tile.rows)
+        do = dout.read_tile(first, tile.map, tile.rows)
+        q, do = (program.by_head(program.rows_beyond(tile, x)) for x in (q, do))
+        k, v = program.slab(keys, tile), program.slab(values, tile)
+        return (
+            q,
+            do,
+            k,
+            program.product(k, q, ROWS_BY_ROWS),
+            program.product(v, do, ROWS_BY_ROWS),
+        )
+
+    def softmax(first: Any, tile: Tile, x: jax.Array, dw: jax.Array) -> tuple[jax.Array, ...]:
+        x = x * (scale * LOG2_E) + table[tile.kind]
+        e = jnp.exp2(x - x.max(axis=0, keepdims=True))
+        w = e * (1 / e.sum(axis=0, keepdims=True))
+        delta = (w * dw).sum(axis=0, keepdims=True) - dlse[tile.image, pl.ds(tile.number, 1), :]
+        dx = w * (dw - delta)
+        if dtable is not None:
+            dtable[tile.kind] += dx
+        return w.astype(program.dtype), dx.astype(program.dtype)
+
+    def finish(
+        first: Any,
+        tile: Tile,
+        operands: tuple[jax.Array, ...],
+        soft: tuple[jax.Array, ...],
+    ) -> None:
+        (q, do, k), (w, dx) = operands, soft
+        at = (tile.map, *tile.slab)
+        shape = (*(axis.halo for axis in program.layout.blocks.axes), program.layout.lanes)
+        dvalues[at] += program.product(w, do, PLAIN).reshape(shape)
+        dkeys[at] += program.product(dx, q, PLAIN).reshape(shape)
+        dq = program.own_lanes(program.product(dx, k, COLUMNS_BY_COLUMNS)) * scale
+        dquery.write_tile(first, tile.map, tile.rows, dq)
+
+    def stages(first: Any, tiles: Sequence[Tile]) -> None:
+        a = [products(first, tile) for tile in tiles]
+        b = [softmax(first, tile, *x[3:]) for tile, x in zip(tiles, a, strict=True)]
+        for tile, x, soft in zip(tiles, a, b, strict=True):
+            finish(first, tile, x[:3], soft)
+
+    def maps_at(first: Any) -> None:
+        count = program.steps.maps
+        for i in range(count):
+            program.copy_keys(keys.at[i], key.read_map(first + i))
+            program.copy_keys(values.at[i], value.read_map(first + i))
+        for x in (dkeys, dvalues):
+            x[...] = jnp.zeros_like(x)
+        for x in (query, dout):
+            x.fetch(first, count)
+        program.each_tiles(first, lambda tiles: stages(first, tiles))
+        dquery.store(first, count)
+        for i in range(count):
+            dkey.write_map(first + i, program.uncopied(dkeys.at[i]) * scale)
+            dvalue.write_map(first + i, program.uncopied(dvalues.at[i]))
+
+    for x in (query, key, value, dout):
+        x.open()
+    program.each_step(maps_at, program.steps.images * program.layout.groups)
+    for x in (dquery, dkey, dvalue):
+        x.close()

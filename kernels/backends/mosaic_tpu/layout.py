@@ -1,0 +1,249 @@
+"""How a map of tokens lies in the memory of a TPU core, and the tiles that a kernel works on.
+
+Vectors have 8 sublanes by 128 lanes. The lanes are the channels of as many heads as fit, so that
+products have full width; the sublanes are tokens along the last axis. A tile of queries has as many
+rows as make its logits, which lie transposed (keys by heads and queries), 128 lanes wide.
+
+Keys and values are copied into scratch memory with `AlignedBlocks.shift` columns in front, so that
+every slab of keys starts at a multiple of 8 there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import math
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from natjax.kernels.neighborhood import AxisWindow, Neighborhood
+from natjax.kernels.plan.blocks import AxisBlocks, Blocks, axis_blocks, columns_met
+from natjax.kernels.plan.pattern import pattern_of
+
+LANES = 128
+SUBLANES = 8
+# Rows of 128 keys that cost as much as a tile costs besides its logits; an estimate.
+_TILE_OVERHEAD = 5
+
+
+def round_up(size: int, multiple: int) -> int:
+    """The smallest multiple that is not less."""
+    return -(-size // multiple) * multiple
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class AlignedBlocks(AxisBlocks):
+    """Blocks along the last axis, whose slabs start at multiples of 8 of a shifted copy.
+
+    Attributes:
+      shift: columns of the copy in front of the first position.
+      starts: column of the copy at which the slab of each tile starts.
+    """
+
+    shift: int
+    starts: tuple[int, ...]
+
+    def locate(self, tile: Any) -> tuple[Any, Any, Any]:
+        """Dilation group, first row position and first column position of tiles (NumPy)."""
+        group, first = tile // self.per_group, tile % self.per_group * self.tile
+        return group, first, np.asarray(self.starts)[tile] - self.shift
+
+    @property
+    def columns(self) -> int:
+        """Columns of the copy."""
+        copied = self.shift + self.window.max_group_length
+        return round_up(max(copied, max(self.starts) + self.halo), SUBLANES)
+
+
+def aligned_blocks(window: AxisWindow, tile: int) -> AlignedBlocks:
+    """Blocks of queries along an axis, with the shift that makes slabs shortest."""
+    first, last = _needed(window, tile)
+    best: tuple[int, int, np.ndarray] | None = None
+    for shift in range(SUBLANES if window.max_group_length > SUBLANES else 1):
+        starts = (first + shift) // SUBLANES * SUBLANES
+        halo = round_up(int((last + shift - starts).max()), SUBLANES)
+        if best is None or halo < best[0]:
+            best = halo, shift, starts
+    assert best is not None
+    halo, shift, starts = best
+    return AlignedBlocks(
+        window=window,
+        rows="queries",
+        tile=tile,
+        chunk=halo,
+        offset=0,
+        halo=halo,
+        shift=shift,
+        starts=tuple(map(int, starts)),
+    )
+
+
+def _needed(window: AxisWindow, tile: int) -> tuple[np.ndarray, np.ndarray]:
+    """The first key that each tile sees, and one past the last."""
+    first, last = [], []
+    for group in range(window.dilation):
+        low, high = columns_met(window, "queries", group)
+        for row in range(0, window.max_group_length, tile):
+            rows = slice(row, row + tile)
+            # A tile behind the end of a short group has no rows.
+            first.append(low[rows].min() if row < len(low) else 0)
+            last.append(high[rows].max() if row < len(low) else 1)
+    return np.array(first), np.array(last)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Layout:
+    """Tiles of a neighborhood, and the heads that a kernel works on at once.
+
+    Attributes:
+      blocks: tiles and slabs along each axis, of which there are two at least.
+      heads: heads that share the lanes.
+      head_dim: channels of a head, a power of two.
+    """
+
+    blocks: Blocks
+    heads: int
+    head_dim: int
+
+    @classmethod
+    def of(cls, neighborhood: Neighborhood, heads: int, head_dim: int) -> Layout:
+        """The layout with the least work.
+
+        Args:
+          neighborhood: which keys a query sees.
+          heads: heads in all.
+          head_dim: channels of a head, a power of two up to 128.
+        """
+        packed = min(LANES // head_dim, heads)
+        return cls(_best_blocks(_at_least_2d(neighborhood), LANES // packed), packed, head_dim)
+
+    @property
+    def windows(self) -> tuple[AxisWindow, ...]:
+        """The neighborhood along each axis."""
+        return tuple(axis.window for axis in self.blocks.axes)
+
+    @property
+    def columns(self) -> AlignedBlocks:
+        """Blocks along the last axis."""
+        last = self.blocks.axes[-1]
+        assert isinstance(last, AlignedBlocks)
+        return last
+
+    @property
+    def lanes(self) -> int:
+        """Channels of the heads together."""
+        return self.heads * self.head_dim
+
+    @property
+    def queries(self) -> int:
+        """Queries of a tile."""
+        return self.blocks.num_rows
+
+    @property
+    def keys(self) -> int:
+        """Keys of a slab."""
+        return self.blocks.num_columns
+
+    @property
+    def logit_lanes(self) -> int:
+        """Heads times queries of a tile."""
+        return self.heads * self.queries
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """Tokens along each axis."""
+        return tuple(w.length for w in self.windows)
+
+    @property
+    def dilation(self) -> tuple[int, ...]:
+        """Dilation along each axis."""
+        return tuple(w.dilation for w in self.windows)
+
+    @property
+    def groups(self) -> int:
+        """Dilation groups."""
+        return math.prod(self.dilation)
+
+    @property
+    def positions(self) -> tuple[int, ...]:
+        """Positions of the longest dilation group along each axis."""
+        return tuple(w.max_group_length for w in self.windows)
+
+    @property
+    def tiled(self) -> tuple[int, ...]:
+        """Positions along each axis that tiles cover: up to a tile more than there are."""
+        return tuple(axis.per_group * axis.tile for axis in self.blocks.axes)
+
+    @property
+    def is_ragged(self) -> bool:
+        """Whether dilation groups differ in length along any axis."""
+        return any(w.length % w.dilation for w in self.windows)
+
+    @property
+    def tiles_of_group(self) -> int:
+        """Tiles of a dilation group."""
+        return math.prod(axis.per_group for axis in self.blocks.axes)
+
+    @property
+    def copy(self) -> tuple[int, ...]:
+        """Positions and columns of the copy of a map of keys."""
+        return (*self.positions[:-1], self.columns.columns)
+
+    def plan(self) -> Int[np.ndarray, "F"]:
+        """Of every tile: its kind, its first position and the start of its slab along each axis.
+
+        One dilation group comes after the other. Kernels look up here what would take the scalar
+        unit many divisions (`program.Program.locate`).
+        """
+        axes = self.blocks.axes
+        groups = np.indices(self.dilation).reshape(len(axes), -1, 1)
+        index = np.indices([axis.per_group for axis in axes]).reshape(len(axes), 1, -1)
+        tiles = [g * axis.per_group + i for axis, g, i in zip(axes, groups, index, strict=True)]
+        counts = [axis.num_tiles for axis in axes]
+        kind = pattern_of(self.blocks).kind[np.ravel_multi_index(tiles, counts)]
+        located = [axis.locate(tile) for axis, tile in zip(axes, tiles, strict=True)]
+        starts = [start for _, _, start in located]
+        starts[-1] = starts[-1] + self.columns.shift
+        fields = [kind, *(first for _, first, _ in located), *starts]
+        return np.stack(np.broadcast_arrays(*fields), axis=-1).reshape(-1).astype(np.int32)
+
+
+def _at_least_2d(neighborhood: Neighborhood) -> Neighborhood:
+    """With an axis of one token in front of a single one."""
+    if len(neighborhood.axes) > 1:
+        return neighborhood
+    return Neighborhood((AxisWindow(length=1, kernel_size=1), *neighborhood.axes))
+
+
+@functools.lru_cache(256)
+def _best_blocks(neighborhood: Neighborhood, most: int) -> Blocks:
+    """The blocks, of up to ``most`` queries a tile, with the fewest logits."""
+    *leading, last = neighborhood.axes
+    sides = [range(1, min(most, w.max_group_length) + 1) for w in leading]
+    widths = range(SUBLANES, min(most, round_up(last.max_group_length, SUBLANES)) + 1, SUBLANES)
+    choices = itertools.product(*sides, widths)
+    fitting = (tile for tile in choices if math.prod(tile) <= most)
+    return min((_blocks(neighborhood, tile) for tile in fitting), key=_work)
+
+
+def _blocks(neighborhood: Neighborhood, tile: tuple[int, ...]) -> Blocks:
+    *leading, last = (
+        _cached(window, side, i == len(tile) - 1)
+        for i, (window, side) in enumerate(zip(neighborhood.axes, tile, strict=True))
+    )
+    return Blocks((*leading, last))
+
+
+@functools.lru_cache(1024)
+def _cached(window: AxisWindow, side: int, is_last: bool) -> AxisBlocks:
+    if is_last:
+        return aligned_blocks(window, side)
+    slab = axis_blocks(window, "queries", side, 1)
+    return dataclasses.replace(slab, chunk=slab.halo)
+
+
+def _work(blocks: Blocks) -> int:
+    return blocks.num_tiles * (blocks.num_columns + _TILE_OVERHEAD * SUBLANES)

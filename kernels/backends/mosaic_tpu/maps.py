@@ -1,0 +1,130 @@
+"""How the kernels read and write maps in memory: whole images, or the dilation groups of one.
+
+A kernel has one or several images in memory. Without dilation, a map is an image. With it, maps are
+the interleaved groups of one image: that is raised to float32, since only 32-bit numbers are read
+with a stride, and each group is copied out of it and back.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+
+from natjax.kernels.backends.mosaic_tpu.layout import Layout
+from natjax.kernels.plan.blocks import unravel
+
+type Ref = Any
+type Ints = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Images:
+    """An argument or result whose maps are the images of its block.
+
+    Attributes:
+      layout: of the maps.
+      block: ``[images, *X, lanes]``; tiles may reach beyond the tokens, where there is anything.
+    """
+
+    layout: Layout
+    block: Ref
+
+    def open(self) -> None:
+        """Before maps are read."""
+
+    def fetch(self, first: Ints, count: int) -> None:
+        """Before tiles of maps are read, the first of which is ``first``."""
+
+    def read_map(self, index: Ints) -> jax.Array:
+        """A map, ``[*X, lanes]``."""
+        return self.block[index, *_extent(self.layout.tokens)]
+
+    def read_tile(self, first: Ints, i: Ints, rows: tuple[Any, ...]) -> jax.Array:
+        """A tile of the ``i``-th map at hand, ``[*tile, lanes]``."""
+        return self.block[first + i, *rows]
+
+    def write_map(self, index: Ints, values: jax.Array) -> None:
+        """Write a whole map."""
+        self.block[index, *_extent(self.layout.tokens)] = values.astype(self.block.dtype)
+
+    def write_tile(self, first: Ints, i: Ints, rows: tuple[Any, ...], values: jax.Array) -> None:
+        """Write a tile of the ``i``-th map at hand."""
+        self.block[first + i, *rows] = values.astype(self.block.dtype)
+
+    def store(self, first: Ints, count: int) -> None:
+        """After tiles of maps were written."""
+
+    def close(self) -> None:
+        """After all maps were written."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Groups:
+    """An argument or result whose maps are the dilation groups of its block's one image.
+
+    Attributes:
+      layout: of the maps.
+      block: ``[1, *X, lanes]``.
+      raised: the image in float32, with all groups as long as the longest.
+      maps: the groups at hand, ``[maps, *X, lanes]``; None where they are only read whole.
+    """
+
+    layout: Layout
+    block: Ref
+    raised: Ref
+    maps: Ref = None
+
+    def open(self) -> None:
+        """Raise the image; zeros where a group is shorter than the longest."""
+        if self.layout.is_ragged:
+            self.raised[...] = jnp.zeros_like(self.raised)
+        image = self.block[0].astype(jnp.float32)
+        self.raised[*_extent(self.layout.tokens)] = image
+        if self.maps is not None:
+            self.maps[...] = jnp.zeros_like(self.maps)
+
+    def fetch(self, first: Ints, count: int) -> None:
+        """Copy groups out of the image."""
+        for i in range(count):
+            self.maps[i, *_extent(self.layout.positions)] = self.read_map(first + i)
+
+    def read_map(self, index: Ints) -> jax.Array:
+        """A group, ``[*X, lanes]``."""
+        return self.raised[*self._group(index)]
+
+    def read_tile(self, first: Ints, i: Ints, rows: tuple[Any, ...]) -> jax.Array:
+        """A tile of the ``i``-th group at hand; zeros beyond the longest group."""
+        del first
+        return self.maps[i, *rows]
+
+    def write_map(self, index: Ints, values: jax.Array) -> None:
+        """Write a whole group."""
+        self.raised[*self._group(index)] = values
+
+    def write_tile(self, first: Ints, i: Ints, rows: tuple[Any, ...], values: jax.Array) -> None:
+        """Write a tile of the ``i``-th group at hand."""
+        del first
+        self.maps[i, *rows] = values
+
+    def store(self, first: Ints, count: int) -> None:
+        """Copy the groups at hand back into the image."""
+        for i in range(count):
+            self.write_map(first + i, self.maps[i, *_extent(self.layout.positions)])
+
+    def close(self) -> None:
+        """Write the image."""
+        image = self.raised[*_extent(self.layout.tokens)]
+        self.block[0] = image.astype(self.block.dtype)
+
+    def _group(self, index: Ints) -> tuple[Any, ...]:
+        groups = unravel(index, self.layout.dilation)
+        steps = zip(groups, self.layout.positions, self.layout.dilation, strict=True)
+        return tuple(pl.ds(group, size, stride=step) for group, size, step in steps)
+
+
+def _extent(sizes: tuple[int, ...]) -> tuple[slice, ...]:
+    return tuple(slice(size) for size in sizes)

@@ -1,0 +1,84 @@
+"""What fits the memory of a core, and how much of it a program of a kernel works on at once."""
+
+from __future__ import annotations
+
+import functools
+import math
+
+from natjax.kernels.backends.mosaic_tpu.layout import LANES, SUBLANES, Layout, round_up
+from natjax.kernels.backends.mosaic_tpu.program import Steps
+from natjax.kernels.plan.pattern import table_entries
+from natjax.kernels.spec import CallSpec
+
+# Vector memory that a kernel may take, and what of it is planned for: every TPU since v5 has 64 MiB
+# or more, and the compiler wants some for itself.
+VMEM_LIMIT = 60 * 2**20
+_BUDGET = 52 * 2**20
+# A program's share of the batch: images of a few tiles are too little work for one.
+_BLOCK_BYTES = 2**19
+# Tiles side by side, and what their logits take at most, in float32.
+TILES = 8
+_LOGIT_BYTES = 2**20
+SMALLEST_HEAD = 16
+
+
+def padded_head_dim(spec: CallSpec) -> int:
+    """Channels of a head in a kernel, of queries, keys and values alike: a power of two from 16."""
+    return max(SMALLEST_HEAD, 1 << (max(spec.head_dim, spec.value_dim) - 1).bit_length())
+
+
+@functools.lru_cache(256)
+def layout_of(spec: CallSpec, heads: int) -> Layout:
+    """The layout of a call's maps."""
+    return Layout.of(spec.neighborhood, heads, padded_head_dim(spec))
+
+
+def steps_of(layout: Layout, batch: int, itemsize: int) -> Steps:
+    """How much a program does at once: enough tiles side by side, if need be of several images."""
+    wanted = max(1, TILES // layout.tiles_of_group)
+    logits = layout.keys * round_up(layout.logit_lanes, LANES) * 4
+    tiles = max(1, min(TILES, _LOGIT_BYTES // logits))
+    if layout.groups > 1:
+        return Steps(1, _divisor(layout.groups, wanted), _even(layout, wanted, tiles))
+    image = math.prod(layout.tiled) * round_up(layout.lanes, LANES) * itemsize
+    images = _divisor(batch, max(1, _BLOCK_BYTES // image))
+    maps = _divisor(images, wanted)
+    return Steps(images, maps, _even(layout, maps, tiles))
+
+
+def _even(layout: Layout, maps: int, most: int) -> int:
+    """Tiles side by side: as many as may be, or some fewer if none are left over then."""
+    total = maps * layout.tiles_of_group
+    fewer = range(most, most // 2, -1)
+    return next((n for n in fewer if total % n == 0), min(most, total))
+
+
+def _divisor(number: int, most: int) -> int:
+    """The largest divisor up to a bound."""
+    return max(n for n in range(1, min(number, most) + 1) if number % n == 0)
+
+
+def fits(spec: CallSpec, heads: int, itemsize: int) -> bool:
+    """Whether the backward kernel, which takes more than the forward one, has room for an image."""
+    blocks = 2 * 7 * spec.neighborhood.num_tokens * LANES * itemsize
+    # What is far too large is not planned at all.
+    return blocks <= _BUDGET and _vmem_bytes(layout_of(spec, heads), itemsize) <= _BUDGET
+
+
+def _vmem_bytes(layout: Layout, itemsize: int) -> int:
+    """What the backward kernel takes for one image; blocks are there twice."""
+    lanes = round_up(layout.lanes, LANES)
+    sizes = layout.tokens if layout.groups > 1 else layout.tiled
+    blocks = 2 * 7 * _positions(sizes) * lanes * itemsize
+    copies = 4 * _positions(layout.copy) * lanes * 4
+    raised = 0
+    if layout.groups > 1:
+        image = tuple(n * d for n, d in zip(layout.positions, layout.dilation, strict=True))
+        raised = (7 * _positions(image) + 3 * _positions(layout.tiled)) * lanes * 4
+    kinds = table_entries(layout.blocks) // (layout.queries * layout.keys)
+    tables = 4 * kinds * layout.keys * round_up(layout.logit_lanes, LANES) * 4
+    return blocks + copies + raised + tables + 4 * _LOGIT_BYTES
+
+
+def _positions(sizes: tuple[int, ...]) -> int:
+    return math.prod(sizes[:-1]) * round_up(sizes[-1], SUBLANES)

@@ -1,0 +1,198 @@
+"""What forward and backward kernels share: tiles, slabs, and heads packed in the lanes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+
+from natjax.kernels.backends.mosaic_tpu.layout import SUBLANES, Layout
+
+type Ref = Any
+type Ints = Any
+
+# Which dimensions products sum over.
+ROWS_BY_ROWS = (((1,), (1,)), ((), ()))
+PLAIN = (((1,), (0,)), ((), ()))
+COLUMNS_BY_COLUMNS = (((0,), (0,)), ((), ()))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Steps:
+    """How much a kernel does at once.
+
+    Attributes:
+      images: images of a block.
+      maps: maps whose keys are in scratch memory at a time.
+      tiles: tiles that a kernel works on side by side. Each waits for the one before only in what
+        both write, so that the units of the core have something to do.
+    """
+
+    images: int
+    maps: int
+    tiles: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Tile:
+    """A tile of queries.
+
+    Attributes:
+      map: which of the maps at hand.
+      image: which of the images of the block.
+      kind: of its blocks, a number of the table.
+      number: among the tiles of an image, one dilation group after the other.
+      first: first position along each axis.
+      rows: its queries along each axis.
+      slab: its keys along each axis of the copy.
+    """
+
+    map: int
+    image: Ints
+    kind: Ints
+    number: Ints
+    first: tuple[Ints, ...]
+    rows: tuple[Any, ...]
+    slab: tuple[Any, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """What a kernel is specialised for, and where its plan lies.
+
+    Attributes:
+      layout: tiles and lanes.
+      steps: how much is done at once.
+      dtype: of the operands of products.
+      heads: heads in all, of which the last block of lanes may have fewer.
+      plan: `Layout.plan`.
+      head_of_lane: ``[1, lanes]``; -1 where a block of lanes goes on behind the last head.
+    """
+
+    layout: Layout
+    steps: Steps
+    dtype: Any
+    heads: int
+    plan: Ref
+    head_of_lane: jax.Array
+
+    @classmethod
+    def of(cls, layout: Layout, steps: Steps, dtype: Any, heads: int, plan: Ref) -> Program:
+        """A program of a kernel, inside of it; arguments as the attributes."""
+        lane = jax.lax.broadcasted_iota(jnp.int32, (1, layout.lanes), 1)
+        head = lane >> (layout.head_dim.bit_length() - 1)
+        if heads % layout.heads:
+            left = heads - pl.program_id(0) * layout.heads
+            head = jnp.where(head < left, head, -1)
+        return cls(layout, steps, dtype, heads, plan, head)
+
+    def product(self, a: jax.Array, b: jax.Array, dims: Any) -> jax.Array:
+        """A matrix product in float32; float32 operands are not rounded."""
+        precision = "highest" if self.dtype == jnp.float32 else None
+        return jax.lax.dot_general(
+            a, b, dims, precision=precision, preferred_element_type=jnp.float32
+        )
+
+    def copy_keys(self, copy: Ref, x: jax.Array) -> None:
+        """Copy a map into scratch memory, shifted; zeros around it and behind the last head."""
+        layout = self.layout
+        x = x.astype(jnp.float32)
+        if self.heads % layout.heads:
+            own = (self.head_of_lane >= 0).reshape((1,) * (x.ndim - 1) + (-1,))
+            x = jnp.where(own, x, jnp.zeros_like(x))
+        before = layout.columns.shift
+        after = layout.columns.columns - before - x.shape[-2]
+        zeros = [jnp.zeros((*x.shape[:-2], n, x.shape[-1]), jnp.float32) for n in (before, after)]
+        parts = [part for part in (zeros[0], x, zeros[1]) if part.shape[-2]]
+        copy[...] = jnp.concatenate(parts, axis=-2) if len(parts) > 1 else x
+
+    def uncopied(self, copy: Ref) -> jax.Array:
+        """The map that a copy is of."""
+        first = self.layout.columns.shift
+        return copy[..., first : first + self.layout.positions[-1], :]
+
+    def slab(self, copy: Ref, tile: Tile) -> jax.Array:
+        """The keys of a tile, ``[keys, lanes]``."""
+        x = copy[tile.map, *tile.slab]
+        return x.reshape(self.layout.keys, self.layout.lanes).astype(self.dtype)
+
+    def by_head(self, x: jax.Array) -> jax.Array:
+        """``[queries, lanes]`` once for each head, with zeros in the lanes of the others."""
+        own = self.head_of_lane
+        x = x.reshape(self.layout.queries, self.layout.lanes).astype(self.dtype)
+        copies = [jnp.where(own == head, x, jnp.zeros_like(x)) for head in range(self.layout.heads)]
+        return jnp.concatenate(copies, axis=0) if len(copies) > 1 else copies[0]
+
+    def own_lanes(self, x: jax.Array) -> jax.Array:
+        """The lanes of each head from its own rows of ``[heads * queries, lanes]``, as a tile."""
+        n, layout = self.layout.queries, self.layout
+        out = x[:n]
+        for i in range(1, layout.heads):
+            out = jnp.where(self.head_of_lane == i, x[i * n : (i + 1) * n], out)
+        return out.reshape(*(axis.tile for axis in layout.blocks.axes), layout.lanes)
+
+    def rows_beyond(self, tile: Tile, x: jax.Array) -> jax.Array:
+        """A tile with zeros where it reaches beyond the map."""
+        layout = self.layout
+        for axis, (first, length, tiled) in enumerate(
+            zip(tile.first, layout.positions, layout.tiled, strict=True)
+        ):
+            if tiled > length:
+                position = first + jax.lax.broadcasted_iota(jnp.int32, x.shape, axis)
+                x = jnp.where(position < length, x, jnp.zeros_like(x))
+        return x
+
+    def locate(self, first_map: Ints, map_: int, number: Ints) -> Tile:
+        """A tile of a map at hand, by its number among those of the map."""
+        layout = self.layout
+        axes = layout.blocks.axes
+        if layout.groups > 1:
+            number = (first_map + map_) * layout.tiles_of_group + number
+        kind, *places = (
+            self.plan[number * (1 + 2 * len(axes)) + i] for i in range(1 + 2 * len(axes))
+        )
+        for last in (len(axes) - 1, -1):
+            places[last] = pl.multiple_of(places[last], SUBLANES)
+        first, starts = places[: len(axes)], places[len(axes) :]
+        rows = [pl.ds(at, axis.tile) for at, axis in zip(first, axes, strict=True)]
+        slab = [pl.ds(at, axis.halo) for at, axis in zip(starts, axes, strict=True)]
+        image = 0 if layout.groups > 1 else first_map + map_
+        return Tile(map_, image, kind, number, tuple(first), tuple(rows), tuple(slab))
+
+    def each_step(self, body: Callable[[Ints], None], maps: int) -> None:
+        """Call ``body(first map)`` for all maps, so many at a time."""
+        count = maps // self.steps.maps
+        _loop(count, lambda i: body(i * self.steps.maps))
+
+    def each_tiles(self, first_map: Ints, body: Callable[[Sequence[Tile]], None]) -> None:
+        """Call ``body(tiles)`` for all tiles of the maps at hand, so many at a time."""
+        per_map, size = self.layout.tiles_of_group, self.steps.tiles
+
+        def run(tiles: Sequence[tuple[int, Ints]]) -> None:
+            body([self.locate(first_map, *tile) for tile in tiles])
+
+        if self.steps.maps == 1:
+            _loop(per_map // size, lambda i: run([(0, i * size + j) for j in range(size)]))
+            every = [(0, j) for j in range(per_map // size * size, per_map)]
+        else:
+            # Several maps are at hand only where they have few tiles.
+            every = [(m, j) for m in range(self.steps.maps) for j in range(per_map)]
+        for i in range(0, len(every), size):
+            run(every[i : i + size])
+
+
+def _loop(count: int, body: Callable[[Ints], None]) -> None:
+    if count <= 1:
+        for i in range(count):
+            body(jnp.int32(i))
+        return
+
+    def step(i: Ints, carry: tuple[()]) -> tuple[()]:
+        body(i)
+        return carry
+
+    jax.lax.fori_loop(jnp.int32(0), jnp.int32(count), step, ())

@@ -1,0 +1,299 @@
+"""Launching the kernels: what lies in memory, how much at once, over which grid."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Float
+
+from natjax.kernels.backends.mosaic_tpu import packing
+from natjax.kernels.backends.mosaic_tpu.backward import backward
+from natjax.kernels.backends.mosaic_tpu.forward import forward
+from natjax.kernels.backends.mosaic_tpu.layout import Layout
+from natjax.kernels.backends.mosaic_tpu.maps import Groups, Images
+from natjax.kernels.backends.mosaic_tpu.memory import VMEM_LIMIT, steps_of
+from natjax.kernels.backends.mosaic_tpu.program import Program, Steps
+from natjax.kernels.sharding.partitioning import align_varying
+from natjax.kernels.spec import KernelCall
+
+# Pallas' plain interpreter. Tests also set `pltpu.InterpretParams`, which has memory as a TPU has.
+INTERPRETER: Any = True
+
+
+@dataclasses.dataclass(frozen=True)
+class _Launch:
+    """A call of one kernel.
+
+    Attributes:
+      call: what it is part of.
+      layout: of its maps.
+      steps: how much a program does at once.
+      batch: images.
+      heads: query heads, each with its keys.
+      dtype: of the maps.
+    """
+
+    call: KernelCall
+    layout: Layout
+    steps: Steps
+    batch: int
+    heads: int
+    dtype: Any
+
+    @classmethod
+    def of(cls, call: KernelCall, layout: Layout, query: Array) -> _Launch:
+        # A device may have fewer heads than there are in all.
+        layout = dataclasses.replace(layout, heads=min(layout.heads, query.shape[2]))
+        # An empty batch has no steps, and reaches no kernel.
+        steps = steps_of(layout, max(1, query.shape[0]), query.dtype.itemsize)
+        return cls(call, layout, steps, query.shape[0], query.shape[2], query.dtype)
+
+    @property
+    def map_spec(self) -> pl.BlockSpec:
+        """Images with a block of lanes; without dilation as far as tiles reach."""
+        layout = self.layout
+        size = layout.tokens if layout.groups > 1 else layout.tiled
+        axes = (0,) * len(size)
+        return pl.BlockSpec(
+            (self.steps.images, *size, layout.lanes), lambda g, b, *_: (b, *axes, g)
+        )
+
+    @property
+    def row_spec(self) -> pl.BlockSpec:
+        """A row of lanes for each tile."""
+        tiles, lanes = self.layout.blocks.num_tiles, self.layout.logit_lanes
+        return pl.BlockSpec((None, self.steps.images, tiles, lanes), lambda g, b, *_: (g, b, 0, 0))
+
+    def table_spec(self, table: tuple[int, ...]) -> pl.BlockSpec:
+        """All kinds of tiles for a block of lanes; without a bias, one for all of them."""
+        is_shared = table[0] == 1
+        return pl.BlockSpec((None, *table[1:]), lambda g, b, *_: (0 if is_shared else g, 0, 0, 0))
+
+    @property
+    def map_result(self) -> jax.ShapeDtypeStruct:
+        """A map of all heads."""
+        channels = self.heads * self.layout.head_dim
+        return jax.ShapeDtypeStruct((self.batch, *self.layout.tokens, channels), self.dtype)
+
+    @property
+    def row_result(self) -> jax.ShapeDtypeStruct:
+        """A row of lanes for each tile, of all heads."""
+        blocks = packing.num_blocks(self.heads, self.layout)
+        shape = (blocks, self.batch, self.layout.blocks.num_tiles, self.layout.logit_lanes)
+        return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+    def copies(self, count: int) -> list[Any]:
+        """Scratch memory for copies of keys."""
+        shape = (self.steps.maps, *self.layout.copy, self.layout.lanes)
+        return [pltpu.VMEM(shape, jnp.float32)] * count
+
+    def raised(self, tiled: int, whole: int) -> list[Any]:
+        """Scratch memory for images in float32: those read by tiles, and those read as a whole."""
+        layout = self.layout
+        if layout.groups == 1:
+            return []
+        sizes = zip(layout.positions, layout.dilation, strict=True)
+        image = pltpu.VMEM((*(n * d for n, d in sizes), layout.lanes), jnp.float32)
+        maps = pltpu.VMEM((self.steps.maps, *layout.tiled, layout.lanes), jnp.float32)
+        return [image, maps] * tiled + [image] * whole
+
+    def program(self, plan: Any) -> Program:
+        """What a kernel is specialised for."""
+        return Program.of(self.layout, self.steps, self.dtype, self.heads, plan)
+
+    def operands(self, tiled: list[Any], whole: list[Any], scratch: list[Any]) -> list[Any]:
+        """The blocks of maps with their scratch memory, as in `raised`; first those by tiles."""
+        if self.layout.groups == 1:
+            return [Images(self.layout, block) for block in (*tiled, *whole)]
+        refs = iter(scratch)
+        by_tiles = [Groups(self.layout, block, next(refs), next(refs)) for block in tiled]
+        return by_tiles + [Groups(self.layout, block, next(refs)) for block in whole]
+
+    def run(
+        self,
+        name: str,
+        body: Callable[..., None],
+        plan: Array,
+        inputs: list[tuple[Array, pl.BlockSpec]],
+        outputs: list[tuple[jax.ShapeDtypeStruct, pl.BlockSpec]],
+        scratch: list[Any],
+    ) -> tuple[Array, ...]:
+        """Run a kernel over blocks of lanes and, within those, over the batch in order."""
+        arrays = align_varying(plan, *(x for x, _ in inputs))
+        varying = jax.typeof(arrays[0]).manual_axis_type
+        grid = (packing.num_blocks(self.heads, self.layout), self.batch // self.steps.images)
+        call = pl.pallas_call(
+            body,
+            grid_spec=pltpu.PrefetchScalarGridSpec(
+                num_scalar_prefetch=1,
+                grid=grid,
+                in_specs=[spec for _, spec in inputs],
+                out_specs=[spec for _, spec in outputs],
+                scratch_shapes=scratch,
+            ),
+            out_shape=[
+                jax.ShapeDtypeStruct(x.shape, x.dtype, manual_axis_type=varying) for x, _ in outputs
+            ],
+            interpret=INTERPRETER if self.call.interpret else False,
+            compiler_params=pltpu.CompilerParams(
+                dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=VMEM_LIMIT
+            ),
+            name=name,
+        )
+        return tuple(call(*arrays))
+
+
+def attention(
+    call: KernelCall,
+    layout: Layout,
+    q: Float[Array, "B T N D"],
+    k: Float[Array, "B T M D"],
+    v: Float[Array, "B T M Dv"],
+    table: Float[Array, "_ kinds 1 queries keys"],
+    plan: Array,
+) -> tuple[Float[Array, "B T N Dv"], Float[Array, "B T N"]]:
+    """The output and its log-sum-exp.
+
+    Args:
+      call: what the kernel is specialised for.
+      layout: of its maps.
+      q: queries.
+      k: keys.
+      v: values.
+      table: what is added to the logits of each kind of tile, for each head or all alike.
+      plan: `Layout.plan`.
+    """
+    launch = _Launch.of(call, layout, q)
+    layout = launch.layout
+    if not launch.batch:
+        return jnp.zeros((*q.shape[:3], v.shape[-1]), q.dtype), jnp.zeros(q.shape[:3])
+    maps = _maps(q, k, v, layout)
+    packed = packing.pack_table(table, layout)
+
+    def body(plan_ref: Any, *refs: Any) -> None:
+        q_ref, k_ref, v_ref, table_ref, out_ref, lse_ref, keys, values, *raised = refs
+        query, out, key, value = launch.operands([q_ref, out_ref], [k_ref, v_ref], raised)
+        program = launch.program(plan_ref)
+        forward(
+            program,
+            query,
+            key,
+            value,
+            table_ref,
+            out,
+            lse_ref,
+            keys,
+            values,
+            scale=call.scale,
+        )
+
+    out, lse = launch.run(
+        "natjax_tpu_forward",
+        body,
+        plan,
+        [*((x, launch.map_spec) for x in maps), (packed, launch.table_spec(packed.shape))],
+        [(launch.map_result, launch.map_spec), (launch.row_result, launch.row_spec)],
+        launch.copies(2) + launch.raised(2, 2),
+    )
+    return (
+        packing.from_map(out, layout, v.shape[-1]),
+        packing.unpack_rows(lse, layout, launch.heads),
+    )
+
+
+def attention_gradients(
+    call: KernelCall,
+    layout: Layout,
+    q: Float[Array, "B T N D"],
+    k: Float[Array, "B T M D"],
+    v: Float[Array, "B T M Dv"],
+    do: Float[Array, "B T N Dv"],
+    dlse: Float[Array, "B T N"],
+    table: Float[Array, "_ kinds 1 queries keys"],
+    plan: Array,
+) -> tuple[Array, ...]:
+    """Gradients of queries, keys, values and, if there is a bias, of the table.
+
+    Args:
+      call: as in `attention`, and so are the other arguments but these.
+      layout: of its maps.
+      q: queries.
+      k: keys.
+      v: values.
+      do: gradient of the output.
+      dlse: gradient of the log-sum-exp.
+      table: what is added to the logits.
+      plan: `Layout.plan`.
+    """
+    launch = _Launch.of(call, layout, q)
+    layout, has_bias = launch.layout, call.spec.has_bias
+    if not launch.batch:
+        return tuple(jnp.zeros(x.shape, x.dtype) for x in (q, k, v, table)[: 3 + has_bias])
+    maps = [*_maps(q, k, v, layout), packing.as_map(do, layout)]
+    rows, packed = packing.pack_rows(dlse, layout), packing.pack_table(table, layout)
+
+    def body(plan_ref: Any, *refs: Any) -> None:
+        q_ref, k_ref, v_ref, do_ref, dlse_ref, table_ref, dq_ref, dk_ref, dv_ref, *rest = refs
+        dtable_ref = rest.pop(0) if has_bias else None
+        copies, raised = tuple(rest[:4]), rest[4:]
+        query, dout, dquery, key, value, dkey, dvalue = launch.operands(
+            [q_ref, do_ref, dq_ref], [k_ref, v_ref, dk_ref, dv_ref], raised
+        )
+        program = launch.program(plan_ref)
+        backward(
+            program,
+            query,
+            key,
+            value,
+            dout,
+            dlse_ref,
+            table_ref,
+            dquery,
+            dkey,
+            dvalue,
+            dtable_ref,
+            copies,
+            scale=call.scale,
+        )
+
+    in_float32 = dataclasses.replace(launch, dtype=jnp.float32).map_result
+    # Gradients that are still to be summed over the queries of a group are not rounded before.
+    shared = launch.map_result if q.shape[2] == k.shape[2] else in_float32
+    table_spec = launch.table_spec(packed.shape)
+    sums = [(jax.ShapeDtypeStruct(packed.shape, jnp.float32), table_spec)] if has_bias else []
+    dq, dk, dv, *dtable = launch.run(
+        "natjax_tpu_backward",
+        body,
+        plan,
+        [*((x, launch.map_spec) for x in maps), (rows, launch.row_spec), (packed, table_spec)],
+        [(x, launch.map_spec) for x in (launch.map_result, shared, shared)] + sums,
+        launch.copies(4) + launch.raised(3, 4),
+    )
+    gradients = [
+        packing.from_map(dq, layout, q.shape[-1]),
+        _per_key_head(packing.from_map(dk, layout, k.shape[-1]), k),
+        _per_key_head(packing.from_map(dv, layout, v.shape[-1]), v),
+    ]
+    return *gradients, *(packing.unpack_table(x, layout, launch.heads) for x in dtable)
+
+
+def _maps(q: Array, k: Array, v: Array, layout: Layout) -> list[Array]:
+    """Maps with keys and values for every query head."""
+    groups = q.shape[2] // k.shape[2]
+    if groups > 1:
+        k, v = (jnp.repeat(x, groups, axis=2) for x in (k, v))
+    return [packing.as_map(x, layout) for x in (q, k, v)]
+
+
+def _per_key_head(gradient: Array, like: Array) -> Array:
+    """Sum over the query heads of each key head."""
+    if gradient.shape == like.shape:
+        return gradient
+    grouped = gradient.reshape(*like.shape[:3], -1, like.shape[-1])
+    return grouped.sum(axis=3).astype(like.dtype)

@@ -1,0 +1,51 @@
+"""Which calls the kernels take."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+
+from natjax.kernels import device
+from natjax.kernels.backends.mosaic_tpu.layout import LANES
+from natjax.kernels.backends.mosaic_tpu.memory import fits
+from natjax.kernels.spec import CallSpec
+
+NAME = "mosaic_tpu"
+_DTYPES = ("bfloat16", "float32")
+
+
+def require_support(spec: CallSpec, heads: int) -> None:
+    """Check that the kernels take a call.
+
+    Args:
+      spec: what the kernels are specialised for.
+      heads: query heads.
+
+    Raises:
+      NotImplementedError: they do not; the message says what would work.
+    """
+    _require_device()
+    if spec.dtype not in _DTYPES:
+        raise _refusal(f"takes the dtypes {_DTYPES}; got {spec.dtype}")
+    largest = max(spec.head_dim, spec.value_dim)
+    if largest > LANES:
+        raise _refusal(f"takes head sizes up to {LANES}; got {largest}")
+    if not fits(spec, heads, jnp.dtype(spec.dtype).itemsize):
+        raise _refusal(
+            "takes maps that fit the memory of a core with the table of their biases; got "
+            f"{spec.neighborhood.shape} tokens of {spec.dtype}, "
+            f"kernel_size={spec.neighborhood.kernel_size}"
+        )
+
+
+def _require_device() -> None:
+    target = device.target("tpu")
+    if not device.is_interpreted() and target.platform != "tpu":
+        raise NotImplementedError(
+            f'implementation "{NAME}" needs a TPU; got {target.device_kind!r} '
+            f'({target.platform}); use implementation="xla", or set the environment variable '
+            f"{device.INTERPRET}=1 to run the kernels interpreted, slowly, for tests"
+        )
+
+
+def _refusal(reason: str) -> NotImplementedError:
+    return NotImplementedError(f'implementation "{NAME}" {reason}; use implementation="xla"')

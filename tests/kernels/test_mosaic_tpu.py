@@ -1,0 +1,179 @@
+"""The kernels for TPUs: what their plan covers, what they decline, and memory as a TPU has it."""
+
+import functools
+import importlib
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from calls import assert_close, fused, value_and_gradients
+from edges import named
+from hypothesis import given
+from hypothesis import strategies as st
+
+import natjax
+from natjax.kernels import device, registry
+from natjax.kernels.neighborhood import AxisWindow
+from natjax.kernels.tuning.problems import Problem
+
+pytestmark = pytest.mark.skipif(
+    "mosaic_tpu" not in registry.names(), reason="the kernels for TPUs are not there"
+)
+
+RAGGED = Problem(
+    # Ragged along both axes and in the lanes: two heads and one, groups of 7 and 6 by 10 tokens.
+    name="ragged",
+    shape=(13, 10),
+    kernel_size=(3, 5),
+    dilation=(2, 1),
+    batch=2,
+    heads=3,
+    head_dim=40,
+)
+WHOLE = Problem(name="whole", shape=(14, 20), kernel_size=(7, 9), batch=2, heads=4, head_dim=32)
+
+
+@pytest.fixture
+def strict(monkeypatch, interpreted):
+    """Memory that is nan where nobody wrote, and copies that arrive only when they are awaited."""
+    from jax.experimental.pallas import tpu as pltpu
+
+    params = pltpu.InterpretParams(
+        uninitialized_memory="nan", detect_races=True, dma_execution_mode="on_wait"
+    )
+    monkeypatch.setattr("natjax.kernels.backends.mosaic_tpu.run.INTERPRETER", params)
+    # Its callbacks are ordered, which JAX does not support inside of what it partitions.
+    ops = "natjax.kernels.backends.mosaic_tpu.ops"
+    monkeypatch.setattr(f"{ops}.split_over_batch_and_heads", lambda function, *_: function)
+    monkeypatch.setattr(f"{ops}._wrapped", importlib.import_module(ops)._wrapped.__wrapped__)
+    jax.clear_caches()
+    yield
+    jax.clear_caches()
+
+
+@pytest.mark.parametrize(
+    ("problem", "dtype"),
+    [
+        (RAGGED, "float32"),
+        pytest.param(WHOLE, "float32", marks=pytest.mark.slow),
+        pytest.param(WHOLE, "bfloat16", marks=pytest.mark.slow),
+        pytest.param(RAGGED, "bfloat16", marks=pytest.mark.slow),
+        *(
+            pytest.param(named(name), "float32", marks=pytest.mark.slow)
+            for name in ("1d-ragged-dilation", "2d-everything", "3d-everything")
+        ),
+    ],
+    ids=lambda x: getattr(x, "name", x),
+)
+def test_nothing_is_read_that_nobody_wrote(problem, dtype, strict):
+    from jax._src.pallas.mosaic.interpret import interpret_pallas_call
+
+    arrays = problem.arrays(dtype=dtype)
+    exact = {name: x.astype(jnp.float32) for name, x in arrays.items()}
+    expected = value_and_gradients(fused(problem, "reference"), exact)
+    actual = value_and_gradients(fused(problem, "mosaic_tpu"), arrays)
+    assert not interpret_pallas_call.races.races_found
+    if dtype == "float32":
+        assert_close(actual, expected)
+        return
+    for x, y in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        error = np.abs(np.asarray(x, np.float32) - y).max() / np.abs(y).max()
+        assert error < 2**-6
+
+
+@st.composite
+def windows(draw):
+    kernel_size = draw(st.integers(1, 13))
+    dilation = draw(st.integers(1, 4))
+    return AxisWindow(
+        length=kernel_size * dilation + draw(st.integers(0, 60)),
+        kernel_size=kernel_size,
+        stride=draw(st.integers(1, kernel_size)),
+        dilation=dilation,
+        is_causal=draw(st.booleans()),
+    )
+
+
+@given(windows(), st.integers(1, 4))
+def test_slabs_are_aligned_and_hold_every_key(window, width):
+    from natjax.kernels.backends.mosaic_tpu.layout import aligned_blocks
+
+    blocks = aligned_blocks(window, 8 * width)
+    assert not np.any(np.array(blocks.starts) % 8)
+    group, first, start = blocks.locate(np.arange(blocks.num_tiles))
+    assert (start + blocks.shift + blocks.halo <= blocks.columns).all()
+    position = first[:, None] + np.arange(blocks.tile)
+    token = position * window.dilation + group[:, None]
+    exists = token < window.length
+    token = np.where(exists, token, 0)
+    assert (~exists | (window.start(token) >= start[:, None])).all()
+    assert (~exists | (window.end(token) <= start[:, None] + blocks.halo)).all()
+
+
+@pytest.mark.parametrize("name", ["1d-ragged-dilation", "3d-everything"])
+def test_rows_of_lanes_are_unpacked_as_they_were_packed(name):
+    from natjax.kernels.backends.mosaic_tpu import packing
+    from natjax.kernels.backends.mosaic_tpu.layout import Layout
+
+    neighborhood, heads = named(name).neighborhood, 5
+    layout = Layout.of(neighborhood, heads, head_dim=32)
+    assert layout.logit_lanes <= 128
+    x = np.arange(neighborhood.num_tokens * heads, dtype=np.float32).reshape(1, -1, heads)
+    packed = packing.pack_rows(jnp.asarray(x), layout)
+    np.testing.assert_array_equal(packing.unpack_rows(packed, layout, heads), x)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dtype": jnp.float16}, r"takes the dtypes \('bfloat16', 'float32'\); got float16"),
+        ({"head_dim": 160}, "takes head sizes up to 128; got 160"),
+        ({"length": 600}, r"takes maps that fit the memory of a core .* got \(600, 600\) tokens"),
+    ],
+)
+def test_what_is_declined_says_what_would_work(change, message, interpreted):
+    length, head_dim = change.get("length", 9), change.get("head_dim", 32)
+    x = jax.ShapeDtypeStruct((1, length, length, 4, head_dim), change.get("dtype", jnp.float32))
+    attend = functools.partial(natjax.na2d, kernel_size=3)
+    with pytest.raises(NotImplementedError, match=f'"mosaic_tpu" {message}.*; use .*"xla"'):
+        jax.eval_shape(functools.partial(attend, implementation="mosaic_tpu"), x, x, x)
+    assert jax.eval_shape(attend, x, x, x).shape == x.shape
+
+
+@pytest.mark.parametrize("op", ["qk", "av"])
+def test_unfused_ops_are_declined(op, interpreted):
+    x = jnp.zeros((1, 9, 1, 3))
+    with pytest.raises(NotImplementedError, match='no unfused ops; use implementation="xla"'):
+        getattr(natjax, f"na1d_{op}")(x, x, 3, implementation="mosaic_tpu")
+
+
+def test_a_machine_without_a_tpu_says_so(monkeypatch):
+    if jax.default_backend() == "tpu":
+        pytest.skip("this is about machines without a TPU")
+    monkeypatch.delenv("NATJAX_INTERPRET", raising=False)
+    x = jnp.zeros((1, 9, 1, 8))
+    with pytest.raises(NotImplementedError, match=r'needs a TPU; got .*use implementation="xla"'):
+        natjax.na1d(x, x, x, 3, implementation="mosaic_tpu")
+
+
+@pytest.mark.oldest
+def test_what_runs_is_chosen_when_a_program_is_lowered(monkeypatch):
+    """On a machine with a TPU: `None` has kernels in programs for it, but not in those for CPUs."""
+    monkeypatch.delenv("NATJAX_INTERPRET", raising=False)
+    chip = types.SimpleNamespace(platform="tpu", device_kind="TPU v5 lite")
+    monkeypatch.setattr(device, "targets", lambda: (chip,))
+    x = jax.ShapeDtypeStruct((2, 9, 8, 4, 32), jnp.bfloat16)
+
+    def step(x):
+        out, pull = jax.vjp(lambda x: natjax.na2d(x, x, x, 3), x)
+        return pull(out)
+
+    texts = {
+        platform: jax.export.export(jax.jit(step), platforms=[platform])(x).mlir_module()
+        for platform in ("tpu", "cpu")
+    }
+    for kernel in ("forward", "backward"):
+        assert f"natjax_tpu_{kernel}" in texts["tpu"]
+        assert f"natjax_tpu_{kernel}" not in texts["cpu"]

@@ -1,0 +1,1 @@
+"""The task of object detection: a box, a class and a mask for every object."""
