@@ -33,9 +33,14 @@ from natjax.kernels.weighting import Dropout, dropout_factors, soft_capped
 
 # Cost of moving a key into a slab, in logits: `python benchmarks/ops.py --sweep` on a CPU.
 _SLAB_OVERHEAD = 64
-# Logits computed at once: on a CPU what its caches hold, elsewhere what keeps the device busy.
-_LOGITS_AT_ONCE = {"cpu": 2**20}
+# Logits of a step, which has as many tiles as keep to it: on a CPU what caches hold, elsewhere what
+# keeps the device busy.
+_LOGITS_AT_ONCE = {"cpu": 2**19}
 _LOGITS_AT_ONCE_ELSEWHERE = 2**26
+# The most logits of a tile, of all images and heads together, which bounds memory. Those of one
+# image and head may always be the second number, since smaller tiles mostly move keys.
+_LARGEST_TILE = 2**22
+_ALWAYS_A_TILE = 2**14
 
 
 @with_more_heads
@@ -85,9 +90,9 @@ def _attention(
     rpb, part = shared
     # Batch and heads are computed together. A batch whose size is not known counts as 1.
     batch = query.shape[0] if isinstance(query.shape[0], int) else 1
-    budget = _LOGITS_AT_ONCE.get(jax.default_backend(), _LOGITS_AT_ONCE_ELSEWHERE)
-    budget //= max(1, batch * query.shape[-2])
-    tiles = choose_tiles(neighborhood, _SLAB_OVERHEAD, budget)
+    problems = max(1, batch * query.shape[-2])
+    most_logits = max(_LARGEST_TILE // problems, _ALWAYS_A_TILE)
+    tiles = choose_tiles(neighborhood, _SLAB_OVERHEAD, most_logits)
     heads, dtype = (key.shape[-2], query.shape[-2] // key.shape[-2]), query.dtype
     queries, keys = query_boxes(tiles), key_boxes(tiles)
     penalty = Penalty(tiles, heads, rpb is not None)
@@ -105,6 +110,8 @@ def _attention(
     }
     given = {name: x for name, x in inputs.items() if x is not None}
     count = math.prod(axis.count for axis in tiles)
+    budget = _LOGITS_AT_ONCE.get(jax.default_backend(), _LOGITS_AT_ONCE_ELSEWHERE)
+    logits = problems * math.prod(axis.size * axis.halo for axis in tiles)
     walk = Walk(
         function=_Tile(
             names=tuple(given),
@@ -122,7 +129,7 @@ def _attention(
             jax.ShapeDtypeStruct((*placed.shape[:-1], 1), accumulation_dtype(dtype)),
         ),
         tiles=count,
-        at_once=_divisor(count, budget // math.prod(axis.size * axis.halo for axis in tiles)),
+        at_once=_divisor(count, budget // logits),
     )
     out, lse = (merge_queries(x, tiles) for x in walk(*(x for x, _ in given.values())))
     return out, lse[..., 0]
