@@ -37,6 +37,10 @@ _SLAB_OVERHEAD = 64
 # keeps the device busy.
 _LOGITS_AT_ONCE = {"cpu": 2**19}
 _LOGITS_AT_ONCE_ELSEWHERE = 2**26
+# Tiles of a step at most, since results are added one tile after the other, each an operation to
+# compile.
+_TILES_AT_ONCE = {"cpu": 8}
+_TILES_AT_ONCE_ELSEWHERE = 32
 # The most logits of a tile, of all images and heads together, which bounds memory. Those of one
 # image and head may always be the second number, since smaller tiles mostly move keys.
 _LARGEST_TILE = 2**22
@@ -110,7 +114,6 @@ def _attention(
     }
     given = {name: x for name, x in inputs.items() if x is not None}
     count = math.prod(axis.count for axis in tiles)
-    budget = _LOGITS_AT_ONCE.get(jax.default_backend(), _LOGITS_AT_ONCE_ELSEWHERE)
     logits = problems * math.prod(axis.size * axis.halo for axis in tiles)
     walk = Walk(
         function=_Tile(
@@ -129,7 +132,7 @@ def _attention(
             jax.ShapeDtypeStruct((*placed.shape[:-1], 1), accumulation_dtype(dtype)),
         ),
         tiles=count,
-        at_once=_divisor(count, budget // logits),
+        at_once=_divisor(count, _tiles_at_once(logits)),
     )
     out, lse = (merge_queries(x, tiles) for x in walk(*(x for x, _ in given.values())))
     return out, lse[..., 0]
@@ -137,6 +140,13 @@ def _attention(
 
 def _whole(x: Array) -> tuple[Array, Boxes]:
     return x, Boxes.whole(x.ndim)
+
+
+def _tiles_at_once(logits: int) -> int:
+    """How many tiles, of so many logits each, a step should have."""
+    platform = jax.default_backend()
+    budget = _LOGITS_AT_ONCE.get(platform, _LOGITS_AT_ONCE_ELSEWHERE)
+    return min(budget // logits, _TILES_AT_ONCE.get(platform, _TILES_AT_ONCE_ELSEWHERE))
 
 
 def _divisor(number: int, limit: int) -> int:
