@@ -186,7 +186,7 @@ class VisionModel(Module):
         raise NotImplementedError
 
     def _check_map(self, images: tuple[int, ...], x: tuple[int, ...]) -> None:
-        """Check the shape of the tokenized images; not every model takes every size."""
+        """Check height and width of the tokenized images; not every model takes every size."""
 
     def namings(self) -> tuple[Naming, ...]:
         """Tables of the names that its weights have elsewhere, for `natjax.load_weights`."""
@@ -303,7 +303,7 @@ class VisionModel(Module):
         rates = {x: getattr(config, x) for x in ("drop_path", "dropout", "attn_dropout")}
         rngs = self._rngs_in_use(rngs, **rates)
         x = self.patch_embed(self._checked(images))
-        self._check_map(images.shape, x.shape)
+        self._check_map(images.shape[1:3], x.shape[1:3])
         maps = []
         for blocks, downsample in self._levels()[:count]:
             for block in blocks:
