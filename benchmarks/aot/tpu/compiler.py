@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import os
 import pathlib
 import re
 import tempfile
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -28,7 +30,6 @@ def compile_case(case: TPUCase) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         # Read when libtpu is loaded, so each case needs a process of its own.
         os.environ["LIBTPU_INIT_ARGS"] = f"--xla_jf_dump_to={folder}"
-        os.environ.update(NO_TPU)
         program = _compile(case)
         usage = program.memory_analysis()
         row: dict[str, Any] = {"temporaries": usage.temp_size_in_bytes}
@@ -40,12 +41,19 @@ def compile_case(case: TPUCase) -> dict[str, Any]:
         return row | _figures(case, pathlib.Path(folder))
 
 
-def _compile(case: TPUCase) -> Any:
-    description = topologies.get_topology_desc(platform="tpu", topology_name=CHIPS[case.chip])
+@contextlib.contextmanager
+def target(chip: str) -> Iterator[SingleDeviceSharding]:
+    """Within the context, programs are for a chip; gives where arrays are on it."""
+    os.environ.update(NO_TPU)
+    description = topologies.get_topology_desc(platform="tpu", topology_name=CHIPS[chip])
     devices = description.devices[:1]
-    sharding = SingleDeviceSharding(devices[0])
-    arrays = case.arrays(sharding)
     with use_abstract_mesh(Mesh(np.array(devices), ("x",)).abstract_mesh):
+        yield SingleDeviceSharding(devices[0])
+
+
+def _compile(case: TPUCase) -> Any:
+    with target(case.chip) as sharding:
+        arrays = case.arrays(sharding)
         results = jax.eval_shape(case.function, *arrays)
         run = jax.jit(
             case.function,
