@@ -1,4 +1,4 @@
-"""`benchmarks.aot.tpu`: reading what libtpu dumps, and the committed table. (libtpu is not needed.)"""
+"""`benchmarks.aot.tpu`, but for compiling: reading what libtpu dumps, and the committed table."""
 
 import json
 
@@ -69,7 +69,7 @@ HloModule jit_f
 
 ENTRY %main (p: f32[2]) -> f32[2] {
   %a = f32[2] fusion(%p), calls=%c, backend_config={"estimated_cycles":"3"}
-  ROOT %w = f32[2] while(%a), condition=%k, body=%body, backend_config={"known_trip_count":{"n":"4"}}
+  ROOT %w = f32[2] while(%a), body=%body, backend_config={"known_trip_count":{"n":"4"}}
 }
 """
     assert compiler.estimated_cycles(text) == 43
