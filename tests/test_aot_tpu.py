@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from benchmarks.aot.tpu import block, bundles, cases, compiler, report
+from benchmarks.aot.tpu import block, bundles, cases, report
 
 # In the form that libtpu 0.0.50 has, of a loop in a loop; real ones are a thousand times longer.
 CODE = """\
@@ -57,22 +57,6 @@ def test_files_that_do_not_belong_together_are_refused(dumped):
     table.write_text(SLOTS[: SLOTS.rindex("0 1 0 0 0")])
     with pytest.raises(LookupError, match="6 bundles, but slots of 2"):
         bundles.read(dumped, "natjax_tpu_forward")
-
-
-def test_estimates_of_loops_are_multiplied():
-    text = """
-HloModule jit_f
-
-%body (p: f32[2]) -> f32[2] {
-  ROOT %f = f32[2] fusion(%p), calls=%c, backend_config={"estimated_cycles":"10"}
-}
-
-ENTRY %main (p: f32[2]) -> f32[2] {
-  %a = f32[2] fusion(%p), calls=%c, backend_config={"estimated_cycles":"3"}
-  ROOT %w = f32[2] while(%a), body=%body, backend_config={"known_trip_count":{"n":"4"}}
-}
-"""
-    assert compiler.estimated_cycles(text) == 43
 
 
 def test_copies_of_maps_are_found():
