@@ -131,7 +131,7 @@ def test_eval_and_predict(finished, folder, tmp_path, capsys):
 def small_images(monkeypatch):
     """Weights by the name of a model see images of 64 pixels: those of 800 take minutes."""
     small = functools.partial(
-        DetectionConfig, augment=AugmentConfig(frame=(64, 64), buckets=((64, 64),))
+        DetectionConfig, augment=AugmentConfig(frame=(64, 64), sides=(64,), buckets=((64, 64),))
     )
     monkeypatch.setattr(evaluate_weights, "DetectionConfig", small)
 
@@ -164,6 +164,7 @@ def test_weights_are_evaluated_by_the_name_of_their_model(folder, tmp_path, caps
     assert "--data.dir FOLDER, with images and annotations" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_images")
 def test_predict_by_a_detector_of_coco(tmp_path, capsys):
     """Without data, classes are COCO's."""
