@@ -15,9 +15,9 @@ import pytest
 from edges import named
 from flax import nnx
 
-from benchmarks import measured, segment, swin, train_step
+from benchmarks import annotations, measured, segment, swin, train_step
 from benchmarks.aot import __main__ as aot
-from benchmarks.aot import cases, layouts, pool
+from benchmarks.aot import cases, in_triton, layouts, pool, sass
 from benchmarks.aot import report as aot_report
 from benchmarks.aot.step import __main__ as aot_step
 from benchmarks.aot.step import cases as step_cases
@@ -26,10 +26,11 @@ from benchmarks.aot.step import report as step_report
 from benchmarks.aot.step.tasks import TASKS
 from benchmarks.gpu import flex, functions, plan, suite, timing, torch_worker
 from benchmarks.gpu import report as gpu_report
-from natjax.kernels.backends import pallas_triton
+from natjax.kernels.backends import jax_triton, pallas_triton
 from natjax.kernels.spec import KERNELS, CallSpec
 from natjax.kernels.tuning import problems, settings
 from natjax.train.engine.network import split_network
+from natjax.train.tasks.detection.datasets.coco_json import read_annotations
 
 ROOT = pathlib.Path(__file__).parents[1]
 ROW = {
@@ -418,3 +419,62 @@ def test_a_failure_is_told_even_if_its_share_of_the_suite_is_out_of_time(tmp_pat
     assert "out of time after 1 tests" in told
     assert "test_wrong" in told
     assert "sums are wrong" in told
+
+
+MACHINE_CODE = """
+.text.forward:
+        /*0000*/                   MOV R1, c[0x0][0x28] ;
+.L_x_1:
+        /*0010*/                   HMMA.16816.F32.BF16 R4, R8, R12, R4 ;
+        /*0020*/                   HGMMA.64x32x16.F32.BF16 R24, gdesc[UR8], !UPT ;
+        /*0030*/                   MUFU.EX2 R5, R4 ;
+        /*0040*/              @P0 BRA `(.L_x_1) ;
+        /*0050*/                   EXIT ;
+.L_x_2:
+        /*0060*/                   BRA `(.L_x_2);
+"""
+
+
+def test_what_a_loop_does_is_counted():
+    assert sass.length(MACHINE_CODE) == 7
+    loop = sass.main_loop(MACHINE_CODE)
+    assert loop == sass.Loop(4, 1, 16 * 8 * 16 + 64 * 32 * 16 // 4)
+    assert sass.main_loop("/*0000*/ EXIT ;") is None
+
+
+def test_work_that_warps_repeat_fails():
+    """Four warps on 32 rows do everything twice, and two warps once."""
+    exponentials, products = sass.needed("forward", 32, 32, 32, 4)
+    row = {"spill": 0, "exponentials": [18, exponentials], "products": [2 * products, products]}
+    assert (
+        "does 18 exponentials in its loop, where 10 are needed"
+        in in_triton.failed({"a": row}, {})["a"]
+    )
+    assert not in_triton.failed({"a": row}, {"a": row})
+    exponentials, products = sass.needed("forward", 32, 32, 32, 2)
+    row = {"spill": 0, "exponentials": [18, exponentials], "products": [2 * products, products]}
+    assert "products" in in_triton.failed({"a": row}, {})["a"]
+    assert not in_triton.failed({"a": row | {"products": [products, products]}}, {})
+
+
+def test_the_table_of_kernels_in_triton_is_of_the_present_settings_and_without_spills():
+    rows = in_triton.read()
+    assert list(rows) == [case.key for case in in_triton.all_cases()]
+    for case in in_triton.all_cases():
+        row = rows[case.key]
+        assert row["spill"] == 0, case.key
+        config = jax_triton.settings.suggest(case.kernel, shape_of(case))
+        used = [list(config.tile), list(config.chunk), config.num_warps, config.num_stages]
+        assert [row[k] for k in ("tile", "chunk", "warps", "stages")] == used, case.key
+    where = json.loads(in_triton.TABLE.read_text())["environment"]
+    assert in_triton.DOCUMENT.read_text() == in_triton.document(rows, where)
+    assert {case.kernel for case in in_triton.quick_cases()} == set(KERNELS)
+
+
+def test_made_up_annotations_can_be_meant(tmp_path):
+    path = tmp_path / "train.json"
+    annotations.write_file(path, 1e-5)
+    found = read_annotations(path.read_text(), "made up")
+    assert (len(found), len(found.ids), len(found.classes)) == (1, 8, 80)
+    assert found.broken.size == 0
+    assert found.trained.all()

@@ -135,7 +135,8 @@ def _below(name, module):
 
 @pytest.mark.slow
 @pytest.mark.skipif(
-    not goldens.golden_files("cascade_dinat.npz"), reason="needs the full set of goldens"
+    "s0.bbox_feats" not in goldens.load("cascade_dinat_train").files,
+    reason="needs the full set of goldens",
 )
 def test_statistics_of_the_official_box_head():
     """A chain of four, on the region features of the first stage of a Cascade Mask R-CNN."""
