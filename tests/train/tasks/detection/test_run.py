@@ -140,10 +140,11 @@ def test_export(finished, tmp_path):
     weights = tmp_path / "weights.pth"
     assert main(["export", str(finished), str(weights)]) == 0
     model = natjax.create_detector(pico.DETECTOR, num_classes=10, weights=weights)
-    averages = {name: x for name, x in _state(finished).items() if "ema" in name}
-    for name, value in named_params(model).items():
-        (average,) = (x for key, x in averages.items() if f"'{name}'" in key)
-        np.testing.assert_array_equal(value.get_value(), average)
+    averages = final_state(finished)["ema"]
+    values = named_params(model)
+    assert values.keys() == averages.keys()
+    for name, value in values.items():
+        np.testing.assert_array_equal(value.get_value(), averages[name], err_msg=name)
 
 
 @pytest.mark.usefixtures("small_images")
