@@ -4,6 +4,7 @@
 # make docs    the site, built strictly with its notebooks run, and served on this machine
 # make bench   the numbers in the README
 # make aot     the GPU kernels, compiled for GPUs that are not here: benchmarks/results/aot.md
+# make aot-tpu  the TPU kernels, compiled for TPUs that are not here: benchmarks/results/tpu.md
 # make test-slow  the full product of cases that `make test` chooses from
 # make test-latest  against JAX's latest pre-release: says what broke, and never fails
 # make gpu     on a machine with a GPU: the tests of the kernels, then their speed
@@ -20,7 +21,7 @@ bin = $(VENV)/bin
 # it, which does not concern us: natjax/ here is the package. Only that one warning is left out.
 quiet_editable = PYTHONWARNINGS="ignore:Editable installation."
 
-.PHONY: demo test test-oldest test-slow test-latest format lint types pytest wheel bench aot docs docs-check aot-check aot-step aot-step-check bench-step gpu gpu-step clean \
+.PHONY: demo test test-oldest test-slow test-latest format lint types pytest wheel bench aot docs docs-check aot-check aot-tpu aot-step aot-step-check bench-step gpu gpu-step clean \
   environments
 
 demo: $(VENV)/train
@@ -74,9 +75,14 @@ aot: $(AOT)/ready
 	$(AOT)/bin/python -m benchmarks.aot
 	$(AOT)/bin/python -m benchmarks.aot.in_triton
 
-# Some of it, against the committed table: fails on a new spill, an error, or a copy of an argument.
+aot-tpu: $(AOT)/ready
+	$(AOT)/bin/python -m benchmarks.aot.tpu
+
+# Some of either, against the committed tables: fails on a new spill, an error, a copy of an argument,
+# or another number of bundles.
 aot-check: $(AOT)/ready
 	$(AOT)/bin/python -m benchmarks.aot --check
+	$(AOT)/bin/python -m benchmarks.aot.tpu --check --workers $(WORKERS)
 	$(AOT)/bin/python -m benchmarks.aot.in_triton --check
 
 # The whole training step, for GPUs and TPUs: benchmarks/results/aot_step.md. Two hours or three.

@@ -33,7 +33,7 @@ from natjax.dense.ops.roi_align import roi_align
 from natjax.train.config.settings import MeshConfig
 from natjax.train.engine.compile import compile_training
 from natjax.train.engine.sharding import make_mesh, put_batch
-from natjax.train.tasks.detection.presets import PRESETS
+from natjax.train.tasks.detection.recipes import RECIPES, coco_config
 from natjax.train.tasks.detection.task import Detection
 
 _OBJECTS = 20
@@ -101,7 +101,8 @@ def inference_parts(model: MaskRCNN, images: jax.Array) -> dict[str, Call]:
 
 def training_step(name: str, size: Size, batch: int) -> Call:
     """A call that takes a step; each goes on from the one before."""
-    preset = PRESETS[f"{name}_coco"].make()
+    (recipe,) = (recipe for recipe in RECIPES if recipe.model == name)
+    preset = coco_config(recipe)
     config = dataclasses.replace(
         preset,
         init=None,

@@ -3,6 +3,7 @@
     python benchmarks/ops.py                       # the four stages of NAT-Tiny, as in the README
     python benchmarks/ops.py --problems nat_base dinat_tiny --json results.json
     python benchmarks/ops.py --sweep               # which slab overhead suits this machine
+    python benchmarks/ops.py --memory              # temporaries, also where windows are large
     python -m benchmarks.gpu                       # another program: the kernels on a GPU
 
 Two implementations of the same function are timed in turns, so that both see the same machine;
@@ -18,6 +19,7 @@ import math
 import pathlib
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable
 
@@ -36,6 +38,33 @@ SETS = {
     "nat_base": problems.NAT_BASE,
     "dinat_tiny": problems.DINAT_TINY,
 }
+
+# Where all logits of a query tile and its slab, or all slabs at once, would take gigabytes.
+LARGE = (
+    Problem(
+        name="video 30x48x80, K=18x24x24",
+        shape=(30, 48, 80),
+        kernel_size=(18, 24, 24),
+        heads=2,
+        head_dim=64,
+        rpb=False,
+    ),
+    Problem(
+        name="image 256x256, K=80",
+        shape=(256, 256),
+        kernel_size=(80, 80),
+        heads=4,
+        head_dim=64,
+        rpb=False,
+    ),
+    Problem(
+        name="weather 720x1440, K=7",
+        shape=(720, 1440),
+        kernel_size=(7, 7),
+        heads=4,
+        head_dim=32,
+    ),
+)
 
 
 def gather_attention(problem: Problem, query: Array, key: Array, value: Array, rpb: Array) -> Array:
@@ -150,6 +179,35 @@ def sweep(chosen: list[Problem], repeats: int) -> None:
         print_row(overhead, *times)
 
 
+def memory(chosen: list[Problem]) -> list[dict[str, float | str]]:
+    """Print what "xla" reserves for temporaries, over the size of one input; nothing is run."""
+    print_row("problem", "one input MB", "forward MB", "of it", "backward MB", "of it")
+    print_row(*["---"] * 6)
+    rows: list[dict[str, float | str]] = []
+    for problem in chosen:
+        structs = problem.structs()
+        query = structs["query"]
+
+        def forward(arrays: dict[str, Array], problem: Problem = problem) -> Array:
+            return tiled_attention(problem, **arrays)
+
+        def backward(arrays: dict[str, Array], cotangent: Array) -> object:
+            return jax.vjp(forward, arrays)[1](cotangent)
+
+        size = math.prod(query.shape) * query.dtype.itemsize
+        row: dict[str, float | str] = {"problem": problem.name, "input_mb": size / 1e6}
+        for name, function, arguments in (
+            ("forward", forward, (structs,)),
+            ("backward", backward, (structs, query)),
+        ):
+            compiled = jax.jit(function).lower(*arguments).compile()
+            used = compiled.memory_analysis().temp_size_in_bytes
+            row |= {f"{name}_mb": used / 1e6, f"{name}_ratio": used / size}
+        rows.append(row)
+        print_row(*(f"{x:.2f}" if isinstance(x, float) else x for x in row.values()))
+    return rows
+
+
 def environment() -> dict[str, str]:
     """Where the numbers come from."""
     return {
@@ -158,7 +216,7 @@ def environment() -> dict[str, str]:
         "machine": f"{platform.machine()}, {jax.default_backend()}",
         "jax": jax.__version__,
         "natjax": natjax.__version__,
-        "command": "python benchmarks/ops.py",
+        "command": " ".join(["python benchmarks/ops.py", *sys.argv[1:]]),
     }
 
 
@@ -172,6 +230,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--json", type=pathlib.Path, help="also write the results here")
     parser.add_argument("--sweep", action="store_true", help="measure tile choices instead")
+    parser.add_argument("--memory", action="store_true", help="print temporaries instead")
     options = parser.parse_args()
     chosen = [
         dataclasses.replace(problem, batch=options.batch)
@@ -180,7 +239,7 @@ def main() -> None:
     ]
     if options.sweep:
         return sweep(chosen, options.repeats)
-    rows = measure(chosen, options.repeats)
+    rows = memory([*chosen, *LARGE]) if options.memory else measure(chosen, options.repeats)
     if options.json:
         document = {"environment": environment(), "options": vars(options), "rows": rows}
         options.json.write_text(json.dumps(document, indent=2, default=str) + "\n")

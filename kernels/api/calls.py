@@ -51,13 +51,9 @@ def attention(
     implementation: Implementation | None,
 ) -> Any:
     """`natjax.na2d` and its siblings."""
+    neighborhood = _checked_neighborhood(ndim, arrays, window)
     query, key, value = arrays
-    checks.query_and_key(ndim, query, key, apart=window.apart)
-    checks.tokens("value", value, ndim)
-    checks.same_tokens("value", value, *(("key", key) if window.apart else ("query", query)))
-    checks.same_size("value", value, "key", key, "heads")
     checks.additional(*additional, key, value)
-    neighborhood = window.neighborhood(query.shape[1:-2], key.shape[1:-2])
     checks.bias(rpb, query, neighborhood)
     checks.key_mask(key_mask, "key", key)
     checks.dropout(*dropout)
@@ -72,6 +68,8 @@ def attention(
         query: Array, key: Array, value: Array, rpb: Any, keys: Any, values: Any, *more: Any
     ) -> Any:
         key_mask, sinks, dropout_key = more
+        problems = query.shape[0], query.shape[-2]
+        dropout = draw_dropout(dropout_key, rate, *problems) if rate else None
         out, lse = registry.call(
             "attention",
             implementation,
@@ -83,9 +81,7 @@ def attention(
             additional_keys=keys,
             additional_values=values,
             key_mask=key_mask,
-            dropout=draw_dropout(dropout_key, rate, query.shape[0], query.shape[-2])
-            if rate
-            else None,
+            dropout=dropout,
             **options,
         )
         return (out, lse) if sinks is None else with_sinks(out, lse, sinks)
@@ -94,6 +90,17 @@ def attention(
     more = (key_mask, sinks, dropout_key if rate else None)
     out, lse = typed_like_first(attend, (*arrays, rpb, *additional, *more), kept)
     return (out, lse) if return_lse else out
+
+
+def _checked_neighborhood(
+    ndim: int, arrays: tuple[Array, Array, Array], window: Window
+) -> Neighborhood:
+    query, key, value = arrays
+    checks.query_and_key(ndim, query, key, apart=window.apart)
+    checks.tokens("value", value, ndim)
+    checks.same_tokens("value", value, *(("key", key) if window.apart else ("query", query)))
+    checks.same_size("value", value, "key", key, "heads")
+    return window.neighborhood(query.shape[1:-2], key.shape[1:-2])
 
 
 def shown(x: Array, key_mask: Array | None) -> Array:

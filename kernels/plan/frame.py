@@ -44,11 +44,15 @@ class AxisFrame:
 
     def split_keys(self, x: Array, axis: int) -> Array:
         """Replace an axis of keys by ``(dilation, key positions)``."""
+        return jnp.swapaxes(self.split_key_positions(x, axis), axis, axis + 1)
+
+    def split_key_positions(self, x: Array, axis: int) -> Array:
+        """Replace an axis of keys by ``(key positions, dilation)``, which moves nothing."""
         if self.window.is_circle:
-            x = jnp.roll(x, self.padding, axis=axis)
+            x = jnp.roll(x, self.padding, axis=axis) if self.padding else x
         else:
             x = _pad(x, axis, self.padding, 0)
-        return split_groups(x, axis, self.window.dilation, self.key_positions)
+        return split_positions(x, axis, self.window.dilation, self.key_positions)
 
 
 @functools.cache
@@ -87,19 +91,41 @@ def axis_frame(window: AxisWindow) -> AxisFrame:
 
 def split_groups(x: Array, axis: int, dilation: int, positions: int) -> Array:
     """Replace a token axis by ``(dilation, positions)``, zero-padded at the end."""
-    x = _pad(x, axis, 0, positions * dilation - x.shape[axis])
-    x = x.reshape(*x.shape[:axis], positions, dilation, *x.shape[axis + 1 :])
-    return jnp.swapaxes(x, axis, axis + 1)
+    return jnp.swapaxes(split_positions(x, axis, dilation, positions), axis, axis + 1)
 
 
 def merge_groups(x: Array, axis: int, tokens: int) -> Array:
     """Inverse of `split_groups`, on the axes ``axis`` and ``axis + 1``."""
-    x = jnp.swapaxes(x, axis, axis + 1)
+    return merge_positions(jnp.swapaxes(x, axis, axis + 1), axis, tokens)
+
+
+def split_positions(x: Array, axis: int, dilation: int, positions: int) -> Array:
+    """Replace a token axis by ``(positions, dilation)``, zero-padded at the end."""
+    x = _pad(x, axis, 0, positions * dilation - x.shape[axis])
+    return x.reshape(*x.shape[:axis], positions, dilation, *x.shape[axis + 1 :])
+
+
+def merge_positions(x: Array, axis: int, tokens: int) -> Array:
+    """Inverse of `split_positions`, on the axes ``axis`` and ``axis + 1``."""
     x = x.reshape(*x.shape[:axis], x.shape[axis] * x.shape[axis + 1], *x.shape[axis + 2 :])
     return jax.lax.slice_in_dim(x, 0, tokens, axis=axis)
 
 
+def cut_round(x: Array, axis: int, start: int, stop: int) -> Array:
+    """Positions ``start`` to ``stop`` of an axis, from the other end where they are outside."""
+    length = x.shape[axis]
+    pieces = []
+    while start < stop:
+        begin = start % length
+        end = min(begin + stop - start, length)
+        pieces.append(jax.lax.slice_in_dim(x, begin, end, axis=axis))
+        start += end - begin
+    return jnp.concatenate(pieces, axis=axis) if len(pieces) > 1 else pieces[0]
+
+
 def _pad(x: Array, axis: int, before: int, after: int) -> Array:
+    if not before and not after:
+        return x
     padding = [(0, 0)] * x.ndim
     padding[axis] = (before, after)
     return jnp.pad(x, padding)

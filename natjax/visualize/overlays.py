@@ -14,7 +14,6 @@ NOTHING = 255
 
 _SHARE = 0.6
 _MASK_SHARE = 0.45
-_SMALLEST_TEXT = 10
 # The first colour, a quiet one: the first class is often what lies behind all others.
 _FIRST = (208, 212, 216)
 # What cannot be told from black, which is no label, or from the white of the page is left out.
@@ -110,10 +109,10 @@ def _draw_box(
     """Draw a frame, and its words on a bar above it, or inside where there is no room."""
     from PIL import ImageFont
 
-    thickness = max(1, round(min(size) / 300))
+    thickness = max(1, round(min(size) / 200))
     left, top, right, bottom = np.clip(box, 0, np.tile(size, 2) - 1).tolist()
     pen.rectangle((left, top, right, bottom), outline=color, width=thickness)
-    font = ImageFont.load_default(max(_SMALLEST_TEXT, round(min(size) / 35)))
+    font = ImageFont.load_default(8 + min(size) / 50)
     # The words' own box reaches from 0, so that bars of all words are equally high.
     width, height = pen.textlength(words, font=font), sum(font.getmetrics())
     x = max(0.0, min(left, size[0] - width))

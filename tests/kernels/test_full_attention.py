@@ -38,7 +38,10 @@ def test_is_the_softmax_over_what_is_shown(at_once, x64, monkeypatch):
     shown = jnp.asarray(MASK)[:, None, None, None]
     for x, y in zip(run(*arrays), dense(*arrays, shown), strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-12)
-    check_grads(jax.jit(lambda *xs: run(*xs)[0]), arrays, order=1, modes=["fwd", "rev"], rtol=1e-6)
+    if at_once == 100:  # a loop
+        check_grads(
+            jax.jit(lambda *xs: run(*xs)[0]), arrays, order=1, modes=["fwd", "rev"], rtol=1e-6
+        )
 
 
 def test_is_a_neighborhood_that_holds_the_map(x64):

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import math
 import re
 
 import edges
@@ -494,6 +495,23 @@ def test_xla_has_no_scatter_and_no_k_fold_copy(function):
     limit = k_fold if function is fused else 2 * k_fold
     # Unfused stores the K weights themselves, which are 1/32 of a K-fold copy each time.
     assert compiled.memory_analysis().temp_size_in_bytes < limit / 3
+
+
+@pytest.mark.optimised
+def test_xla_needs_no_more_memory_for_a_large_window():
+    """Slabs of this window hold 5 times the keys of a tile along each axis; none is stored."""
+    problem = problems.Problem(
+        name="3d", shape=(30, 48, 80), kernel_size=(18, 24, 24), heads=2, head_dim=64, rpb=False
+    )
+    structs = problem.structs()
+    run = fused(problem, "xla")
+    forward = jax.jit(run).lower(structs).compile()
+    backward = jax.jit(lambda x, ct: jax.vjp(run, x)[1](ct)).lower(
+        structs, jax.eval_shape(run, structs)
+    )
+    one = math.prod(structs["query"].shape) * 4
+    assert forward.memory_analysis().temp_size_in_bytes < 1 * one
+    assert backward.compile().memory_analysis().temp_size_in_bytes < 1.5 * one
 
 
 def test_lse_gradient_is_honoured(implementation):

@@ -1,6 +1,7 @@
-"""Tiles and slabs: every window lies in its slab, and cutting is undone exactly."""
+"""Tiles and slabs: every window lies in its slab, and every query is computed."""
 
-import jax
+import math
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -9,21 +10,31 @@ from hypothesis import strategies as st
 from windows import frames
 
 from natjax.kernels import checks
-from natjax.kernels.backends.xla import tiles
+from natjax.kernels.backends.xla import layout, tiles
 from natjax.kernels.neighborhood import AxisWindow
+from natjax.kernels.plan.frame import axis_frame
 
 
 @st.composite
 def cut_axes(draw):
     axis = draw(frames(max_length=60, periodic=None))
-    return tiles.axis_tiles(axis, draw(st.integers(1, axis.num_queries)))
+    return tiles.axis_tiles(axis, draw(st.integers(1, axis_frame(axis).query_positions)))
 
 
 def cut_tokens(cut):
     """Which token is where in the tiles and in the slabs; -1 is padding."""
-    queries, keys = (jnp.asarray(x) + 1 for x in (cut.window.query_tokens, cut.window.key_tokens))
-    cuts = tiles.split_queries(queries, 0, cut), tiles.split_keys(keys, 0, cut)
-    return (np.asarray(x) - 1 for x in cuts)
+    queries, keys = (
+        jnp.asarray(x + 1)[None, :, None, None]
+        for x in (cut.window.query_tokens, cut.window.key_tokens)
+    )
+    arrays = (
+        (layout.place_queries(queries, (cut,)), layout.query_boxes((cut,))),
+        (layout.place_keys(keys, (cut,)), layout.key_boxes((cut,))),
+    )
+    return (
+        np.stack([np.ravel(boxes.read(x, start)) for start in boxes.starts]) - 1
+        for x, boxes in arrays
+    )
 
 
 @given(cut_axes())
@@ -43,8 +54,8 @@ def test_slabs_hold_the_window_of_every_query(cut):
 def test_bias_index_of_slab_slots(cut):
     axis = cut.window
     queries, slabs = cut_tokens(cut)
-    index = cut.bias_index()[cut.shifts[1]]
     slot = np.arange(cut.halo)
+    index = cut.bias_shift[:, None, None] + slot - np.arange(cut.size)[:, None]
     seen = (cut.start[0][..., None] <= slot) & (slot < cut.end[0][..., None])
     seen &= (queries >= 0)[:, :, None]
     expected = axis.bias_index(queries[:, :, None], slabs[:, None])
@@ -60,8 +71,25 @@ def test_tokens_of_tiles_and_slabs(cut):
 
 @given(cut_axes())
 def test_queries_come_back(cut):
-    x = jnp.arange(cut.window.num_queries * 3).reshape(cut.window.num_queries, 3)
-    np.testing.assert_array_equal(tiles.merge_queries(tiles.split_queries(x, 0, cut), 0, cut), x)
+    x = jnp.arange(cut.window.num_queries * 3).reshape(1, -1, 1, 3)
+    placed = layout.place_queries(x, (cut,))
+    np.testing.assert_array_equal(layout.merge_queries(placed, (cut,)), x)
+
+
+@given(cut_axes())
+def test_every_query_is_new_in_one_tile(cut):
+    queries, _ = cut_tokens(cut)
+    new = queries[cut.is_new]
+    assert sorted(new[new >= 0]) == list(cut.window.query_tokens)
+
+
+@given(cut_axes())
+def test_tiles_of_a_kind_look_alike(cut):
+    first, kind = cut.kinds()
+    example = first[kind]
+    np.testing.assert_array_equal(cut.start, cut.start[:, example])
+    np.testing.assert_array_equal(cut.end, cut.end[:, example])
+    np.testing.assert_array_equal(cut.bias_shift, cut.bias_shift[example])
 
 
 def test_slabs_are_no_larger_than_the_windows_need():
@@ -73,21 +101,17 @@ def test_slabs_are_no_larger_than_the_windows_need():
     ("shape", "kernel_size", "dilation"),
     [((56, 56), 7, 1), ((56, 56), 7, 8), ((14, 14), 7, 2), ((4096,), 257, 1), ((8, 24, 24), 5, 1)],
 )
-def test_chosen_tiles_store_keys_a_few_times_not_k_times(shape, kernel_size, dilation):
+def test_chosen_tiles_move_keys_a_few_times_not_k_times(shape, kernel_size, dilation):
     neighborhood = checks.neighborhood(shape, kernel_size, dilation=dilation)
-    chosen = tiles.choose_tiles(neighborhood, overhead=64)
+    chosen = tiles.choose_tiles(neighborhood, overhead=64, most_logits=2**20)
     copies = np.prod([t.count * t.halo / t.window.length for t in chosen])
     assert copies < 6
-    assert chosen[0].count * chosen[0].halo / shape[0] <= 3
+    assert math.prod(t.size * t.halo for t in chosen) <= 2**20
 
 
-def test_cutting_is_transposed_without_scatter():
-    cut = tiles.axis_tiles(AxisWindow(length=56, kernel_size=7), 8)
-    pulled = jax.jit(lambda x: jax.vjp(lambda y: tiles.split_keys(y, 0, cut), x)[1](x_tiles))
-    x_tiles = jnp.ones((cut.count, cut.halo, 4))
-    text = pulled.lower(jnp.ones((56, 4))).compile().as_text()
-    assert " scatter(" not in text
-    counts = np.zeros(56)
-    for start in cut.key_start:
-        counts[start : start + cut.halo] += 1
-    np.testing.assert_array_equal(pulled(jnp.ones((56, 4)))[0][:, 0], counts)
+def test_tiles_keep_to_their_most_logits_where_they_can():
+    neighborhood = checks.neighborhood((256, 256), 80)
+    for most in (2**22, 2**16, 2**10):
+        chosen = tiles.choose_tiles(neighborhood, overhead=64, most_logits=most)
+        logits = math.prod(t.size * t.halo for t in chosen)
+        assert logits <= most or all(t.size == 1 for t in chosen)

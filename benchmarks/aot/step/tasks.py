@@ -54,7 +54,7 @@ class StepTask:
     """How a task's step is made of a row's model and image size.
 
     Attributes:
-      title: what is trained, for the table.
+      title: presets and sizes of images of the table, in words.
       preset: (model, height and width) -> the published settings of the run, at that size.
       setup: settings, with the model's name or `SMALL` -> the step.
       rows: height and width -> shape and dtype of the arrays of one example of a training batch.
@@ -162,13 +162,13 @@ def _objects(size: Size) -> Rows:
 
 TASKS = {
     "classification": StepTask(
-        "the presets `nat_tiny_imagenet` and `nat_base_imagenet`",
+        "`nat_tiny_imagenet` and `nat_base_imagenet` at 224x224",
         _imagenet,
         _imagenet_step,
         lambda size: {"image": ((*size, 3), jnp.uint8), "label": ((), jnp.int32)},
     ),
     "segmentation": StepTask(
-        "the preset `upernet_nat_tiny_ade20k`",
+        "`upernet_nat_tiny_ade20k` at 512x512",
         _ade20k,
         _ade20k_step,
         lambda size: {

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
-from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Shaped
+from jaxtyping import Array, Bool, Float, Int
 
-from natjax.kernels.backends.xla import tiles as tiling
-from natjax.kernels.backends.xla.tiles import AxisTiles
+from natjax.kernels.backends.xla.layout import (
+    by_key_head,
+    by_query_head,
+    by_token,
+    key_boxes,
+    merge_queries,
+    new_queries,
+    place_keys,
+    place_queries,
+    query_boxes,
+)
+from natjax.kernels.backends.xla.penalty import HIDDEN, Penalty, in_force
+from natjax.kernels.backends.xla.tiles import Tiles, choose_tiles
+from natjax.kernels.backends.xla.walk import Boxes, Walk
 from natjax.kernels.checks import accumulation_dtype, product_precision
 from natjax.kernels.cross_scale import with_more_heads
 from natjax.kernels.neighborhood import Neighborhood
@@ -22,11 +33,18 @@ from natjax.kernels.weighting import Dropout, dropout_factors, soft_capped
 
 # Cost of moving a key into a slab, in logits: `python benchmarks/ops.py --sweep` on a CPU.
 _SLAB_OVERHEAD = 64
-# Logits computed at once: on a CPU what its caches hold, elsewhere what keeps the device busy.
-_LOGITS_AT_ONCE = {"cpu": 2**21}
+# Logits of a step, which has as many tiles as keep to it: on a CPU what caches hold, elsewhere what
+# keeps the device busy.
+_LOGITS_AT_ONCE = {"cpu": 2**19}
 _LOGITS_AT_ONCE_ELSEWHERE = 2**26
-# Finite, so that no difference of masked logits is nan.
-_MASKED = -1e30
+# Tiles of a step at most, since results are added one tile after the other, each an operation to
+# compile.
+_TILES_AT_ONCE = {"cpu": 8}
+_TILES_AT_ONCE_ELSEWHERE = 32
+# The most logits of a tile, of all images and heads together, which bounds memory. Those of one
+# image and head may always be the second number, since smaller tiles mostly move keys.
+_LARGEST_TILE = 2**22
+_ALWAYS_A_TILE = 2**14
 
 
 @with_more_heads
@@ -56,6 +74,7 @@ def attention(
     )
     extra = None if additional_keys is None else (additional_keys, additional_values)
     mask = None if key_mask is None else key_mask[..., None, None]
+    part = jnp.zeros(len(neighborhood.axes), jnp.int32) if part is None else part
     return on_device_parts(attend, (query, key, value, extra, mask, dropout), (rpb, part))
 
 
@@ -66,262 +85,68 @@ def _attention(
     extra: tuple[Float[Array, "B E M D"], Float[Array, "B E M Dv"]] | None,
     key_mask: Bool[Array, "B *Y 1 1"] | None,
     dropout: Dropout | None,
-    shared: tuple[Float[Array, "N *R"] | None, Int[Array, "axes"] | None],
+    shared: tuple[Float[Array, "N *R"] | None, Int[Array, "axes"]],
     *,
     neighborhood: Neighborhood,
     scale: float,
     soft_cap: float | None,
 ) -> tuple[Float[Array, "B *X N Dv"], Float[Array, "B *X N"]]:
     rpb, part = shared
-    tiles = tiling.choose_tiles(neighborhood, _SLAB_OVERHEAD)
-    dtype, heads = accumulation_dtype(query.dtype), key.shape[-2]
-    table = None if rpb is None else _bias_table(rpb.astype(dtype), tiles, heads)
-    rows_at_once, tiles_at_once = _at_once(query.shape[0] * query.shape[-2], tiles)
-    attend = functools.partial(
-        _attend,
-        scale=scale,
-        soft_cap=soft_cap,
-        extra=extra,
-        dropout=dropout,
-        num_tokens=neighborhood.num_tokens,
+    # Batch and heads are computed together. A batch whose size is not known counts as 1.
+    batch = query.shape[0] if isinstance(query.shape[0], int) else 1
+    problems = max(1, batch * query.shape[-2])
+    most_logits = max(_LARGEST_TILE // problems, _ALWAYS_A_TILE)
+    tiles = choose_tiles(neighborhood, _SLAB_OVERHEAD, most_logits)
+    heads, dtype = (key.shape[-2], query.shape[-2] // key.shape[-2]), query.dtype
+    queries, keys = query_boxes(tiles), key_boxes(tiles)
+    penalty = Penalty(tiles, heads, rpb is not None)
+    placed = place_queries(query, tiles)
+    inputs: dict[str, tuple[Array, Boxes] | None] = {
+        "query": (placed, queries),
+        "key": (place_keys(key, tiles), keys),
+        "value": (place_keys(value, tiles), keys),
+        "part": _whole(part),
+        "penalty": penalty.read(rpb, part, accumulation_dtype(dtype)),
+        "key_mask": None if key_mask is None else (place_keys(key_mask, tiles), keys),
+        "seeds": None if dropout is None else _whole(dropout.seeds),
+        "extra_keys": None if extra is None else _whole(extra[0]),
+        "extra_values": None if extra is None else _whole(extra[1]),
+    }
+    given = {name: x for name, x in inputs.items() if x is not None}
+    count = math.prod(axis.count for axis in tiles)
+    logits = problems * math.prod(axis.size * axis.halo for axis in tiles)
+    walk = Walk(
+        function=_Tile(
+            names=tuple(given),
+            penalty=penalty,
+            scale=scale,
+            soft_cap=soft_cap,
+            rate=0.0 if dropout is None else dropout.rate,
+            precision=product_precision(dtype),
+            num_tokens=neighborhood.num_tokens,
+        ),
+        reads=tuple(boxes for _, boxes in given.values()),
+        writes=(queries, queries),
+        outputs=(
+            jax.ShapeDtypeStruct((*placed.shape[:-1], value.shape[-1]), dtype),
+            jax.ShapeDtypeStruct((*placed.shape[:-1], 1), accumulation_dtype(dtype)),
+        ),
+        tiles=count,
+        at_once=_divisor(count, _tiles_at_once(logits)),
     )
-
-    def row(q: Array, slabs: tuple[Array, Array, Array | None], index: Array) -> Any:
-        mask = _row_mask(tiles, index, part)
-        bias = jnp.zeros((), dtype) if table is None else _row_bias(table, tiles, index)
-        penalty = jnp.where(mask, bias, jnp.asarray(_MASKED, dtype))
-        penalty = penalty.reshape(q.shape[0], *penalty.shape[len(tiles) - 1 :][:2], q.shape[-2], -1)
-        slabs = jax.tree.map(lambda x: _cut_tiles(x, tiles[1:]), slabs)
-        numbers = None if dropout is None else _row_numbers(tiles, index, part)
-        return _map(attend, (q, *slabs, penalty, numbers), tiles_at_once)
-
-    slabs = jax.tree.map(lambda x: _cut_rows(x, tiles[0]), (key, value, key_mask))
-    rows = (_tile_queries(query, tiles, heads), slabs, jnp.arange(tiles[0].count))
-    out, lse = _map(row, rows, rows_at_once)
-    shape = (*query.shape[:1], *neighborhood.query_shape, *query.shape[-2:])
-    return _untile(out, tiles, shape), _untile(lse[..., None], tiles, shape)[..., 0]
+    out, lse = (merge_queries(x, tiles) for x in walk(*(x for x, _ in given.values())))
+    return out, lse[..., 0]
 
 
-# Layout. Tiles first, so that a loop may take them one by one: A tiles of the first axis,
-# each a row of R tiles of the others; q queries in a tile, k keys in a slab; G query heads for
-# each key head.
+def _whole(x: Array) -> tuple[Array, Boxes]:
+    return x, Boxes.whole(x.ndim)
 
 
-def _tile_queries(
-    x: Float[Array, "B *X N D"], tiles: tuple[AxisTiles, ...], heads: int
-) -> Float[Array, "A R B M G q D"]:
-    n = len(tiles)
-    for axis in reversed(range(n)):
-        x = tiling.split_queries(x, 1 + axis, tiles[axis])
-    x = x.reshape(*x.shape[:-2], heads, x.shape[-2] // heads, x.shape[-1])
-    counts, sizes = range(1, 2 * n, 2), range(2, 2 * n + 1, 2)
-    x = x.transpose(*counts, 0, 2 * n + 1, 2 * n + 2, *sizes, 2 * n + 3)
-    return x.reshape(tiles[0].count, _row(tiles), *x.shape[n : n + 3], _queries(tiles), x.shape[-1])
-
-
-def _untile(
-    x: Float[Array, "A R B M G q C"], tiles: tuple[AxisTiles, ...], shape: tuple[int, ...]
-) -> Float[Array, "B *X N C"]:
-    n = len(tiles)
-    batch_and_heads, sizes = x.shape[2:5], (axis.size for axis in tiles)
-    x = x.reshape(*(axis.count for axis in tiles), *batch_and_heads, *sizes, x.shape[-1])
-    tokens = (axis for j in range(n) for axis in (j, n + 3 + j))
-    x = x.transpose(n, *tokens, n + 1, n + 2, 2 * n + 3)
-    for axis in range(n):
-        x = tiling.merge_queries(x, 1 + axis, tiles[axis])
-    return x.reshape(*shape[:-1], x.shape[-1])
-
-
-def _cut_rows(x: Shaped[Array, "B *X M D"], tiles: AxisTiles) -> Shaped[Array, "A B M h *Y D"]:
-    x = tiling.split_keys(jnp.moveaxis(x, -2, 1), 2, tiles)
-    return jnp.moveaxis(x, 2, 0)
-
-
-def _cut_tiles(
-    x: Shaped[Array, "B M h *Y D"], tiles: tuple[AxisTiles, ...]
-) -> Shaped[Array, "R B M k D"]:
-    n = len(tiles)
-    for axis in reversed(range(n)):
-        x = tiling.split_keys(x, 3 + axis, tiles[axis])
-    counts, halos = range(3, 2 * n + 3, 2), range(4, 2 * n + 4, 2)
-    x = x.transpose(*counts, 0, 1, 2, *halos, 2 * n + 3)
-    rows, keys = math.prod(x.shape[:n]), math.prod(x.shape[n + 2 : -1])
-    return x.reshape(rows, *x.shape[n : n + 2], keys, x.shape[-1])
-
-
-def _row(tiles: tuple[AxisTiles, ...]) -> int:
-    return math.prod(axis.count for axis in tiles[1:])
-
-
-def _queries(tiles: tuple[AxisTiles, ...]) -> int:
-    return math.prod(axis.size for axis in tiles)
-
-
-# What each query of a row of tiles sees, and its bias. Both broadcast against
-# [*A, M, G, *t, *h], where *A are the tiles of all axes but the first.
-
-
-def _row_mask(
-    tiles: tuple[AxisTiles, ...], index: Int[Array, ""], part: Int[Array, "axes"] | None
-) -> Bool[Array, "*A 1 1 *t *h"]:
-    n = len(tiles)
-    masks = []
-    for j, axis in enumerate(tiles):
-        start, end = (_in_force(x, part, j) for x in (axis.start, axis.end))
-        if j == 0:
-            start, end = start[index][None], end[index][None]
-        slot = jnp.arange(axis.halo, dtype=start.dtype)
-        mask = (start[..., None] <= slot[None, None]) & (slot[None, None] < end[..., None])
-        shape = [1] * (3 * n + 1)
-        shape[n + 1 + j], shape[2 * n + 1 + j] = axis.size, axis.halo
-        if j:
-            shape[j - 1] = axis.count
-        masks.append(mask.reshape(shape))
-    return functools.reduce(jnp.logical_and, masks)
-
-
-def _row_numbers(
-    tiles: tuple[AxisTiles, ...], index: Int[Array, ""], part: Int[Array, "axes"] | None
-) -> tuple[Int[Array, "R q"], Int[Array, "R k"]]:
-    """The number of each query and of each key of a row of tiles, among all tokens of the map."""
-    n = len(tiles)
-    numbers = []
-    for tokens in ([t.query_tokens for t in tiles], [t.key_tokens for t in tiles]):
-        total = jnp.zeros((), jnp.int32)
-        for j, axis in enumerate(tiles):
-            x = _in_force(tokens[j], part, j)
-            x = x[index][None] if j == 0 else x
-            shape = [1] * (2 * n - 1)
-            shape[n - 1 + j] = x.shape[1]
-            if j:
-                shape[j - 1] = axis.count
-            total = total * axis.window.length + x.reshape(shape)
-        numbers.append(total.reshape(_row(tiles), -1))
-    return numbers[0], numbers[1]
-
-
-def _in_force(x: Int[np.ndarray, "P A t"], part: Array | None, axis: int) -> Int[Array, "A t"]:
-    """What holds for the origin that is in force along an axis."""
-    return jnp.asarray(x[0]) if part is None else jnp.asarray(x)[part[axis]]
-
-
-def _bias_table(
-    rpb: Float[Array, "N *R"], tiles: tuple[AxisTiles, ...], heads: int
-) -> Float[Array, "*S M G *t *h"]:
-    """The bias of every query of a tile and slot of its slab, for each kind of tile.
-
-    The kind is the distance from tile to slab (`AxisTiles.shifts`): three an axis where slabs are
-    clipped at both borders, so the table is small.
-    """
-    n = len(tiles)
-    table = rpb.reshape(heads, -1, *rpb.shape[1:])
-    for axis in tiles:
-        # Takes the foremost bias axis away and appends (S, t, h).
-        size = 2 * axis.window.kernel_size - 1
-        one_hot = jax.nn.one_hot(axis.bias_index(), size, dtype=rpb.dtype)
-        table = jnp.tensordot(table, one_hot, axes=(2, 3), precision="highest")
-    kinds, queries, slots = (range(2 + i, 2 + 3 * n, 3) for i in range(3))
-    return table.transpose(*kinds, 0, 1, *queries, *slots)
-
-
-def _row_bias(
-    table: Float[Array, "*S M G *t *h"], tiles: tuple[AxisTiles, ...], index: Int[Array, ""]
-) -> Float[Array, "*A M G *t *h"]:
-    """The bias of each tile in a row of tiles."""
-    for j, axis in enumerate(tiles):
-        shifts, kind = axis.shifts
-        one_hot = jax.nn.one_hot(kind, len(shifts), dtype=table.dtype)
-        if j == 0:
-            table = _pick(table, one_hot[index][None])[0]
-        else:
-            table = jnp.moveaxis(_pick(jnp.moveaxis(table, j - 1, 0), one_hot), 0, j - 1)
-    return table
-
-
-def _pick(table: Float[Array, "S *Y"], one_hot: Float[Array, "A S"]) -> Float[Array, "A *Y"]:
-    """``table[kind]``; a gather would scatter in reverse.
-
-    A sum, since a matrix product here sends the compiler of jaxlib 0.11.2 into an endless loop
-    when it meets the other products of the backward pass of grouped heads.
-    """
-    one_hot = one_hot.reshape(*one_hot.shape, *[1] * (table.ndim - 1))
-    return jnp.sum(one_hot * table[None], axis=1)
-
-
-# One tile, and the loops over tiles.
-
-
-def _attend(
-    q: Float[Array, "B M G q D"],
-    k: Float[Array, "B M k D"],
-    v: Float[Array, "B M k Dv"],
-    key_mask: Bool[Array, "B 1 k 1"] | None,
-    penalty: Float[Array, "#M #G q k"],
-    numbers: tuple[Int[Array, "q"], Int[Array, "k"]] | None,
-    *,
-    scale: float,
-    soft_cap: float | None,
-    extra: tuple[Float[Array, "B E M D"], Float[Array, "B E M Dv"]] | None,
-    dropout: Dropout | None,
-    num_tokens: int,
-) -> tuple[Float[Array, "B M G q Dv"], Float[Array, "B M G q"]]:
-    """Attention of one tile to its slab and to the additional keys: output and lse."""
-    dtype = penalty.dtype
-    raised = q.astype(dtype)
-    einsum = functools.partial(jnp.einsum, precision=product_precision(q.dtype))
-    products = scale * einsum("bmgqd,bmkd->bmgqk", raised, k.astype(dtype))
-    products = soft_capped(products, soft_cap)
-    # Selected, since nan plus a penalty would be nan, and reach queries that do not see the key.
-    is_seen = (penalty > _MASKED / 2)[None]
-    if key_mask is not None:
-        is_seen = is_seen & key_mask[:, :, None, None, :, 0]
-    logits = [jnp.where(is_seen, products + penalty[None], jnp.asarray(_MASKED, dtype))]
-    values = [jnp.moveaxis(v, 1, 2).astype(dtype)]
-    if extra is not None:
-        products = scale * einsum("bmgqd,bemd->bmgqe", raised, extra[0].astype(dtype))
-        logits.append(soft_capped(products, soft_cap))
-        values.append(extra[1].astype(dtype))
-    weights, lse = _softmax(logits)
-    if dropout is not None and numbers is not None:
-        seeds = dropout.seeds.reshape(*q.shape[:3], 2)
-        # Additional keys come after all tokens of the map.
-        places = [numbers[1], num_tokens + jnp.arange(logits[-1].shape[-1])][: len(logits)]
-        weights = [
-            w * dropout_factors(dropout, seeds, numbers[0], keys, dtype)
-            for w, keys in zip(weights, places, strict=True)
-        ]
-    parts = (einsum("bmgqk,bkmd->bmgqd", w, y) for w, y in zip(weights, values, strict=True))
-    return sum(parts).astype(q.dtype), lse
-
-
-def _softmax(
-    logits: list[Float[Array, "B M G q _"]],
-) -> tuple[list[Float[Array, "B M G q _"]], Float[Array, "B M G q"]]:
-    """Weights and log-sum-exp over several sets of keys; zeros and -inf where all are hidden."""
-    # Every shift gives the same result, so this one needs no gradient.
-    top = functools.reduce(jnp.maximum, (x.max(-1, keepdims=True) for x in logits))
-    top = jax.lax.stop_gradient(top)
-    sees_none = top <= _MASKED / 2
-    top = jnp.where(sees_none, jnp.zeros_like(top), top)
-    weights = [jnp.exp(x - top) for x in logits]
-    total = sum(x.sum(-1, keepdims=True) for x in weights)
-    total = jnp.where(sees_none, jnp.ones_like(total), total)
-    lse = jnp.where(sees_none, -jnp.inf, top + jnp.log(total))
-    return [x / total for x in weights], lse[..., 0]
-
-
-def _at_once(problems: int, tiles: tuple[AxisTiles, ...]) -> tuple[int, int]:
-    """How many rows of tiles, and how many tiles of a row, to compute at once.
-
-    Args:
-      problems: batch size times heads, which are always computed together.
-      tiles: the tiles of each axis.
-    """
-    budget = _LOGITS_AT_ONCE.get(jax.default_backend(), _LOGITS_AT_ONCE_ELSEWHERE)
-    per_tile = problems * math.prod(axis.size * axis.halo for axis in tiles)
-    tiles_at_once = _divisor(_row(tiles), budget // max(per_tile, 1))
-    rows_at_once = _divisor(tiles[0].count, budget // max(per_tile * _row(tiles), 1))
-    return rows_at_once, tiles_at_once
+def _tiles_at_once(logits: int) -> int:
+    """How many tiles, of so many logits each, a step should have."""
+    platform = jax.default_backend()
+    budget = _LOGITS_AT_ONCE.get(platform, _LOGITS_AT_ONCE_ELSEWHERE)
+    return min(budget // logits, _TILES_AT_ONCE.get(platform, _TILES_AT_ONCE_ELSEWHERE))
 
 
 def _divisor(number: int, limit: int) -> int:
@@ -329,10 +154,114 @@ def _divisor(number: int, limit: int) -> int:
     return next(n for n in range(max(1, min(number, limit)), 0, -1) if number % n == 0)
 
 
-def _map(function: Callable[..., Any], xs: tuple[Any, ...], at_once: int) -> Any:
-    """Map over the leading axis, ``at_once`` items at a time, rematerialising in reverse mode."""
-    if at_once >= jax.tree.leaves(xs)[0].shape[0]:
-        return jax.vmap(jax.checkpoint(function))(*xs)
-    # A loop body is its own scope for common subexpressions.
-    function = jax.checkpoint(function, prevent_cse=False)
-    return jax.lax.map(lambda x: function(*x), xs, batch_size=at_once)
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Tile:
+    """Attention of one tile to its slab and to the additional keys.
+
+    Attributes:
+      names: of what is read.
+      penalty: what is added to logits, which knows the tiles too.
+      scale: factor on the products of queries and keys.
+      soft_cap: bound of these, if any.
+      rate: of dropout.
+      precision: of products.
+      num_tokens: keys of the map.
+    """
+
+    names: tuple[str, ...]
+    penalty: Penalty
+    scale: float
+    soft_cap: float | None
+    rate: float
+    precision: str | None
+    num_tokens: int
+
+    def __call__(
+        self, tile: Int[Array, ""], *boxes: Array
+    ) -> tuple[Float[Array, "B *t N Dv"], Float[Array, "B *t N 1"]]:
+        """Output and log-sum-exp of the queries that no tile before has; zeros of the others."""
+        read = dict(zip(self.names, boxes, strict=True))
+        query, (_, groups) = read["query"], self.penalty.heads
+        values = [by_key_head(read["value"])]
+        logits = [self._logits(tile, read)]
+        if "extra_keys" in read:
+            extra = (by_key_head(read[name]) for name in ("extra_keys", "extra_values"))
+            keys, extra_values = extra
+            logits.append(self._products(by_query_head(query, self.penalty.heads), keys))
+            values.append(extra_values)
+        weights, lse = _softmax(logits)
+        if "seeds" in read:
+            weights = self._drop(tile, weights, read)
+        parts = (self._product("bmqk,bmkd->bmqd", *x) for x in zip(weights, values, strict=True))
+        out, lse = (by_token(x, groups, query.shape[1:-2]) for x in (sum(parts), lse))
+        is_new = new_queries(tile, self.penalty.tiles)
+        if is_new is None:
+            return out, lse
+        return jnp.where(is_new[None], out, 0), jnp.where(is_new[None], lse, 0)
+
+    def _product(self, spec: str, x: Array, y: Array) -> Array:
+        return jnp.einsum(spec, x, y, precision=self.precision)
+
+    def _products(
+        self, query: Float[Array, "B M Q D"], key: Float[Array, "B M k D"]
+    ) -> Float[Array, "B M Q k"]:
+        """Products of queries and keys, as the soft cap leaves them."""
+        return soft_capped(self.scale * self._product("bmqd,bmkd->bmqk", query, key), self.soft_cap)
+
+    def _logits(self, tile: Int[Array, ""], read: dict[str, Array]) -> Float[Array, "B M Q k"]:
+        """Logits of the slab."""
+        query = by_query_head(read["query"], self.penalty.heads)
+        products = self._products(query, by_key_head(read["key"]))
+        added = self.penalty.of_tile(tile, read.get("penalty"), read["part"], query.dtype)[None]
+        # Selected: nan plus a penalty would be nan, and reach queries that do not see the key.
+        is_seen = added > HIDDEN / 2
+        if "key_mask" in read:
+            is_seen = is_seen & by_key_head(read["key_mask"])[:, :, None, None, :, 0]
+        grouped = products.reshape(*query.shape[:2], self.penalty.heads[1], *added.shape[3:])
+        logits = jnp.where(is_seen, grouped + added, jnp.asarray(HIDDEN, query.dtype))
+        return logits.reshape(products.shape)
+
+    def _drop(
+        self, tile: Int[Array, ""], weights: list[Array], read: dict[str, Array]
+    ) -> list[Array]:
+        """Drop weights, those of additional keys too: these come after all tokens of the map."""
+        queries, keys = _token_numbers(tile, self.penalty.tiles, read["part"])
+        numbers = [keys, self.num_tokens + jnp.arange(weights[-1].shape[-1], dtype=jnp.int32)]
+        dropout = Dropout(read["seeds"], self.rate)
+        seeds = dropout.seeds.reshape(-1, *self.penalty.heads, 2)
+        return [
+            w * dropout_factors(dropout, seeds, queries, keys, w.dtype).reshape(w.shape)
+            for w, keys in zip(weights, numbers[: len(weights)], strict=True)
+        ]
+
+
+def _token_numbers(
+    tile: Int[Array, ""], tiles: Tiles, part: Int[Array, "axes"]
+) -> tuple[Int[Array, "q"], Int[Array, "k"]]:
+    """The number of each query and of each key of a tile, among all tokens of the map."""
+    numbers = jnp.unravel_index(tile, [axis.count for axis in tiles])
+
+    def row_major(tokens: list[np.ndarray]) -> Int[Array, "_"]:
+        total = jnp.zeros(1, jnp.int32)
+        for j, (axis, number) in enumerate(zip(tiles, numbers, strict=True)):
+            along = in_force(tokens[j], part, j, number)
+            total = (total[:, None] * axis.window.length + along[None]).reshape(-1)
+        return total
+
+    return row_major([t.query_tokens for t in tiles]), row_major([t.key_tokens for t in tiles])
+
+
+def _softmax(
+    logits: list[Float[Array, "B M Q _"]],
+) -> tuple[list[Float[Array, "B M Q _"]], Float[Array, "B M Q 1"]]:
+    """Weights and log-sum-exp over several sets of keys; zeros and -inf where all are hidden."""
+    # Every shift gives the same result, so this one needs no gradient.
+    top = functools.reduce(jnp.maximum, (x.max(-1, keepdims=True) for x in logits))
+    top = jax.lax.stop_gradient(top)
+    sees_none = top <= HIDDEN / 2
+    top = jnp.where(sees_none, jnp.zeros_like(top), top)
+    weights = [jnp.exp(x - top) for x in logits]
+    total = sum(x.sum(-1, keepdims=True) for x in weights)
+    total = jnp.where(sees_none, jnp.ones_like(total), total)
+    lse = jnp.where(sees_none, -jnp.inf, top + jnp.log(total))
+    return [x / total for x in weights], lse

@@ -11,11 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from natjax.kernels.backends.xla.tiles import cut_round
 from natjax.kernels.checks import accumulation_dtype
 from natjax.kernels.cross_scale import with_more_heads
 from natjax.kernels.neighborhood import Neighborhood
-from natjax.kernels.plan.frame import AxisFrame, axis_frame, merge_groups
+from natjax.kernels.plan.frame import AxisFrame, axis_frame, cut_round, merge_groups
 from natjax.kernels.sharding.device_parts import on_device_parts
 from natjax.kernels.sharding.partitioning import align_varying
 

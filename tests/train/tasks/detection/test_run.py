@@ -18,6 +18,7 @@ from natjax.train.engine import loop
 from natjax.train.tasks.detection import evaluate_weights
 from natjax.train.tasks.detection.config import AugmentConfig, DetectionConfig
 from natjax.train.tasks.detection.datasets.digit_scenes import write_scenes
+from natjax.weights.load import named_params
 
 SETTINGS = {
     "model.name": pico.DETECTOR,
@@ -135,15 +136,26 @@ def small_images(monkeypatch):
     monkeypatch.setattr(evaluate_weights, "DetectionConfig", small)
 
 
-@pytest.mark.usefixtures("small_images")
-def test_export_and_weights_by_name_of_the_model(finished, folder, tmp_path, capsys):
-    """Weights of a run are evaluated by themselves; of other classes they are refused."""
+def test_export(finished, tmp_path):
     weights = tmp_path / "weights.pth"
     assert main(["export", str(finished), str(weights)]) == 0
-    named = ["--weights", str(weights), "--model", pico.DETECTOR]
-    capsys.readouterr()
+    model = natjax.create_detector(pico.DETECTOR, num_classes=10, weights=weights)
+    averages = {name: x for name, x in _state(finished).items() if "ema" in name}
+    for name, value in named_params(model).items():
+        (average,) = (x for key, x in averages.items() if f"'{name}'" in key)
+        np.testing.assert_array_equal(value.get_value(), average)
+
+
+@pytest.mark.usefixtures("small_images")
+def test_weights_are_evaluated_by_the_name_of_their_model(folder, tmp_path, capsys):
+    """Of other classes they are refused."""
+    model = natjax.create_detector(pico.DETECTOR, num_classes=10, rngs=nnx.Rngs(0))
+    natjax.save_weights(model, tmp_path / "x.safetensors")
+    named = ["--weights", str(tmp_path / "x.safetensors"), "--model", pico.DETECTOR]
     assert main(["eval", *named, "--data.dir", str(folder)]) == 0
-    assert "box AP" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "6 held-out images" in shown
+    assert "images in 64 x 64" in shown
     photo = tmp_path / "photo.png"
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(photo)
     assert main(["predict", str(photo), *named]) == 2
