@@ -1,9 +1,10 @@
-"""Time of a detector's operations, beside torchvision's, and of a detector's parts.
+"""Time of a detector's operations, beside torchvision's.
 
     python benchmarks/detect.py                                # operations of natjax alone
     python benchmarks/detect.py --torch-python OTHER/python    # beside torchvision's, in turns
-    python benchmarks/detect.py --model mask_rcnn_nat_tiny --size 800 1344    # parts of a detector
     python benchmarks/detect.py --chip v5e:2x2    # what the operations compile to, without the chip
+
+Whole detectors: `python -m benchmarks.detector`.
 
 torchvision runs in a process of its own, since it need not be installed beside JAX; both use all
 cores, one at a time. Each figure is the median of the rounds, with the least in brackets.
@@ -157,8 +158,8 @@ def work() -> None:
         print(json.dumps(seconds), flush=True)
 
 
-def compare(torch_python: str | None, rounds: int) -> None:
-    """Print a table of all problems."""
+def compare(torch_python: str | None, rounds: int, only: str = "") -> None:
+    """Print a table of the problems whose names begin with ``only``."""
     other = Torchvision(torch_python) if torch_python else None
     heads = ["problem", "natjax ms"]
     if other:
@@ -166,7 +167,7 @@ def compare(torch_python: str | None, rounds: int) -> None:
     print("| " + " | ".join(heads) + " |\n|" + " --- |" * len(heads))
     with tempfile.TemporaryDirectory() as folder:
         path = str(pathlib.Path(folder) / "result.npy")
-        for name in PROBLEMS:
+        for name in (name for name in PROBLEMS if name.startswith(only)):
             run = natjax_run(name)
             result = run()
             ours, theirs = [], []
@@ -186,44 +187,6 @@ def compare(torch_python: str | None, rounds: int) -> None:
 
 def _figure(times: list[float]) -> str:
     return f"{statistics.median(times):.1f} ({min(times):.1f})"
-
-
-def time_parts(name: str, size: tuple[int, int], rounds: int) -> None:
-    """Print the time of each part of inference in one image."""
-    import jax
-    import jax.numpy as jnp
-    from flax import nnx
-
-    import natjax
-    from natjax.dense.detection.rpn import propose
-
-    model = natjax.create_detector(name, rngs=nnx.Rngs(0))
-    images = jax.random.normal(jax.random.key(0), (1, *size, 3))
-    sizes = jnp.asarray([size], jnp.float32)
-
-    @nnx.jit
-    def proposals(model: nnx.Module, pyramid: list) -> object:
-        scores, deltas = model.rpn_head(pyramid)
-        return propose(scores, deltas, model.anchors(pyramid), sizes, model.config.rpn.inference)
-
-    backbone = nnx.jit(lambda model, images: model.backbone.features(images))
-    neck = nnx.jit(lambda model, maps: model.neck(maps))
-    whole = nnx.jit(lambda model, images: model(images, sizes))
-    maps = backbone(model, images)
-    pyramid = neck(model, maps)
-    for part, call in {
-        "backbone": lambda: backbone(model, images),
-        "pyramid": lambda: neck(model, maps),
-        "proposals": lambda: proposals(model, pyramid),
-        "whole": lambda: whole(model, images),
-    }.items():
-        jax.block_until_ready(call())
-        times = []
-        for _ in range(rounds):
-            start = time.perf_counter()
-            jax.block_until_ready(call())
-            times.append(1e3 * (time.perf_counter() - start))
-        print(f"{part}: {_figure(times)} ms", flush=True)
 
 
 def read_program(chip: str) -> None:
@@ -265,8 +228,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--torch-python", help="a Python that has torchvision")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--model", help="a detector to time the parts of")
-    parser.add_argument("--size", type=int, nargs=2, default=IMAGE, help="height and width")
+    parser.add_argument("--only", default="", help="problems whose names begin so")
     parser.add_argument("--chip", help="compile for a TPU slice, such as v5e:2x2, and count")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -274,10 +236,8 @@ def main() -> None:
         work()
     elif args.chip:
         read_program(args.chip)
-    elif args.model:
-        time_parts(args.model, tuple(args.size), args.rounds)
     else:
-        compare(args.torch_python, args.rounds)
+        compare(args.torch_python, args.rounds, args.only)
 
 
 if __name__ == "__main__":

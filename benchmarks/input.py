@@ -32,6 +32,7 @@ import tempfile
 import time
 
 SIDE, BATCH, FILES = 224, 64, 128
+_TITLE = "# Reading and augmenting photos, beside tf.data"
 NAMES = {
     "natjax": "natjax, threads",
     "natjax-workers": "natjax, worker processes",
@@ -69,7 +70,7 @@ def main() -> None:
     print(text)
     if args.output:
         (args.output / "input.json").write_text(json.dumps(result, indent=1) + "\n")
-        (args.output / "input.md").write_text(text + "\n")
+        (args.output / "input.md").write_text(f"{_TITLE}\n\n{text}\n")
 
 
 def jpeg_files() -> list[bytes]:

@@ -39,7 +39,7 @@ from flax import nnx
 
 import natjax
 from benchmarks import swin
-from benchmarks.imagenet import step_setup
+from benchmarks.steps import IMAGENET, IMAGENET_IMAGES, step_of
 from natjax.backbones.nat import NAT, NATConfig
 from natjax.nn.attention import NeighborhoodAttention2D
 from natjax.train.config.settings import MeshConfig
@@ -49,6 +49,7 @@ from natjax.train.engine.sharding import device_grid, mesh_of, put_batch
 from natjax.train.engine.step import StepSetup
 from natjax.train.tasks.classification.config import AugmentConfig
 from natjax.train.tasks.classification.recipes import imagenet_preset
+from natjax.train.tasks.classification.task import Classification
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 _DROP_PATH = 0.2
@@ -152,7 +153,7 @@ def _setup(build: Build, batch: int, side: int, augments: bool) -> StepSetup:
         data=dataclasses.replace(preset.data, image_size=side),
         augment=preset.augment if augments else AugmentConfig(),
     )
-    return step_setup(config, split_network(build))
+    return step_of(Classification(config, IMAGENET, split_network(build)), IMAGENET_IMAGES)
 
 
 def host_batches(batch: int, side: int, count: int) -> list[dict[str, np.ndarray]]:

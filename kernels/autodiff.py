@@ -30,6 +30,7 @@ from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float
 
 from natjax.kernels import registry
+from natjax.kernels.full_attention import attend_to_all
 from natjax.kernels.linear import linear_call
 from natjax.kernels.merge import merge_attentions
 from natjax.kernels.neighborhood import Neighborhood
@@ -131,7 +132,7 @@ def attend(
     flat = align_varying(*map(_flat, arrays), *_flat_bias(rpb))
     out, lse = _apply(op, call, *flat)
     if extra:
-        parts = (out, lse), _attend_to_all(flat[0], *extra, call)
+        parts = (out, lse), attend_to_all(flat[0], *extra, scale=call.scale)
         out, lse = merge_attentions(*zip(*parts, strict=True))
     shape = arrays[0].shape[:-1]
     return out.reshape(*shape, out.shape[-1]), lse.reshape(shape)
@@ -435,29 +436,3 @@ def _plain_av(call: KernelCall, w: Array, v: Array) -> Arrays:
 _ATTENTION = Operation(_attention, _attention_gradients, plain_attention)
 _QK = Operation(_qk, _qk_gradients, _plain_qk)
 _AV = Operation(_av, _av_gradients, _plain_av)
-
-
-def _attend_to_all(
-    q: Float[Array, "B T N D"],
-    keys: Float[Array, "B E M D"],
-    values: Float[Array, "B E M Dv"],
-    call: KernelCall,
-) -> tuple[Float[Array, "B T N Dv"], Float[Array, "B T N"]]:
-    """Attention of every query to the additional keys, which are few; in plain JAX."""
-    precision = None if call.tf32 else "highest"
-
-    @jax.checkpoint
-    def attend(q: Array, keys: Array, values: Array) -> tuple[Array, Array]:
-        heads = keys.shape[2]
-        grouped = q.reshape(*q.shape[:2], heads, q.shape[2] // heads, q.shape[-1])
-        product = functools.partial(
-            jnp.einsum, precision=precision, preferred_element_type=jnp.float32
-        )
-        logits = call.scale * product("btmgd,bemd->btmge", grouped, keys)
-        lse = jax.nn.logsumexp(logits, axis=-1)
-        probs = jnp.exp(logits - lse[..., None]).astype(values.dtype)
-        out = product("btmge,bemd->btmgd", probs, values)
-        out = out.reshape(*q.shape[:-1], values.shape[-1])
-        return out.astype(q.dtype), lse.reshape(q.shape[:-1])
-
-    return attend(q, keys, values)

@@ -53,9 +53,10 @@ def merge_attentions(
             )
     dtype = accumulation_dtype(first.dtype)
     parts = jnp.stack([lse.astype(dtype) for lse in lses])
-    merged = jax.nn.logsumexp(parts, axis=0)
-    # Where every part is empty, -inf - -inf would be nan.
-    shift = jnp.where(jnp.isneginf(merged), jnp.zeros_like(merged), merged)
+    # Where every part is empty, -inf - -inf would be nan, and so would gradients.
+    are_empty = jnp.isneginf(parts).all(axis=0)
+    shift = jax.nn.logsumexp(jnp.where(are_empty[None], 0.0, parts), axis=0)
     shares = jnp.exp(parts - shift[None])[..., None]
+    merged = jnp.where(are_empty, -jnp.inf, shift)
     total = jnp.sum(shares * jnp.stack([out.astype(dtype) for out in outputs]), axis=0)
     return total.astype(first.dtype), merged

@@ -50,6 +50,7 @@ class Implementation:
 
 # Best first. None picks the first that does not decline; "reference" accepts everything.
 IMPLEMENTATIONS = (
+    Implementation("jax_triton", platform="gpu"),
     Implementation("pallas_triton", platform="gpu", aliases=("triton",)),
     Implementation("mosaic_tpu", platform="tpu"),
     Implementation("xla"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,11 +22,12 @@ class Dropout:
     """Dropout of attention weights.
 
     Attributes:
-      seeds: two words for each image and query head.
+      seeds: two words for each image and query head, ``uint32[B, N, 2]``; or what JAX has in their
+        place while it takes a tree apart and puts it together again.
       rate: share of the weights to drop, above 0 and below 1.
     """
 
-    seeds: UInt32[Array, "B N 2"]
+    seeds: Any
     rate: float
 
 

@@ -14,6 +14,7 @@ from .dense.segmentation.create import create_segmentor as create_segmentor
 from .dense.segmentation.create import segmentor_config as segmentor_config
 from .dense.segmentation.upernet import UPerNet as UPerNet
 from .dense.segmentation.upernet import UPerNetConfig as UPerNetConfig
+from .kernels.api import attention as attention
 from .kernels.api import merge_attentions as merge_attentions
 from .kernels.api import na1d as na1d
 from .kernels.api import na1d_av as na1d_av
@@ -36,6 +37,9 @@ from .summary import ModelSummary as ModelSummary
 from .summary import model_summary as model_summary
 from .visualize.attention import attention_maps as attention_maps
 from .visualize.attention import attention_weights as attention_weights
+from .visualize.attention import saliency as saliency
+from .visualize.attention_figure import plot_attention as plot_attention
+from .visualize.neighborhood import plot_neighborhood as plot_neighborhood
 from .weights.load import load_weights as load_weights
 from .weights.save import save_weights as save_weights
 

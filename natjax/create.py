@@ -220,7 +220,7 @@ def config_of_file(
         if wanted != found:
             raise ValueError(
                 f"{field} must be left open or be as in {state.where}, {found}; got {wanted}; load "
-                f"the model as it is, and change it by model.with_{field}(...)"
+                f"the model as it is, and change it (or its backbone) by with_{field}(...)"
             )
     return stated
 

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, UInt8
 from natjax.backbones.isotropic import Isotropic
 from natjax.backbones.nat import NAT
 from natjax.create import model_config
+from natjax.nn.arguments import check_size
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -87,6 +88,8 @@ def _of_size(size: int) -> Preprocessing:
 def preprocess(
     image: str | os.PathLike[str] | Image | UInt8[np.ndarray, "H W *C"],
     model: str | NAT | Isotropic,
+    *,
+    size: int | None = None,
 ) -> Float[Array, "1 S S 3"]:
     """One image as a model's input, prepared as when the published accuracies were measured.
 
@@ -96,12 +99,13 @@ def preprocess(
     Args:
       image: path of an image file, an image of Pillow, or pixels from 0 to 255, gray or RGB.
       model: the model or its name, which says how large the input is.
+      size: side of the input in pixels, where it is to be another.
 
     Returns:
       A batch of one image in float32. For several, ``jnp.concatenate`` them.
 
     Raises:
-      ValueError: an unknown name, a model of other than 3 channels, or what is no image.
+      ValueError: an unknown name, a model of other than 3 channels, what is no image, or no size.
       ModuleNotFoundError: Pillow is not installed.
 
     >>> import natjax, numpy as np
@@ -117,7 +121,9 @@ def preprocess(
         opened = _from_pixels(image)
     else:
         opened = open_image(image) if isinstance(image, str | os.PathLike) else image
-    how = _of_size(config.input_size)
+    if size is not None:
+        check_size("size", size)
+    how = _of_size(size or config.input_size)
     pixels = prepare_photo(without_far_ends(opened).convert("RGB"), how)
     mean, std = (np.asarray(x, np.float32) for x in (how.mean, how.std))
     return jnp.asarray((pixels.astype(np.float32) / 255 - mean) / std)[None]

@@ -10,24 +10,27 @@ import types
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pico
 import pytest
 from edges import named
 from flax import nnx
 
-from benchmarks import swin, train_step
+from benchmarks import annotations, measured, segment, swin, train_step
 from benchmarks.aot import __main__ as aot
-from benchmarks.aot import cases, layouts, pool
+from benchmarks.aot import cases, in_triton, layouts, pool, sass
 from benchmarks.aot import report as aot_report
 from benchmarks.aot.step import __main__ as aot_step
 from benchmarks.aot.step import cases as step_cases
 from benchmarks.aot.step import collectives
 from benchmarks.aot.step import report as step_report
+from benchmarks.aot.step.tasks import TASKS
 from benchmarks.gpu import flex, functions, plan, suite, timing, torch_worker
 from benchmarks.gpu import report as gpu_report
-from natjax.kernels.backends import pallas_triton
+from natjax.kernels.backends import jax_triton, pallas_triton
 from natjax.kernels.spec import KERNELS, CallSpec
 from natjax.kernels.tuning import problems, settings
 from natjax.train.engine.network import split_network
+from natjax.train.tasks.detection.datasets.coco_json import read_annotations
 
 ROOT = pathlib.Path(__file__).parents[1]
 ROW = {
@@ -213,6 +216,23 @@ def test_bfloat16_arrays_without_a_bias_for_full_attention():
 
 
 HLO = """
+HloModule jit_step
+
+FileNames
+1 "layers.py"
+
+FunctionNames
+1 "train_step"
+2 "BatchNorm._batch_statistics"
+
+FileLocations
+1 {file_name_id=1 function_name_id=1 line=9 end_line=9}
+2 {file_name_id=1 function_name_id=2 line=7 end_line=7}
+
+StackFrames
+1 {file_location_id=1 parent_frame_id=1}
+2 {file_location_id=2 parent_frame_id=1}
+
 %body.1 (p: (f32[8])) -> (f32[8]) {
   %ag.1 = (bf16[16,64]{1,0}, bf16[64,64]{1,0}) all-gather-start(%p), dimensions={0}
   %f.1 = f32[8]{0} fusion(%p), kind=kLoop, calls=%inner.2
@@ -245,6 +265,27 @@ def test_collectives_are_found_with_their_bytes_and_loops():
     assert (totals["count"], totals["in_loops"], totals["bytes_in_loops"]) == (2, 1, 8192)
 
 
+def norm_sum(frame: int, name: str = "jit(step)/jvp()/reduce_sum") -> collectives.Collective:
+    line = "  %ar.9 = f32[512]{0} all-reduce(%b), to_apply=%add, metadata={op_name="
+    line += f'"{name}" stack_frame_id={frame}}}\n'
+    return collectives.collectives(HLO + line)[-1]
+
+
+def test_sums_of_norms_are_told_apart():
+    found = norm_sum(2)
+    assert found.functions == ("BatchNorm._batch_statistics", "train_step")
+    assert collectives.totals([found, norm_sum(1)]) == {
+        kind: {"count": 1, "bytes": 2048, "in_loops": 0, "bytes_in_loops": 0}
+        for kind in ("all-reduce for norms", "all-reduce")
+    }
+
+
+def test_other_sums_in_the_forward_pass_are_of_activations():
+    other = norm_sum(1)
+    gradient = norm_sum(1, "jit(step)/transpose(jvp())/reduce_sum")
+    assert collectives.unexpected([norm_sum(2), other, gradient], [], (24, 24, 3), 4) == [other]
+
+
 def test_only_activations_are_unexpected():
     found = collectives.collectives(HLO)
     image = (24, 24, 3)
@@ -259,7 +300,9 @@ def test_every_kind_of_machine_is_compiled_for_in_ci():
     quick = step_cases.quick_cases()
     kinds = {step_cases.MACHINES[case.machine].attention for case in quick}
     assert kinds == {"triton", "xla"}
-    assert all(case.fsdp > 1 and case.accumulate > 1 for case in quick)
+    assert {case.task for case in quick} == set(TASKS)
+    assert all(case.fsdp > 1 for case in quick)
+    assert all(case.accumulate > 1 for case in quick if case.task != "detection")
     row = {"moved": ["all-gather of x"], "kernels": 1}
     assert "activations move" in aot_step.failed(quick[0], row)
     assert "no kernel of ours" in aot_step.failed(quick[0], {"moved": [], "kernels": 0})
@@ -326,6 +369,24 @@ def test_the_step_is_measured_beside_swins(tmp_path, monkeypatch, capsys):
     assert "| nat_tiny | " in capsys.readouterr().out
 
 
+def test_segmentation_is_measured_by_its_parts():
+    pico.register()
+    problem = segment.make_problem(pico.SEGMENTOR, batch=2, side=16)
+    found = segment.measure_all(problem, rounds=1, torch_python=None)
+    pico.unregister()
+    modes = ("infer", "step")
+    assert set(found.rows) == {(m, part, "natjax") for m in modes for part in segment.PARTS}
+    assert all(took["cpu_seconds"] > 0 for (took,) in found.rows.values())
+    rows = segment.table(found, 2).splitlines()
+    assert rows[2].startswith("| inference | natjax | ")
+    assert rows[3].startswith("| training step | natjax | ")
+
+
+def test_memory_of_a_call_is_what_it_takes_besides():
+    assert measured.measured(lambda: np.ones(2**27, np.uint8))["extra_bytes"] > 0.9 * 2**27
+    assert measured.measured(lambda: None)["extra_bytes"] < 2**24
+
+
 def test_models_without_attention_have_the_same_parameters():
     for variant in train_step.variants("float32", tiny=True):
         both = (variant.build, variant.build_without)
@@ -358,3 +419,62 @@ def test_a_failure_is_told_even_if_its_share_of_the_suite_is_out_of_time(tmp_pat
     assert "out of time after 1 tests" in told
     assert "test_wrong" in told
     assert "sums are wrong" in told
+
+
+MACHINE_CODE = """
+.text.forward:
+        /*0000*/                   MOV R1, c[0x0][0x28] ;
+.L_x_1:
+        /*0010*/                   HMMA.16816.F32.BF16 R4, R8, R12, R4 ;
+        /*0020*/                   HGMMA.64x32x16.F32.BF16 R24, gdesc[UR8], !UPT ;
+        /*0030*/                   MUFU.EX2 R5, R4 ;
+        /*0040*/              @P0 BRA `(.L_x_1) ;
+        /*0050*/                   EXIT ;
+.L_x_2:
+        /*0060*/                   BRA `(.L_x_2);
+"""
+
+
+def test_what_a_loop_does_is_counted():
+    assert sass.length(MACHINE_CODE) == 7
+    loop = sass.main_loop(MACHINE_CODE)
+    assert loop == sass.Loop(4, 1, 16 * 8 * 16 + 64 * 32 * 16 // 4)
+    assert sass.main_loop("/*0000*/ EXIT ;") is None
+
+
+def test_work_that_warps_repeat_fails():
+    """Four warps on 32 rows do everything twice, and two warps once."""
+    exponentials, products = sass.needed("forward", 32, 32, 32, 4)
+    row = {"spill": 0, "exponentials": [18, exponentials], "products": [2 * products, products]}
+    assert (
+        "does 18 exponentials in its loop, where 10 are needed"
+        in in_triton.failed({"a": row}, {})["a"]
+    )
+    assert not in_triton.failed({"a": row}, {"a": row})
+    exponentials, products = sass.needed("forward", 32, 32, 32, 2)
+    row = {"spill": 0, "exponentials": [18, exponentials], "products": [2 * products, products]}
+    assert "products" in in_triton.failed({"a": row}, {})["a"]
+    assert not in_triton.failed({"a": row | {"products": [products, products]}}, {})
+
+
+def test_the_table_of_kernels_in_triton_is_of_the_present_settings_and_without_spills():
+    rows = in_triton.read()
+    assert list(rows) == [case.key for case in in_triton.all_cases()]
+    for case in in_triton.all_cases():
+        row = rows[case.key]
+        assert row["spill"] == 0, case.key
+        config = jax_triton.settings.suggest(case.kernel, shape_of(case))
+        used = [list(config.tile), list(config.chunk), config.num_warps, config.num_stages]
+        assert [row[k] for k in ("tile", "chunk", "warps", "stages")] == used, case.key
+    where = json.loads(in_triton.TABLE.read_text())["environment"]
+    assert in_triton.DOCUMENT.read_text() == in_triton.document(rows, where)
+    assert {case.kernel for case in in_triton.quick_cases()} == set(KERNELS)
+
+
+def test_made_up_annotations_can_be_meant(tmp_path):
+    path = tmp_path / "train.json"
+    annotations.write_file(path, 1e-5)
+    found = read_annotations(path.read_text(), "made up")
+    assert (len(found), len(found.ids), len(found.classes)) == (1, 8, 80)
+    assert found.broken.size == 0
+    assert found.trained.all()

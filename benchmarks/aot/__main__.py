@@ -24,7 +24,7 @@ from benchmarks.aot import compiler, layouts, pool, report
 from benchmarks.aot.cases import Case, all_cases, quick_cases
 
 _ADVICE = """\
-Kernels that do not fit: give `budget` and `warps` in kernels/backends/pallas_triton/config.py
+Kernels that do not fit: give `budget` and `warps` in kernels/backends/triton_common/config.py
 smaller blocks or more warps for such shapes, or make the kernel smaller; see how it stands with
     .venv-aot/bin/python -m benchmarks.aot --only {example}
 If a spill is to be lived with, `make aot` writes it down and commits are compared with that.\

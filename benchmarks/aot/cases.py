@@ -106,17 +106,19 @@ def quick_cases() -> list[Case]:
     return chosen
 
 
-def function_of(case: Case) -> Callable[[dict[str, Any]], Any]:
+def function_of(
+    case: Case, implementation: str = "pallas_triton"
+) -> Callable[[dict[str, Any]], Any]:
     """A function of the problem's arrays that runs the case's kernel."""
     problem, axes = case.problem, case.problem.ndim
     if case.kernel in FUSED:
-        op = functools.partial(problem.op, **problem.arguments, implementation="pallas_triton")
+        op = functools.partial(problem.op, **problem.arguments, implementation=implementation)
         if case.kernel == "forward":
             return lambda arrays: op(**arrays)
         return lambda arrays: jax.vjp(lambda a: op(**a), arrays)[1](arrays["query"])
     arguments = {k: v for k, v in problem.arguments.items() if k != "stride"}
-    qk = functools.partial(_QK[axes], **arguments, implementation="pallas_triton")
-    av = functools.partial(_AV[axes], **arguments, implementation="pallas_triton")
+    qk = functools.partial(_QK[axes], **arguments, implementation=implementation)
+    av = functools.partial(_AV[axes], **arguments, implementation=implementation)
 
     def unfused(arrays: dict[str, Any]) -> Any:
         weights = qk(arrays["query"], arrays["key"], rpb=arrays.get("rpb"))

@@ -18,7 +18,7 @@ import numpy as np
 from jax.extend import core
 from jax.sharding import Mesh, SingleDeviceSharding, use_abstract_mesh
 
-from benchmarks.aot import traffic
+from benchmarks.aot import sass, traffic
 from benchmarks.aot.cases import Case, function_of
 from benchmarks.aot.chips import CHIPS, Chip
 from natjax.kernels.backends import pallas_triton
@@ -39,7 +39,7 @@ _TENSOR_CORES = {
 def compile_case(case: Case) -> dict[str, Any]:
     """Compile a case; what its kernel takes, or under "error" why there is none."""
     chip = CHIPS[case.chip]
-    kernel, operands = _extract(case, chip)
+    kernel, operands = extract(case, chip)
     problem = case.problem
     spec = CallSpec(
         problem.neighborhood,
@@ -87,11 +87,13 @@ def _arrays(problem: Problem, dtype: str, sharding: Any) -> dict[str, jax.ShapeD
     }
 
 
-def _extract(case: Case, chip: Chip) -> tuple[Any, list[jax.ShapeDtypeStruct]]:
+def extract(
+    case: Case, chip: Chip, implementation: str = "pallas_triton"
+) -> tuple[Any, list[jax.ShapeDtypeStruct]]:
     """The call of the case's kernel in the program that JAX traces, and its operands."""
     with _target(chip) as sharding:
         arrays = _arrays(case.problem, case.dtype, sharding)
-        program = jax.make_jaxpr(function_of(case))(arrays)
+        program = jax.make_jaxpr(function_of(case, implementation))(arrays)
     name = f"natjax_{case.kernel}"
     calls = [call for call in _kernel_calls(program.jaxpr) if call.params["name"] == name]
     if not calls:
@@ -102,7 +104,7 @@ def _extract(case: Case, chip: Chip) -> tuple[Any, list[jax.ShapeDtypeStruct]]:
 
 def _kernel_calls(jaxpr: Any) -> Iterator[Any]:
     for equation in jaxpr.eqns:
-        if equation.primitive.name == "pallas_call":
+        if equation.primitive.name in ("pallas_call", "triton_kernel_call"):
             yield equation
             continue
         for value in equation.params.values():
@@ -136,22 +138,27 @@ def _figures(folder: str, chip: Chip) -> dict[str, Any]:
     (ptx,) = (path for path in glob.glob(f"{folder}/*.ptx") if os.path.getsize(path))
     (thunks,) = pathlib.Path(folder).glob("*thunk_sequence.txt")
     (shared,) = re.findall(r"shared_memory: (\d+) bytes", thunks.read_text())
-    assembled = run_tool("ptxas", "-v", f"-arch={chip.arch}", ptx, "-o", f"{ptx}.cubin").stderr
-    registers, spilled = (
-        sum(map(int, re.findall(pattern, assembled)))
-        for pattern in (r"Used (\d+) registers", r"(\d+) bytes spill stores")
-    )
-    machine_code = run_tool("nvdisasm", "-c", f"{ptx}.cubin").stdout
+    registers, spilled, machine_code = assemble(ptx, chip.arch)
     text = pathlib.Path(ptx).read_text()
     matrix = {name: len(re.findall(pattern, text)) for name, pattern in _TENSOR_CORES.items()}
     return {
         "registers": registers,
         "spill": spilled,
         "shared": int(shared),
-        "instructions": len(re.findall(r"^\s+/\*[0-9a-f]{4,}\*/", machine_code, re.M)),
+        "instructions": sass.length(machine_code),
         "matrix": {name: count for name, count in matrix.items() if count},
         "cp_async": len(re.findall(r"cp\.async\.c[ag]", text)),
     }
+
+
+def assemble(ptx: str, arch: str) -> tuple[int, int, str]:
+    """Registers of a thread, bytes of them that are spilled, and the machine code."""
+    said = run_tool("ptxas", "-v", f"-arch={arch}", ptx, "-o", f"{ptx}.cubin").stderr
+    registers, spilled = (
+        sum(map(int, re.findall(pattern, said)))
+        for pattern in (r"Used (\d+) registers", r"(\d+) bytes spill stores")
+    )
+    return registers, spilled, run_tool("nvdisasm", "-c", f"{ptx}.cubin").stdout
 
 
 def run_tool(tool: str, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -29,7 +29,7 @@ _INTRODUCTION = """\
 Compiled on {date} with jax {jax} and ptxas {ptxas}, on a machine without a GPU: **nothing here was
 run, and no time below was measured.** Every kernel compiles in a process of its own, with register
 spills as errors. Blocks, warps and stages are those of
-`natjax.kernels.backends.pallas_triton.config`.
+`natjax.kernels.backends.triton_common.config`.
 
 Problems are `natjax.kernels.tuning.problems` at batch 128, and those of `benchmarks/aot/cases.py`.
 """

@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from natjax.kernels.backends.pallas_triton.config import KernelConfig
 from natjax.kernels.backends.pallas_triton.program import skips_chunks
+from natjax.kernels.backends.triton_common.config import KernelConfig
 from natjax.kernels.plan.reach import num_blocks
 from natjax.kernels.spec import Kernel, blocks_of
 from natjax.kernels.tuning.problems import Problem

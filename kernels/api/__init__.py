@@ -1,6 +1,7 @@
 """The public ops: check the arguments once, then hand over to an implementation."""
 
 from natjax.kernels.api.calls import Implementation as Implementation
+from natjax.kernels.api.full import attention as attention
 from natjax.kernels.api.fused import na1d as na1d
 from natjax.kernels.api.fused import na2d as na2d
 from natjax.kernels.api.fused import na3d as na3d

@@ -51,13 +51,9 @@ def attention(
     implementation: Implementation | None,
 ) -> Any:
     """`natjax.na2d` and its siblings."""
+    neighborhood = _checked_neighborhood(ndim, arrays, window)
     query, key, value = arrays
-    checks.query_and_key(ndim, query, key, apart=window.apart)
-    checks.tokens("value", value, ndim)
-    checks.same_tokens("value", value, *(("key", key) if window.apart else ("query", query)))
-    checks.same_size("value", value, "key", key, "heads")
     checks.additional(*additional, key, value)
-    neighborhood = window.neighborhood(query.shape[1:-2], key.shape[1:-2])
     checks.bias(rpb, query, neighborhood)
     checks.key_mask(key_mask, "key", key)
     checks.dropout(*dropout)
@@ -72,23 +68,23 @@ def attention(
         query: Array, key: Array, value: Array, rpb: Any, keys: Any, values: Any, *more: Any
     ) -> Any:
         key_mask, sinks, dropout_key = more
+        problems = query.shape[0], query.shape[-2]
+        dropout = draw_dropout(dropout_key, rate, *problems) if rate else None
         out, lse = registry.call(
             "attention",
             implementation,
             query,
-            _shown(key, key_mask),
-            _shown(value, key_mask),
+            shown(key, key_mask),
+            shown(value, key_mask),
             neighborhood,
             rpb=rpb,
             additional_keys=keys,
             additional_values=values,
             key_mask=key_mask,
-            dropout=draw_dropout(dropout_key, rate, query.shape[0], query.shape[-2])
-            if rate
-            else None,
+            dropout=dropout,
             **options,
         )
-        return (out, lse) if sinks is None else _with_sinks(out, lse, sinks)
+        return (out, lse) if sinks is None else with_sinks(out, lse, sinks)
 
     kept = (query.ndim - 1,) * 2
     more = (key_mask, sinks, dropout_key if rate else None)
@@ -96,14 +92,25 @@ def attention(
     return (out, lse) if return_lse else out
 
 
-def _shown(x: Array, key_mask: Array | None) -> Array:
+def _checked_neighborhood(
+    ndim: int, arrays: tuple[Array, Array, Array], window: Window
+) -> Neighborhood:
+    query, key, value = arrays
+    checks.query_and_key(ndim, query, key, apart=window.apart)
+    checks.tokens("value", value, ndim)
+    checks.same_tokens("value", value, *(("key", key) if window.apart else ("query", query)))
+    checks.same_size("value", value, "key", key, "heads")
+    return window.neighborhood(query.shape[1:-2], key.shape[1:-2])
+
+
+def shown(x: Array, key_mask: Array | None) -> Array:
     """Keys or values without those that are hidden: 0 times nan would be nan."""
     if key_mask is None:
         return x
     return jnp.where(key_mask[..., None, None], x, jnp.zeros_like(x))
 
 
-def _with_sinks(out: Array, lse: Array, sinks: Array) -> tuple[Array, Array]:
+def with_sinks(out: Array, lse: Array, sinks: Array) -> tuple[Array, Array]:
     """Sinks are keys whose values are 0."""
     sinks = sinks.astype(lse.dtype).reshape((1,) * (lse.ndim - 1) + sinks.shape)
     return merge_attentions((out, jnp.zeros_like(out)), (lse, jnp.broadcast_to(sinks, lse.shape)))
@@ -128,7 +135,7 @@ def qk(
     scale = checks.attention_scale(scale, query.shape[-1])
 
     def logits(query: Array, key: Array, rpb: Any, key_mask: Any) -> Array:
-        key = _shown(key, key_mask)
+        key = shown(key, key_mask)
         options = {"rpb": rpb, "scale": scale, "key_mask": key_mask}
         return registry.call("qk", implementation, query, key, neighborhood, **options)
 
@@ -154,7 +161,7 @@ def av(
     checks.key_mask(key_mask, "value", value)
 
     def weighted_sum(weights: Array, value: Array, key_mask: Any) -> Array:
-        value = _shown(value, key_mask)
+        value = shown(value, key_mask)
         return registry.call("av", implementation, weights, value, neighborhood, key_mask=key_mask)
 
     return typed_like_first(weighted_sum, (*arrays, key_mask), kept=(weights.ndim - 1,))

@@ -32,6 +32,9 @@ def na2d_qk(
     Attention maps, attention dropout, a softmax of one's own: ``na2d`` is `na2d_av` of the softmax
     of these logits over their last axis. Prefer `na2d` otherwise: it never stores the ``K`` logits.
 
+    Where ``key_mask`` hides all keys of a query, all its logits are ``-inf`` and `jax.nn.softmax`
+    gives nan: put ``jnp.where(jnp.isneginf(logits), 0, weights)`` in between.
+
     Beware when porting from NATTEN, whose unfused op does not scale: pass ``scale=1.0`` where the
     query has been scaled already.
 

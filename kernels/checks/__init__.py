@@ -9,6 +9,7 @@ from natjax.kernels.checks.arrays import additional as additional
 from natjax.kernels.checks.arrays import attention_scale as attention_scale
 from natjax.kernels.checks.arrays import bias as bias
 from natjax.kernels.checks.arrays import dropout as dropout
+from natjax.kernels.checks.arrays import flat_keys as flat_keys
 from natjax.kernels.checks.arrays import grouped_heads as grouped_heads
 from natjax.kernels.checks.arrays import key_mask as key_mask
 from natjax.kernels.checks.arrays import product_precision as product_precision

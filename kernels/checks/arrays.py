@@ -180,6 +180,26 @@ def query_and_key(ndim: int, query: jax.Array, key: jax.Array, *, apart: bool) -
     grouped_heads(key, query, "key", "query")
 
 
+def flat_keys(query: jax.Array, key: jax.Array, value: jax.Array) -> None:
+    """Check queries on any token axes against keys and values on one.
+
+    Raises:
+      ValueError: wrong rank, dtype, batch, tokens, head size or heads.
+    """
+    if query.ndim < 4 or query.dtype.name not in _FLOATS:
+        raise ValueError(
+            f"query must have at least 4 dimensions [B, *X, N, D] and one of the dtypes {_FLOATS}; "
+            f"got {query.dtype.name} of shape {query.shape}"
+        )
+    tokens("key", key, 1)
+    tokens("value", value, 1)
+    same_batch("key", key, "query", query)
+    same_tokens("value", value, "key", key)
+    same_size("key", key, "query", query, "head size")
+    same_size("value", value, "key", key, "heads")
+    grouped_heads(key, query, "key", "query")
+
+
 def weights(array: jax.Array, neighborhood: Neighborhood) -> None:
     """Check that attention weights have one entry for each window slot.
 

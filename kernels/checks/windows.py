@@ -93,30 +93,7 @@ def neighborhood(
     periodic = axis_bools("is_periodic", is_periodic, ndim)
     ratio = axis_ints("query_ratio", query_ratio, ndim)
     at_hand = _at_hand(shape, queries or shape, ratio, query_offset, key_offset, length)
-    shape = tuple(part[0] for part in at_hand)
-    for axis in range(ndim):
-        if strides[axis] > kernel[axis]:
-            raise ValueError(
-                f"stride must not exceed kernel_size along any axis; got stride={strides} and "
-                f"kernel_size={kernel} (axis {axis})"
-            )
-        if kernel[axis] * dilations[axis] > shape[axis]:
-            raise ValueError(
-                f"kernel_size * dilation must not exceed the tokens along any axis; got "
-                f"kernel_size={kernel}, dilation={dilations} and tokens {tuple(shape)} "
-                f"(axis {axis}); pad the input or use a smaller window"
-            )
-        if periodic[axis] and causal[axis]:
-            raise ValueError(
-                f"is_periodic and is_causal must not both hold along an axis, as nothing is later "
-                f"on a circle; got is_periodic={periodic} and is_causal={causal} (axis {axis})"
-            )
-        if periodic[axis] and shape[axis] % dilations[axis]:
-            raise ValueError(
-                f"dilation must divide the tokens along a periodic axis; got dilation={dilations} "
-                f"and tokens {tuple(shape)} (axis {axis})"
-            )
-    windows = (
+    windows = [
         AxisWindow(
             length=n,
             kernel_size=kernel[i],
@@ -129,11 +106,43 @@ def neighborhood(
             keys=keys,
         )
         for i, (n, queries, keys) in enumerate(at_hand)
-    )
-    result = Neighborhood(tuple(windows))
-    for window in result.axes:
+    ]
+    _check_axes(windows)
+    return Neighborhood(tuple(windows))
+
+
+def _check_axes(windows: list[AxisWindow]) -> None:
+    """Check what arguments must be to one another, axis by axis."""
+
+    def along_axes(name: str) -> tuple[Any, ...]:
+        return tuple(getattr(window, name) for window in windows)
+
+    tokens, kernel_size = along_axes("length"), along_axes("kernel_size")
+    stride, dilation = along_axes("stride"), along_axes("dilation")
+    for axis, window in enumerate(windows):
+        if window.stride > window.kernel_size:
+            raise ValueError(
+                f"stride must not exceed kernel_size along any axis; got stride={stride} and "
+                f"kernel_size={kernel_size} (axis {axis})"
+            )
+        if window.kernel_size * window.dilation > window.length:
+            raise ValueError(
+                f"kernel_size * dilation must not exceed the tokens along any axis; got "
+                f"kernel_size={kernel_size}, dilation={dilation} and tokens {tokens} "
+                f"(axis {axis}); pad the input or use a smaller window"
+            )
+        if window.is_periodic and window.is_causal:
+            raise ValueError(
+                "is_periodic and is_causal must not both hold along an axis, as nothing is later "
+                f"on a circle; got is_periodic={along_axes('is_periodic')} and "
+                f"is_causal={along_axes('is_causal')} (axis {axis})"
+            )
+        if window.is_periodic and window.length % window.dilation:
+            raise ValueError(
+                f"dilation must divide the tokens along a periodic axis; got dilation={dilation} "
+                f"and tokens {tokens} (axis {axis})"
+            )
         window.require_keys()
-    return result
 
 
 type _Range = tuple[int, int]

@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float
 
 from natjax.kernels.checks import accumulation_dtype
 from natjax.nn.layers import LayerOptions
+from natjax.nn.products import Conv
 
 # Of PyTorch's and mmcv's constructors.
 kaiming_normal = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -146,7 +147,7 @@ class ConvModule(nnx.Module):
         **options: Unpack[LayerOptions],
     ):
         half = kernel_size // 2
-        self.conv = nnx.Conv(
+        self.conv = Conv(
             inputs,
             outputs,
             (kernel_size, kernel_size),

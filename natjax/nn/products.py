@@ -37,6 +37,20 @@ class Linear(nnx.Linear):
         return y if self.bias is None else _add(kernel.dtype, y, self.bias[...])
 
 
+def affine(
+    x: Float[Array, "*S I"], kernel: Float[Array, "I O"], bias: Float[Array, " O"], dtype: Any
+) -> Float[Array, "*S O"]:
+    """``x @ kernel + bias`` over the last axis, in ``dtype``, as `Linear` computes it.
+
+    For kernels that a layer keeps in another shape.
+    """
+    x = x.astype(dtype)
+    if _is_mixed(dtype, kernel):
+        return _add(kernel.dtype, _matmul(kernel.dtype, None, x, kernel), bias)
+    y = jnp.matmul(x, kernel.astype(dtype))
+    return y + bias.astype(dtype).reshape((1,) * (y.ndim - 1) + (-1,))
+
+
 class Conv(nnx.Conv):
     """`flax.nnx.Conv` of maps, whose parameters get gradients in their own dtype."""
 
@@ -153,8 +167,8 @@ def _convolve_backward(
 ) -> tuple[Array, Array]:
     x, kernel = saved
     (of_x,) = jax.linear_transpose(lambda x: window.convolve(x, kernel), x)(g)
-    # The result has the dtype of the operands, which are converted, since few of a model's
-    # products are convolutions: tokenizer and downsamplers.
+    # The result has the dtype of the operands, which are converted. By default a GPU multiplies
+    # them in TF32 and a TPU in bfloat16, in both of which they are exact where they were bfloat16.
     of_kernel = jax.linear_transpose(
         lambda kernel: window.convolve(x.astype(exact), kernel), kernel.astype(exact)
     )

@@ -127,3 +127,36 @@ def _map_of_query(
     value = jnp.zeros((*weights.shape[:-1], 1), weights.dtype)
     laid = jax.grad(attended)(value)[:, : size[0], : size[1], :, 0]
     return jnp.moveaxis(laid, -1, 1)
+
+
+def saliency(
+    model: VisionModel, images: Float[Array, "B H W I"], label: int | None = None
+) -> Float[Array, "B H W"]:
+    """How much each pixel matters to what a classifier says: the gradient of a class's log share.
+
+    Args:
+      model: a classifier.
+      images: normalised images.
+      label: the class; None is the likeliest one of each image.
+
+    Returns:
+      The largest absolute value over the channels of the gradient.
+
+    Raises:
+      ValueError: the model has no classifier, or not that class.
+
+    References:
+      Simonyan et al., *Deep Inside Convolutional Networks*, 2014.
+    """
+    classes = model.config.num_classes
+    if not classes:
+        raise ValueError("model must have a classifier; got num_classes=0")
+    if label is not None and not 0 <= label < classes:
+        raise ValueError(f"label must be a class of {classes}, from 0; got {label}")
+
+    def score(images: Float[Array, "B H W I"]) -> Float[Array, ""]:
+        shares = jax.nn.log_softmax(model(images))
+        best = jnp.argmax(shares, axis=-1) if label is None else jnp.full(len(images), label)
+        return jnp.take_along_axis(shares, best[:, None], axis=-1).sum()
+
+    return jnp.max(jnp.abs(jax.grad(score)(images)), axis=-1)

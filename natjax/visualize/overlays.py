@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import colorsys
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,23 +14,37 @@ NOTHING = 255
 
 _SHARE = 0.6
 _MASK_SHARE = 0.45
-_GOLDEN_ANGLE = 0.381966
-_SMALLEST_TEXT = 10
+# The first colour, a quiet one: the first class is often what lies behind all others.
+_FIRST = (208, 212, 216)
+# What cannot be told from black, which is no label, or from the white of the page is left out.
+_LIGHTNESS = (30, 85)
 
 
+@functools.cache
 def class_colors(classes: int) -> UInt8[np.ndarray, "L 3"]:
-    """A colour for each class; neighbours in the list differ most.
+    """A colour for each class: light gray, then each as far from all before as can be.
 
-    Hues go round the circle by the golden angle; brightness changes every few classes, as there are
-    more classes than hues that can be told apart.
+    Distances are those of the CIELAB space, in which they say how different colours look.
     """
-    colors = [
-        colorsys.hsv_to_rgb(
-            (0.6 + i * _GOLDEN_ANGLE) % 1, (0.75, 0.5, 0.95)[i // 3 % 3], (0.95, 0.7)[i // 9 % 2]
-        )
-        for i in range(classes)
-    ]
-    return np.rint(255 * np.asarray(colors)).astype(np.uint8).reshape(classes, 3)
+    steps = np.linspace(0, 255, 18).round()
+    grid = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), -1).reshape(-1, 3)
+    seen = _lab(grid)
+    low, high = _LIGHTNESS
+    grid = grid[(low <= seen[:, 0]) & (seen[:, 0] <= high)]
+    seen = _lab(grid)
+    colors = [np.array(_FIRST)]
+    nearest = np.full(len(grid), np.inf)
+    while len(colors) < classes:
+        nearest = np.minimum(nearest, np.linalg.norm(seen - _lab(colors[-1][None]), axis=-1))
+        colors.append(grid[nearest.argmax()])
+    return np.stack(colors[:classes]).astype(np.uint8)
+
+
+def _lab(colors: np.ndarray) -> np.ndarray:
+    """Colours of sRGB, 0 to 255, in CIELAB."""
+    import cv2  # of the extra natjax[dense]
+
+    return cv2.cvtColor(np.float32(colors)[None] / 255, cv2.COLOR_RGB2LAB)[0]
 
 
 def paint(
@@ -73,7 +87,8 @@ def draw_objects(
     """
     from PIL import Image, ImageDraw
 
-    colors = class_colors(len(class_names))[labels]
+    # All but the first, which is for what lies behind.
+    colors = class_colors(len(class_names) + 1)[1:][labels]
     last_first = range(len(boxes) - 1, -1, -1)
     pixels = image.astype(np.float32)
     if masks is not None:
@@ -94,10 +109,10 @@ def _draw_box(
     """Draw a frame, and its words on a bar above it, or inside where there is no room."""
     from PIL import ImageFont
 
-    thickness = max(1, round(min(size) / 300))
+    thickness = max(1, round(min(size) / 200))
     left, top, right, bottom = np.clip(box, 0, np.tile(size, 2) - 1).tolist()
     pen.rectangle((left, top, right, bottom), outline=color, width=thickness)
-    font = ImageFont.load_default(max(_SMALLEST_TEXT, round(min(size) / 35)))
+    font = ImageFont.load_default(8 + min(size) / 50)
     # The words' own box reaches from 0, so that bars of all words are equally high.
     width, height = pen.textlength(words, font=font), sum(font.getmetrics())
     x = max(0.0, min(left, size[0] - width))

@@ -11,10 +11,11 @@ import json
 import os
 import re
 import stat
+import sys
 import tempfile
 import time
 import urllib.parse
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from io import FileIO
 from pathlib import Path
@@ -135,13 +136,12 @@ class PartialFile:
 
 
 @contextlib.contextmanager
-def partial_file(target: Path, waiting: Callable[[], None]) -> Iterator[PartialFile]:
+def partial_file(target: Path) -> Iterator[PartialFile]:
     """Open the partial file of a download, alone among all processes.
 
     Args:
       target: Name of the whole file; its folder is made. Another process may have finished it by
         the time this one's turn has come.
-      waiting: Called once where another process is at it and has to be waited for.
 
     Yields:
       The partial file. What is worth resuming stays when the block is left.
@@ -152,7 +152,7 @@ def partial_file(target: Path, waiting: Callable[[], None]) -> Iterator[PartialF
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         path = target.with_name(f"{target.name}.part")
-        file = _open_locked(path, waiting)
+        file = _open_locked(path)
         resumable = file is not None
         if file is None:  # no locks here: a file of one's own
             number, name = tempfile.mkstemp(".part", target.name, target.parent)
@@ -188,7 +188,7 @@ def _planted(path: Path) -> WeightsError:
     return WeightsError(f"{path}: the file must be a plain one, not a link; remove it")
 
 
-def _open_locked(path: Path, waiting: Callable[[], None]) -> FileIO | None:
+def _open_locked(path: Path) -> FileIO | None:
     """Open a file and lock it until it is closed; None where the system cannot lock."""
     try:
         import fcntl
@@ -204,7 +204,8 @@ def _open_locked(path: Path, waiting: Callable[[], None]) -> FileIO | None:
                 return file
         except BlockingIOError:
             if not told:
-                waiting()
+                name = path.name.removesuffix(".part")
+                sys.stderr.write(f"natjax: waiting for another process that downloads {name}\n")
             told = True
             time.sleep(_POLL)
         except FileNotFoundError:

@@ -96,11 +96,7 @@ def download(
     target = cached_path(url, folder)
     if target.is_file():
         return target
-
-    def waiting() -> None:
-        sys.stderr.write(f"natjax: waiting for another process that downloads {target.name}\n")
-
-    with partial_file(target, waiting) as part:
+    with partial_file(target) as part:
         if not target.is_file():
             end = time.monotonic() + deadline
             with _progress(target.name.partition("-")[2]) as show_progress:

@@ -19,7 +19,13 @@ from natjax.weights.formats import SourceFile, read_file
 from natjax.weights.names import Naming, Shape, namings_of
 from natjax.weights.published import resolve
 from natjax.weights.state_dict import StateDict, find_state_dict
-from natjax.weights.structure import backbone_of, config_names, config_structure, stated_model
+from natjax.weights.structure import (
+    backbone_of,
+    config_names,
+    config_of,
+    config_structure,
+    stated_model,
+)
 from natjax.weights.untrusted import WeightsError
 
 Weights = str | os.PathLike[str] | Mapping[str, np.ndarray | jax.Array]
@@ -72,8 +78,8 @@ def load_weights(
     """
     namings = namings_of(model).values()
     state = open_weights(weights, models=published_names(model), ema=ema, namings=namings)
-    config = getattr(model, "config", None)
-    if strict and isinstance(config, Config):
+    config = config_of(model)
+    if strict and config is not None:
         _check_dilations(config, state)
     return _load(model, state, strict=strict, drop_head=drop_head, resize_rpb=resize_rpb)
 
@@ -87,8 +93,8 @@ def _check_dilations(config: Config, state: StateDict) -> None:
     if found != wanted:
         raise WeightsError(
             f"{state.where} holds weights of dilations {found}, and the model has {wanted}; load"
-            " them into model.with_dilations(...) of theirs, which can be changed again afterwards,"
-            " or pass strict=False"
+            " them into a model of theirs, and change it (or its backbone) by with_dilations(...)"
+            " afterwards, or pass strict=False"
         )
 
 
@@ -98,10 +104,10 @@ def published_names(model: nnx.Module) -> list[str]:
     Args:
       model: of natjax; or any module, which may offer them by a method ``published_names()``.
     """
-    offered, config = getattr(model, "published_names", None), getattr(model, "config", None)
+    offered, config = getattr(model, "published_names", None), config_of(model)
     if offered is not None:
         return list(offered())
-    return config_names(config) if isinstance(config, Config) else []
+    return [] if config is None else config_names(config)
 
 
 def _load(model: nnx.Module, state: StateDict, **options: bool) -> LoadReport:

@@ -204,31 +204,3 @@ def _download_from_hub(name: str) -> Path:
         reason = show(str(error).partition("\n")[0], bare=True, longest=300)
         raise WeightsError(f"hf://{name}: {reason}") from None
     raise WeightsError(f"hf://{name}: the model must have one of {', '.join(_HUB_FILES)}")
-
-
-def published_table() -> str:
-    """The table of the published weights in ``docs/weights.md``, in Markdown."""
-    head = (
-        "| trained for | resolution | accuracy as published | to load it | checked here |\n"
-        "| --- | --- | --- | --- | --- |\n"
-    )
-    return head + "".join(map(_row, PUBLISHED))
-
-
-def _row(entry: Published) -> str:
-    how = f'`create_model("{entry.model}", weights="{entry.weights}")`'
-    checked = "keys, shapes, numerics"
-    if entry.whole is not None:
-        name = entry.names(entry.whole)[0]
-        whole = f'`create_{_kind(entry.whole)}("{entry.whole}", weights="{name}")`'
-        how = f"{whole}; its backbone: {how}"
-    elif not entry.task.startswith("ImageNet"):
-        checked = "keys, numerics of the backbone"
-    cells = (entry.task, entry.resolution, entry.accuracy, how, checked)
-    return f"| {' | '.join(cells)} |\n"
-
-
-def _kind(model: str) -> str:
-    from natjax.registry import kind_of
-
-    return kind_of(model)

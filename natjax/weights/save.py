@@ -21,6 +21,7 @@ from natjax.weights.published import find_published, is_published_name
 from natjax.weights.structure import (
     backbone_of,
     config_names,
+    config_of,
     find_model,
     known_namings,
     with_backbone,
@@ -54,8 +55,8 @@ def save_weights(
         raise WeightsError(f"{len(empty)} parameters have no value, {empty[0]} among them")
     arrays = rename_arrays({name: np.asarray(value) for name, value in values.items()}, table)
     metadata = {"natjax.naming": naming}
-    config = getattr(model, "config", None)
-    if isinstance(config, Config):
+    config = config_of(model)
+    if config is not None:
         names = config_names(config)
         metadata = write_metadata(config, names[0] if len(names) == 1 else None, naming)
     write_file(target, arrays, metadata)

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 import numpy as np
+from flax import nnx
 
 import natjax
 from natjax.backbones.isotropic import IsotropicConfig
@@ -72,6 +73,19 @@ def with_backbone(config: Config, changes: Mapping[str, Any]) -> Config:
     if isinstance(config, UPerNetConfig | MaskRCNNConfig):
         return dataclasses.replace(config, backbone=backbone)
     return backbone
+
+
+def config_of(model: nnx.Module) -> Config | None:
+    """The config of a model of natjax, with that of its backbone as it is now; None of others.
+
+    Args:
+      model: any module; the backbone of a segmentor or detector may have been put in later.
+    """
+    config = getattr(model, "config", None)
+    backbone = getattr(getattr(model, "backbone", None), "config", None)
+    if isinstance(config, UPerNetConfig | MaskRCNNConfig) and isinstance(backbone, Backbone):
+        return dataclasses.replace(config, backbone=backbone)
+    return config if isinstance(config, Config) else None
 
 
 def config_structure(config: Config) -> Structure:

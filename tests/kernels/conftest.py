@@ -7,7 +7,12 @@ from calls import KERNELS
 from natjax.kernels import registry
 
 
-@pytest.fixture(params=(*registry.names(), "toy"))
+def _param(name):
+    """Triton's interpreter takes a millisecond for what takes a GPU nothing: mostly slow tests."""
+    return pytest.param(name, marks=[pytest.mark.slow] if name == "jax_triton" else [])
+
+
+@pytest.fixture(params=[*map(_param, registry.names()), "toy"])
 def implementation(request, interpreted):
     return request.param
 
@@ -31,7 +36,9 @@ def interpreted(monkeypatch):
 @pytest.fixture
 def on_cpu_mesh(implementation):
     """Implementations for tests on a mesh of CPU devices."""
-    if implementation == "pallas_triton" and jax.default_backend() == "gpu":
+    if implementation == "jax_triton":
+        pytest.skip("Triton's interpreter runs on one device")
+    if implementation in KERNELS and jax.default_backend() == "gpu":
         pytest.skip("kernels for GPUs do not run on the CPU devices of a mesh")
     return implementation
 

@@ -5,8 +5,8 @@ import re
 import pytest
 
 from natjax.kernels import checks
-from natjax.kernels.backends.pallas_triton import config
-from natjax.kernels.backends.pallas_triton.config import KernelConfig
+from natjax.kernels.backends.triton_common import config
+from natjax.kernels.backends.triton_common.config import KernelConfig
 from natjax.kernels.spec import KERNELS, CallSpec, blocks_of
 
 SPEC = CallSpec(checks.neighborhood((14, 14), 7), 32, 32, "bfloat16", True)

@@ -85,7 +85,7 @@ def call(**changes):
         ),
         (
             {"implementation": "cuda"},
-            r"implementation must be None or one of \('pallas_triton', .*'xla', 'reference'\)",
+            r"implementation must be None or one of \(.*'pallas_triton', .*'xla', 'reference'\)",
         ),
     ],
 )

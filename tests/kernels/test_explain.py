@@ -1,12 +1,14 @@
 """`natjax.explain` tells what a call does, and why."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import pytest
 
 import natjax
 from natjax.kernels import device, registry
-from natjax.kernels.backends.pallas_triton.config import KernelConfig
+from natjax.kernels.backends.triton_common.config import KernelConfig
 from natjax.kernels.tuning import settings, tables
 
 X = jax.ShapeDtypeStruct((2, 14, 14, 2, 32), "float32")
@@ -28,37 +30,38 @@ def on_cpu():
 def test_on_a_cpu(on_cpu):
     told = natjax.explain(X, X, X, kernel_size=7)
     assert (told.op, told.device, told.chosen) == ("na2d", "cpu", "xla")
-    assert list(told.reasons) == ["pallas_triton", "mosaic_tpu", "reference"]
+    assert list(told.reasons) == ["jax_triton", "pallas_triton", "mosaic_tpu", "reference"]
     assert "needs an NVIDIA GPU" in told.reasons["pallas_triton"]
     assert "needs a TPU" in told.reasons["mosaic_tpu"]
     assert told.reasons["reference"] == 'not asked: "xla" comes first'
     assert told.settings == ()
-    assert str(told).startswith('na2d on cpu: implementation "xla"\n  not "pallas_triton":')
-    assert len(str(told).splitlines()) == 4
+    assert str(told).startswith('na2d on cpu: implementation "xla"\n  not "jax_triton":')
+    assert len(str(told).splitlines()) == 5
 
 
 def test_settings_of_kernels_and_their_sources(interpreted):
     given = KernelConfig((2, 8), (4, 4), num_warps=2, num_stages=3)
     with settings.using({"dquery": given}):
-        told = natjax.explain(X, X, X, 7, dilation=2, rpb=RPB)
+        told = natjax.explain(X, X, X, 7, dilation=2, rpb=RPB, implementation="pallas_triton")
     assert told.chosen == "pallas_triton"
     assert [x.kernel for x in told.settings] == ["forward", "dquery", "dkeyvalue", "dbias"]
     assert [x.source for x in told.settings] == ["suggested", "given", "suggested", "suggested"]
     assert told.settings[1].config == given
     (line,) = (line.split() for line in str(told).splitlines() if "dquery" in line)
     assert line == ["dquery", "2x8", "4x4", "2", "3", "given"]
-    without_bias = natjax.explain(X, X, X, 7)
+    without_bias = natjax.explain(X, X, X, 7, implementation="pallas_triton")
     assert [x.kernel for x in without_bias.settings] == ["forward", "dquery", "dkeyvalue"]
 
 
 def test_tuned_settings_are_what_the_op_then_uses(interpreted, monkeypatch, tmp_path):
-    (before,) = (x for x in natjax.explain(X, X, X, 7).settings if x.kernel == "forward")
+    explain = functools.partial(natjax.explain, X, X, X, 7, implementation="pallas_triton")
+    (before,) = (x for x in explain().settings if x.kernel == "forward")
     tuned = KernelConfig((1, 16), (16, 1))
     assert before.config != tuned
     path = tables.path_of("pallas_triton", device.kind(), tmp_path)
     tables.update(path, before.spec.key, "forward", tuned, {})
     monkeypatch.setenv("NATJAX_TUNED", str(tmp_path))
-    (after,) = (x for x in natjax.explain(X, X, X, 7).settings if x.kernel == "forward")
+    (after,) = (x for x in explain().settings if x.kernel == "forward")
     assert (after.config, after.source) == (tuned, "NATJAX_TUNED")
 
 
@@ -66,10 +69,11 @@ def test_tuned_settings_are_what_the_op_then_uses(interpreted, monkeypatch, tmp_
 def test_every_op(ndim, interpreted):
     x = jnp.zeros((1, *(5,) * ndim, 2, 8))
     weights = jnp.zeros((*x.shape[:-1], 3**ndim))
+    explain = functools.partial(natjax.explain, kernel_size=3, implementation="pallas_triton")
     told = {
-        "": natjax.explain(x, x, x, 3),
-        "_qk": natjax.explain(query=x, key=x, kernel_size=3, op="qk"),
-        "_av": natjax.explain(weights, x, 3, op="av"),
+        "": explain(x, x, x),
+        "_qk": explain(query=x, key=x, op="qk"),
+        "_av": explain(weights, x, op="av"),
     }
     for suffix, explanation in told.items():
         assert explanation.op == f"na{ndim}d{suffix}"

@@ -1,46 +1,82 @@
 """What neighborhoods can be beyond NATTEN's: circles, masks, parts, queries on a finer grid."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from calls import assert_close, value_and_gradients
-from geometry import CASES, named
+from geometry import CASES, Case, cases, named
+from hypothesis import given, settings
 from jax.test_util import check_grads
 
 import natjax
 from natjax.kernels import checks, registry
 from natjax.kernels.neighborhood import Neighborhood
 
+# What quick tests run: each feature once. Other cases have the same features one by one.
+QUICK = (
+    "periodic-dilation-stride",
+    "one-periodic-axis-one-causal",
+    "mask-extra-stride",
+    "part-ragged-dilation",
+    "part-of-a-circle",
+    "everything",
+)
+ALSO_UNFUSED = QUICK[1:4]
 
-@pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in CASES])
+
+def chosen(quick):
+    marks = {case.name: [] if case.name in quick else [pytest.mark.slow] for case in CASES}
+    return [pytest.param(case, id=case.name, marks=marks[case.name]) for case in CASES]
+
+
+@pytest.mark.parametrize("case", chosen(QUICK))
 def test_fused_agrees_with_the_reference(case, x64):
     arrays = case.arrays()
     expected = value_and_gradients(case.fused("reference"), arrays)
     assert_close(value_and_gradients(case.fused("xla"), arrays), expected, "float64")
 
 
-@pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in CASES])
+@pytest.mark.parametrize("case", chosen(ALSO_UNFUSED))
 def test_unfused_agrees_with_the_reference(case, x64):
     arrays = {k: v for k, v in case.arrays().items() if k in ("query", "key", "value", "rpb")}
     expected = value_and_gradients(case.unfused("reference"), arrays)
     assert_close(value_and_gradients(case.unfused("xla"), arrays), expected, "float64")
 
 
+@pytest.mark.slow
+@settings(max_examples=60)
+@given(case=cases())
+def test_any_combination_agrees_with_the_reference(case):
+    with jax.enable_x64(True):
+        for function in (case.fused, case.unfused):
+            arrays = case.arrays()
+            if function == case.unfused:
+                arrays = {k: v for k, v in arrays.items() if k in ("query", "key", "value", "rpb")}
+            expected = value_and_gradients(function("reference"), arrays)
+            actual = value_and_gradients(function("xla"), arrays)
+            # Where all is hidden all is 0, and has no size to compare with.
+            close = functools.partial(np.testing.assert_allclose, rtol=1e-11, atol=1e-12)
+            jax.tree.map(close, actual, expected)
+
+
 @pytest.mark.parametrize(
-    ("mode", "implementation"),
+    ("name", "mode", "order", "implementation"),
     [
-        ("rev", "xla"),
-        *(pytest.param(*x, marks=pytest.mark.slow) for x in (("fwd", "xla"), ("rev", "reference"))),
+        ("mask-extra-stride", "rev", 1, "xla"),
+        *(
+            pytest.param("everything", *x, marks=pytest.mark.slow)
+            for x in (("rev", 2, "xla"), ("fwd", 2, "xla"), ("rev", 2, "reference"))
+        ),
     ],
 )
-def test_derivatives_against_finite_differences(mode, implementation, x64):
-    case = named("everything")
-    check_grads(
-        jax.jit(case.fused(implementation)), (case.arrays(),), order=2, modes=[mode], rtol=1e-6
-    )
+def test_derivatives_against_finite_differences(name, mode, order, implementation, x64):
+    case = named(name)
+    run = jax.jit(case.fused(implementation))
+    check_grads(run, (case.arrays(),), order=order, modes=[mode], rtol=1e-6)
 
 
 QKV = np.random.default_rng(0).standard_normal((3, 1, 12, 10, 1, 4))
@@ -175,6 +211,35 @@ def test_a_decoder_that_adds_frames_to_a_cache_gives_what_one_call_does(implemen
         new = [x[:, t : t + 1] for x in (q, k, v)] + [jnp.ones((1, 1, 3, 3), bool)]
         cache, out = step(cache, new)
         np.testing.assert_allclose(out, expected[:, t : t + 1], rtol=1e-12, atol=1e-14)
+
+
+def test_a_cache_of_a_dilated_window_holds_what_lies_between_too(x64):
+    q, k, v = jnp.asarray(np.random.default_rng(0).standard_normal((3, 1, 12, 1, 4)))
+    expected = natjax.na1d(q, k, v, 4, dilation=2, is_causal=True)
+    last = natjax.na1d(
+        *(q[:, 11:], k[:, 5:], v[:, 5:]),
+        kernel_size=4,
+        dilation=2,
+        is_causal=True,
+        length=8,
+        key_offset=1,
+        query_offset=7,
+    )
+    np.testing.assert_allclose(last, expected[:, 11:], rtol=1e-12)
+
+
+def test_gpu_kernels_have_finer_queries_and_sinks(interpreted):
+    case = Case(
+        name="kernels",
+        keys=(9,),
+        queries=(18,),
+        heads=4,
+        window={"kernel_size": 3, "stride": 2, "query_ratio": 2},
+        sinks=True,
+    )
+    arrays = case.arrays("float32")
+    expected = value_and_gradients(case.fused("reference"), arrays)
+    assert_close(value_and_gradients(case.fused("pallas_triton"), arrays), expected)
 
 
 def test_dropout_drops_its_share_and_the_same_for_all(x64, monkeypatch):

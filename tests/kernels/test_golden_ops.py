@@ -44,6 +44,7 @@ def cases(name):
 def case(record, dtype, implementation, is_committed):
     name = record["name"]
     quick = name in INTERPRETED if implementation in KERNELS else dtype == "float64"
+    quick &= implementation != "jax_triton"
     marks = [] if quick and is_committed else [pytest.mark.slow]
     if is_committed and implementation != "reference":
         marks.append(pytest.mark.oldest)

@@ -45,6 +45,17 @@ def test_empty_parts_do_not_count():
     assert np.isneginf(lse).all()
 
 
+def test_empty_parts_have_gradients_of_zero():
+    def total(x, lse):
+        out, merged = natjax.merge_attentions((x, 2 * x), (lse, lse - 1))
+        return jnp.sum(out) + jnp.sum(jnp.where(jnp.isfinite(merged), merged, 0.0))
+
+    x, lse = jnp.ones((3, 1, 2)), jnp.array([[-jnp.inf], [0.0], [1.0]])
+    for gradient in jax.grad(total, argnums=(0, 1))(x, lse):
+        assert np.isfinite(gradient).all()
+        np.testing.assert_array_equal(gradient[0], 0)
+
+
 def test_far_apart_lses_do_not_overflow():
     (a, b), (x, y) = parts(count=2)
     out, lse = natjax.merge_attentions([a, b], [x + 1e4, y - 1e4])

@@ -1,5 +1,6 @@
 """The kernels for TPUs: what their plan covers, what they decline, and memory as a TPU has it."""
 
+import dataclasses
 import functools
 import importlib
 import types
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 import natjax
 from natjax.kernels import device, registry
 from natjax.kernels.neighborhood import AxisWindow
+from natjax.kernels.spec import CallSpec
 from natjax.kernels.tuning.problems import Problem
 
 pytestmark = pytest.mark.skipif(
@@ -83,6 +85,62 @@ def test_nothing_is_read_that_nobody_wrote(problem, dtype, strict):
         assert error < 2**-6
 
 
+@pytest.mark.parametrize(
+    "problem",
+    [
+        # Dilation groups of 11 and 10 rows.
+        Problem(
+            name="dilated",
+            shape=(43, 10),
+            kernel_size=(3, 3),
+            dilation=(4, 3),
+            heads=8,
+            batch=2,
+        ),
+        pytest.param(
+            Problem(
+                name="video",
+                shape=(13, 6, 7),
+                kernel_size=(3, 3, 3),
+                is_causal=(True, False, False),
+                heads=4,
+                kv_heads=2,
+                head_dim=32,
+            ),
+            marks=pytest.mark.slow,
+        ),
+    ],
+    ids=lambda x: x.name,
+)
+def test_images_in_strips(problem, interpreted, monkeypatch):
+    """As those go that do not fit the memory of a core: keys on both sides of a cut are shared."""
+    from natjax.kernels.backends.mosaic_tpu.memory import layout_of
+
+    def in_strips(spec, heads):
+        whole = layout_of(spec, heads)
+        strips = dataclasses.replace(whole, rows=2 * whole.blocks.axes[0].tile)
+        assert strips.num_strips >= 3
+        assert strips.keys_of_strip > strips.rows
+        return strips
+
+    monkeypatch.setattr("natjax.kernels.backends.mosaic_tpu.ops.layout_of", in_strips)
+    arrays = problem.arrays()
+    expected = value_and_gradients(fused(problem, "reference"), arrays)
+    assert_close(value_and_gradients(fused(problem, "mosaic_tpu"), arrays), expected)
+
+
+def test_few_strips_where_a_map_is_too_large():
+    from natjax.kernels.backends.mosaic_tpu.memory import layout_of
+
+    def strips(side):
+        hood = Problem(name="x", shape=(side, side), kernel_size=(7, 7)).neighborhood
+        spec = CallSpec(hood, head_dim=32, value_dim=32, dtype="bfloat16", has_bias=True)
+        return layout_of(spec, heads=4).num_strips
+
+    assert strips(56) == 1
+    assert 1 < strips(128) <= 4
+
+
 @st.composite
 def windows(draw):
     kernel_size = draw(st.integers(1, 13))
@@ -130,12 +188,12 @@ def test_rows_of_lanes_are_unpacked_as_they_were_packed(name):
     [
         ({"dtype": jnp.float16}, r"takes the dtypes \('bfloat16', 'float32'\); got float16"),
         ({"head_dim": 160}, "takes head sizes up to 128; got 160"),
-        ({"length": 600}, r"takes maps that fit the memory of a core .* got \(600, 600\) tokens"),
+        ({"width": 20_000}, r"takes maps of which .* got \(9, 20000\) tokens"),
     ],
 )
 def test_what_is_declined_says_what_would_work(change, message, interpreted):
-    length, head_dim = change.get("length", 9), change.get("head_dim", 32)
-    x = jax.ShapeDtypeStruct((1, length, length, 4, head_dim), change.get("dtype", jnp.float32))
+    width, head_dim = change.get("width", 9), change.get("head_dim", 32)
+    x = jax.ShapeDtypeStruct((1, 9, width, 4, head_dim), change.get("dtype", jnp.float32))
     attend = functools.partial(natjax.na2d, kernel_size=3)
     with pytest.raises(NotImplementedError, match=f'"mosaic_tpu" {message}.*; use .*"xla"'):
         jax.eval_shape(functools.partial(attend, implementation="mosaic_tpu"), x, x, x)

@@ -11,6 +11,7 @@ from jax.sharding import AbstractDevice, AbstractMesh, SingleDeviceSharding, use
 
 import natjax
 from natjax.kernels import device
+from natjax.kernels.backends.jax_triton import support
 
 H100 = types.SimpleNamespace(
     platform="gpu", device_kind="NVIDIA H100 80GB HBM3", compute_capability="9.0"
@@ -75,7 +76,10 @@ def test_none_never_fails_with_arrays_on_the_cpu(op, derivative, x):
         ("av", ["av", "qk", "av_transposed"]),
     ],
 )
-def test_the_same_program_has_kernels_when_it_is_lowered_for_a_gpu(op, kernels, x):
+def test_the_same_program_has_kernels_when_it_is_lowered_for_a_gpu(op, kernels, x, monkeypatch):
+    # It cannot be lowered where JAX's plugin for CUDA is not installed.
+    monkeypatch.setattr(support, "_is_installed", lambda: False)
+
     def step(x):
         out, pull = jax.vjp(op_of(op, None), x)
         return out, pull(out)
@@ -110,7 +114,7 @@ def test_threads_have_their_own_settings(interpreted):
     """Each traces with its own, and watches its own."""
     import threading
 
-    from natjax.kernels.backends.pallas_triton.config import KernelConfig
+    from natjax.kernels.backends.triton_common.config import KernelConfig
     from natjax.kernels.tuning import settings
 
     x = jax.ShapeDtypeStruct((1, 40, 1, 8), jnp.float32)

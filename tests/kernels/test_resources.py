@@ -3,8 +3,8 @@
 import pytest
 
 from natjax.kernels import checks
-from natjax.kernels.backends.pallas_triton import resources
-from natjax.kernels.backends.pallas_triton.config import KernelConfig
+from natjax.kernels.backends.triton_common import resources
+from natjax.kernels.backends.triton_common.config import KernelConfig
 from natjax.kernels.spec import CallSpec
 
 

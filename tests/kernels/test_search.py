@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from natjax.kernels import device, registry
-from natjax.kernels.backends.pallas_triton import candidates, config
-from natjax.kernels.backends.pallas_triton.config import KernelConfig
+from natjax.kernels.backends.triton_common import candidates, config
+from natjax.kernels.backends.triton_common.config import KernelConfig
 from natjax.kernels.spec import CallSpec
 from natjax.kernels.tuning import search, settings
 from natjax.kernels.tuning.problems import Problem

@@ -6,7 +6,7 @@ import pytest
 
 from natjax.kernels import checks
 from natjax.kernels.backends import pallas_triton
-from natjax.kernels.backends.pallas_triton.config import KernelConfig
+from natjax.kernels.backends.triton_common.config import KernelConfig
 from natjax.kernels.spec import CallSpec
 from natjax.kernels.tuning import settings, tables
 

@@ -1,5 +1,6 @@
 """From a photo to the input of a model, and names of classes."""
 
+import importlib.resources
 import io
 import pathlib
 
@@ -101,6 +102,17 @@ def test_errors_of_arguments():
         )
 
 
+def test_names_of_cocos_classes():
+    """The 80 of its detection task, in the order of the numbers of its categories, 1 to 90."""
+    names = natjax.labels("coco")
+    assert len(set(names)) == len(names) == 80
+    assert (names[0], names[11], names[-1]) == ("person", "stop sign", "toothbrush")
+    text = importlib.resources.files("natjax.class_names").joinpath("coco.txt").read_text("utf-8")
+    numbers = [int(line.partition(" ")[0]) for line in text.splitlines()]
+    assert numbers == sorted(set(numbers))
+    assert set(range(1, 91)) - set(numbers) == {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
+
+
 def test_names_of_classes():
     names = natjax.labels("imagenet1k")
     assert (len(names), len(set(names))) == (1000, 1000)
@@ -109,5 +121,5 @@ def test_names_of_classes():
     folder = pathlib.Path(class_names_file).parent
     assert "WordNet 3.0 Copyright 2006 by Princeton" in (folder / "WORDNET-LICENSE").read_text()
     assert sum(path.stat().st_size for path in folder.glob("*1k.txt")) < 100_000
-    with pytest.raises(ValueError, match="name must be one of 'imagenet1k'; got 'imagenet'"):
+    with pytest.raises(ValueError, match="name must be one of 'imagenet1k', 'coco'; got"):
         natjax.labels("imagenet")

@@ -6,6 +6,8 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+import windows
+from hypothesis import strategies as st
 
 import natjax
 from natjax.kernels import checks
@@ -103,6 +105,36 @@ class Case:
             return self.op("_av")(weights, arrays["value"], **options), weights
 
         return run
+
+
+@st.composite
+def cases(draw):
+    """Calls with anything along any axis, as small as they can be."""
+    axes = draw(st.lists(windows.frames(max_length=9, periodic=None), min_size=1, max_size=2))
+    ratio = tuple(draw(st.integers(1, 2)) for _ in axes)
+    window = {
+        name: tuple(getattr(axis, name) for axis in axes)
+        for name in ("kernel_size", "stride", "dilation", "is_causal", "is_periodic", "length")
+    }
+    window["query_ratio"] = ratio
+    window["query_offset"] = tuple(a.queries[0] * r for a, r in zip(axes, ratio, strict=True))
+    window["key_offset"] = tuple(axis.keys[0] for axis in axes)
+    options = {}
+    if draw(st.booleans()):
+        options["dropout_rate"] = 0.3
+    if draw(st.booleans()):
+        options["logit_soft_cap"] = 1.5
+    return Case(
+        name="drawn",
+        keys=tuple(axis.num_keys for axis in axes),
+        window=window,
+        queries=tuple(a.num_queries * r for a, r in zip(axes, ratio, strict=True)),
+        extra=draw(st.integers(0, 1)),
+        rpb=draw(st.booleans()),
+        hidden=draw(st.sampled_from([None, 0.5])),
+        sinks=draw(st.booleans()),
+        options=options,
+    )
 
 
 CASES = (

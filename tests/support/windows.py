@@ -10,8 +10,8 @@ from natjax.kernels.neighborhood import AxisWindow
 @st.composite
 def windows(draw, max_length=40, causal=None, stride=None, periodic=False):
     """Every kind of axis; periodic ones only where asked for, as they have no borders."""
-    kernel_size = draw(st.integers(1, 9))
-    dilation = draw(st.integers(1, 4))
+    kernel_size = draw(st.integers(1, min(9, max_length)))
+    dilation = draw(st.integers(1, min(4, max_length // kernel_size)))
     length = draw(st.integers(kernel_size * dilation, max_length))
     is_causal = draw(st.booleans()) if causal is None else causal
     if periodic is None:

@@ -9,12 +9,13 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
+from natjax.cli.attention import add_attention
 from natjax.cli.convert import add_convert
+from natjax.cli.models import add_models
 from natjax.cli.tune import add_tune
 from natjax.train.cli.data import add_data
 from natjax.train.cli.evaluate import add_eval
 from natjax.train.cli.export import add_export
-from natjax.train.cli.models import add_models
 from natjax.train.cli.predict import add_predict
 from natjax.train.cli.train import add_train
 from natjax.train.cluster import processes
@@ -71,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     add_train(commands)
     add_eval(commands)
     add_predict(commands)
+    add_attention(commands)
     add_export(commands)
     add_convert(commands)
     add_data(commands)

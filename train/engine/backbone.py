@@ -15,9 +15,12 @@ from natjax.backbones.isotropic import IsotropicConfig
 from natjax.backbones.nat import NATConfig
 from natjax.create import model_config
 from natjax.train.config.settings import ModelConfig, read_dilations
-from natjax.train.engine.network import Network, Params, Statistics
+from natjax.train.engine.network import Network, Params, Statistics, split_network
+from natjax.train.engine.sharding import keep_whole
 from natjax.train.engine.task import ParameterGroup
 from natjax.train.errors import UserError, did_you_mean
+
+Backbone = NATConfig | IsotropicConfig
 
 
 def build_model(
@@ -34,15 +37,8 @@ def build_model(
       UserError: there is no model of that name, near names being suggested; or the model cannot
         have the window or the dilations.
     """
-    names = natjax.list_models(kind="classifier")
-    if config.name not in names:
-        near = did_you_mean(config.name, names)
-        raise UserError(f"unknown model {config.name!r}{near} (`natjax models` lists all)")
-    shape = network_shape(config)
-    try:
-        dataclasses.replace(model_config(config.name), **shape)
-    except ValueError as error:
-        raise UserError(f"model {config.name}: {error}") from error
+    check_name(config.name, "classifier")
+    shape = network_shape(config, model_config(config.name))
 
     def build() -> natjax.NAT | natjax.Isotropic:
         return natjax.create_model(
@@ -58,30 +54,70 @@ def build_model(
     return build
 
 
-def network_shape(config: ModelConfig) -> dict[str, Any]:
-    """Return window and dilations as `natjax.create_model` takes them, where they are given.
+def check_name(name: str, kind: str) -> None:
+    """Check that there is a model of a name.
+
+    Args:
+      name: The name.
+      kind: As `natjax.list_models` has it, such as ``"segmentor"``.
 
     Raises:
-      UserError: levels are given to a model that has none.
+      UserError: there is none of that kind; near names are suggested.
+    """
+    names = natjax.list_models(kind=kind)
+    if name not in names:
+        near = did_you_mean(name, names)
+        raise UserError(
+            f"model.name must be a {kind}, got {name!r}{near} (`natjax models` lists all)"
+        )
+
+
+def network_shape(config: ModelConfig, backbone: Backbone) -> dict[str, Any]:
+    """Return window and dilations, where they are given, as the config of a backbone has them.
+
+    Args:
+      config: The settings.
+      backbone: The config that they change.
+
+    Raises:
+      UserError: levels are given to a model that has none, or the model cannot have them.
     """
     found: dict[str, Any] = {}
     if config.kernel_size is not None:
         found["kernel_size"] = config.kernel_size
     if config.dilations is not None:
         levels = read_dilations(config.dilations)
-        if isinstance(model_config(config.name), NATConfig):
-            found["dilations"] = levels
-        elif len(levels) == 1:
-            found["dilations"] = levels[0]
-        else:
+        if not isinstance(backbone, NATConfig) and len(levels) > 1:
             raise UserError(
                 f"model.dilations must have no levels, as {config.name} has none,"
                 f" got {config.dilations!r}"
             )
+        found["dilations"] = levels if isinstance(backbone, NATConfig) else levels[0]
+    try:
+        dataclasses.replace(backbone, **found)
+    except ValueError as error:
+        raise UserError(f"model {config.name}: {error}") from error
     return found
 
 
-def block_counts(shape: NATConfig | IsotropicConfig) -> tuple[int, ...]:
+def configured_network(
+    build: Callable[[], Any], config: ModelConfig, backbone: Backbone, prefix: str = ""
+) -> Network:
+    """Return a network of natjax as pure functions, as the settings want it trained.
+
+    Args:
+      build: Makes it with its parameters drawn.
+      config: The settings.
+      backbone: The config of its backbone.
+      prefix: As for `backbone_group`.
+    """
+    network = split_network(build)
+    if config.dtype == config.gradients == "bfloat16":
+        network = with_rounded_gradients(network, block_counts(backbone), prefix)
+    return scaled_by_fan_in(network) if config.init == "fan_in" else network
+
+
+def block_counts(shape: Backbone) -> tuple[int, ...]:
     """Return how many blocks the levels of a backbone have; an isotropic one is one level."""
     return shape.depths if isinstance(shape, NATConfig) else (shape.depth,)
 
@@ -162,6 +198,22 @@ def with_rounded_gradients(network: Network, blocks: tuple[int, ...], prefix: st
     def apply(params: Params, *args: Any, **options: Any) -> Any:
         low = {name: rounded(name, value) for name, value in params.items()}
         return network.apply(low, *args, **options)
+
+    return dataclasses.replace(network, apply=apply)
+
+
+def with_whole_parameters(network: Network) -> Network:
+    """Return the network with every parameter gathered before it is used.
+
+    The compiler may read a kernel that is split over "fsdp" as one whose channels are, and move
+    activations to it: convolutions of many channels, and batches of few images, tempt it.
+
+    Args:
+      network: Any.
+    """
+
+    def apply(params: Params, *args: Any, **options: Any) -> Any:
+        return network.apply(keep_whole(params), *args, **options)
 
     return dataclasses.replace(network, apply=apply)
 

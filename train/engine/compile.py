@@ -22,12 +22,12 @@ class CompiledEvaluation:
     Attributes:
       batch: Sharding of every array of a batch.
       measure: ``(params, statistics, batch) -> measured``, whole on every device.
-      predict: ``(params, statistics, batch) -> predictions``, whole on every device.
+      pictured: ``(params, statistics, batch) -> what pictures need``, whole on every device.
     """
 
     batch: NamedSharding
     measure: Callable[..., Any]
-    predict: Callable[..., Any]
+    pictured: Callable[..., Any]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,7 +61,7 @@ def compile_evaluation(task: Task[Any], mesh: Mesh, weights: Any = None) -> Comp
     return CompiledEvaluation(
         batch=batch,
         measure=jitted(_on(mesh, task.measure, whole)),
-        predict=jitted(_on(mesh, task.predict, whole)),
+        pictured=jitted(_on(mesh, task.pictured, whole)),
     )
 
 

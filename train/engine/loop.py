@@ -17,7 +17,7 @@ from natjax.train.cluster.preemption import StopRequestedError, StopSignals
 from natjax.train.config.serialization import to_json
 from natjax.train.engine.evaluate import best_of, closed, evaluate
 from natjax.train.engine.finite import FiniteGuard, all_finite
-from natjax.train.engine.report import tell_end, write_pictures
+from natjax.train.engine.report import tell_end, write_pictures, write_report
 from natjax.train.engine.sharding import put_batch
 from natjax.train.engine.state import TrainState, state_of
 from natjax.train.engine.step import Scalars
@@ -73,8 +73,11 @@ def train(task: Task[Any], path: Path, settings: dict[str, Any] | None = None) -
         initial = read_initial(trainer) if fresh else None
         with open_run_folder(path, settings, config.CONTINUING) as folder:
             results, pictures = _train(trainer, folder, settings, initial)
+            report = None
+            if processes.index() == 0:
+                report = write_report(trainer, folder, results, pictures, settings)
             processes.wait("end of the run")
-    tell_end(trainer, folder, results, pictures, time.monotonic() - began)
+    tell_end(trainer, folder, results, pictures, report, time.monotonic() - began)
     return results
 
 

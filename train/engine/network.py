@@ -6,6 +6,7 @@ by dots (``levels.0.blocks.1.attn.qkv.kernel``), which is also how checkpoints n
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -27,7 +28,7 @@ class Network:
       init: ``() -> (params, statistics)``, to be jitted.
       apply: ``(params, statistics, *arguments, train=False, method="__call__", **options) ->
         (outputs, statistics)``. Without `train` the network evaluates (``model.eval()``), and its
-        statistics stay.
+        statistics stay. A `method` that is no name is a function, called with the model first.
     """
 
     init: Callable[[], tuple[Params, Statistics]]
@@ -61,7 +62,7 @@ def split_network(build: Callable[[], nnx.Module]) -> Network:
         statistics: Statistics,
         *args: Any,
         train: bool = False,
-        method: str = "__call__",
+        method: str | Callable[..., Any] = "__call__",
         **options: Any,
     ) -> tuple[Any, Statistics]:
         values = (params | statistics).items()
@@ -71,7 +72,8 @@ def split_network(build: Callable[[], nnx.Module]) -> Network:
             model.train()
         else:
             model.eval()
-        outputs = getattr(model, method)(*args, **options)
+        call = getattr(model, method) if isinstance(method, str) else partial(method, model)
+        outputs = call(*args, **options)
         return outputs, _values(nnx.state(model))[1] if train else statistics
 
     return Network(init, apply)

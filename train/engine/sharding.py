@@ -165,11 +165,26 @@ def keep_rows[Tree](tree: Tree) -> Tree:
     Args:
       tree: Arrays whose first axis is that of the examples.
     """
+    return _held(tree, PartitionSpec(("data", "fsdp")))
+
+
+def keep_whole[Tree](tree: Tree) -> Tree:
+    """Hold arrays whole on every device, such as parameters where they are used.
+
+    For functions that the engine compiles; where there is no mesh, this does nothing.
+
+    Args:
+      tree: Arrays.
+    """
+    return _held(tree, PartitionSpec())
+
+
+def _held[Tree](tree: Tree, spec: PartitionSpec) -> Tree:
     mesh = get_abstract_mesh()
     if "fsdp" not in mesh.axis_names:
         return tree
-    rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
-    return jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, rows), tree)
+    sharding = NamedSharding(mesh, spec)
+    return jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, sharding), tree)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -5,16 +5,18 @@ from typing import Any
 
 import jax
 
+from natjax.cli.models import with_unit
 from natjax.train.engine.sharding import describe
 from natjax.train.engine.trainer import Trainer
 
 
 def run_summary(trainer: Trainer) -> str:
     """Return model, data, steps, devices and memory of a run, as a table in plain text."""
-    return "\n".join(f"{name:<9}{text}" for name, text in _rows(trainer))
+    return "\n".join(f"{name:<9}{text}" for name, text in summary_rows(trainer))
 
 
-def _rows(trainer: Trainer) -> list[tuple[str, str]]:
+def summary_rows(trainer: Trainer) -> list[tuple[str, str]]:
+    """Return the lines of `run_summary`: a heading, and what it is about."""
     config, task, state = trainer.config, trainer.task, trainer.compiled.target
     parameters = sum(math.prod(leaf.shape) for leaf in state.params.values())
     flops, total = task.example_flops(), trainer.total_steps
@@ -48,12 +50,6 @@ def memory_per_device(tree: Any) -> int:
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)
     )
-
-
-def with_unit(count: int) -> str:
-    """Return a count in millions or, from 1e9 on, in units of 1e9."""
-    unit, size = ("G", 1e9) if count >= 1e9 else ("M", 1e6)
-    return f"{count / size:.2f} {unit}"
 
 
 def _bytes(count: float | int) -> str:

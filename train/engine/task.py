@@ -199,6 +199,15 @@ class Task[Config: RunConfig](abc.ABC):
         found = {name: batch[name] for name in ("mask", "id")}
         return found | self.predict(params, statistics, batch)
 
+    def pictured(
+        self, params: Params, statistics: Statistics, batch: Batch
+    ) -> dict[str, jax.Array]:
+        """Return what `pictures` is to know of the first evaluation batch.
+
+        By default the predictions. Arrays have a row for each example, or for the first few.
+        """
+        return self.predict(params, statistics, batch)
+
     def parameter_group(self, name: str, shape: tuple[int, ...]) -> ParameterGroup:
         """Return how a parameter is trained; by default, vectors are not decayed.
 
@@ -318,7 +327,8 @@ class Task[Config: RunConfig](abc.ABC):
         Args:
           folder: Where to write.
           scores: Of the averaged weights.
-          sample: The first evaluation batch and its predictions; None after an evaluation alone.
+          sample: The first evaluation batch, and what `pictured` returned of it; None after an
+            evaluation alone.
 
         Returns:
           The files by heading.

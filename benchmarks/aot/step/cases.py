@@ -3,17 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
-from flax import nnx
-
-from benchmarks.imagenet import step_setup
-from natjax.backbones.nat import NAT, NATConfig
-from natjax.train.config.settings import MeshConfig
-from natjax.train.engine.network import split_network
+from benchmarks.aot.step.tasks import SMALL, TASKS, Size
+from natjax.train.config.settings import MeshConfig, RunConfig
 from natjax.train.engine.step import StepSetup
-from natjax.train.tasks.classification.config import ClassificationConfig
-from natjax.train.tasks.classification.recipes import imagenet_preset
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,10 +41,11 @@ class StepCase:
     """A step on a machine.
 
     Attributes:
-      model: name of the model, or "small" for one of a single block.
+      model: name of the model, or `SMALL`.
       machine: name in `MACHINES`.
       batch: images a step.
-      image_size: side of the images.
+      task: name in `TASKS`.
+      size: height and width of the images.
       fsdp: devices that parameters are split over.
       remat: whether blocks are recomputed in the backward pass.
       accumulate: parts of the batch.
@@ -60,7 +54,8 @@ class StepCase:
     model: str
     machine: str
     batch: int
-    image_size: int = 224
+    task: str = "classification"
+    size: Size = (224, 224)
     fsdp: int = 1
     remat: bool = False
     accumulate: int = 1
@@ -69,6 +64,7 @@ class StepCase:
     def key(self) -> str:
         """Name in the table."""
         words = [self.model, self.machine, str(self.batch)]
+        words[:0] = [self.task] if self.model == SMALL else []
         words += [f"fsdp={self.fsdp}"] if self.fsdp > 1 else []
         words += ["remat"] if self.remat else []
         words += [f"accumulate={self.accumulate}"] if self.accumulate > 1 else []
@@ -89,6 +85,21 @@ def all_cases() -> list[StepCase]:
         dataclasses.replace(case, accumulate=4 if case.batch == 4096 else 2) for case in tight
     ]
     cases.append(StepCase(model="nat_base", machine="8xH100", batch=1024, fsdp=8))
+    cases += [
+        StepCase(
+            task="segmentation",
+            model="upernet_nat_tiny",
+            machine=machine,
+            batch=batch,
+            size=(512, 512),
+        )
+        for batch in (16, 64)
+        for machine in ("8xH100", "v5e:4x4")
+    ]
+    detector = StepCase(
+        task="detection", model="mask_rcnn_nat_tiny", machine="8xH100", batch=16, size=(800, 1344)
+    )
+    cases += [dataclasses.replace(detector, machine=name) for name in ("8xH100", "v5e:4x4")]
     return cases
 
 
@@ -97,36 +108,33 @@ def _is_tight(case: StepCase) -> bool:
 
 
 def quick_cases() -> list[StepCase]:
-    """One small step for each kind of machine, with everything that could move activations.
+    """Small steps with everything that could move activations: of classification, for each kind of
+    machine, and one of each other task.
 
     Parameters are split, images are mixed, batches accumulate, and the maps are smaller than the
-    window, so that they are padded.
+    window, so that they are padded. Segmentation adds norms over the batch, and resizes maps;
+    detection adds loops over boxes, whose number differs between images.
     """
-    return [
-        StepCase(model="small", machine=machine, batch=32, image_size=24, fsdp=4, accumulate=2)
-        for machine in ("8xH100", "v5e:2x4")
-    ]
+    small = StepCase(model=SMALL, machine="8xH100", batch=32, size=(24, 24), fsdp=4, accumulate=2)
+    segmentor = dataclasses.replace(small, task="segmentation", size=(40, 40))
+    detector = dataclasses.replace(
+        small, task="detection", machine="v5e:2x4", batch=16, size=(64, 64), accumulate=1
+    )
+    return [small, dataclasses.replace(small, machine="v5e:2x4"), segmentor, detector]
 
 
-def config_of(case: StepCase) -> ClassificationConfig:
+def config_of(case: StepCase) -> RunConfig:
     """The preset of the model with the settings of the case."""
-    preset = imagenet_preset("nat_tiny" if case.model == "small" else case.model)
+    preset = TASKS[case.task].preset(case.model, case.size)
     return dataclasses.replace(
         preset,
         batch_size=case.batch,
         accumulate=case.accumulate,
         mesh=MeshConfig(fsdp=case.fsdp),
         model=dataclasses.replace(preset.model, dtype="bfloat16", remat=case.remat),
-        data=dataclasses.replace(preset.data, image_size=case.image_size),
     )
 
 
 def setup_of(case: StepCase) -> StepSetup:
     """The step of a case."""
-    network = split_network(_small) if case.model == "small" else None
-    return step_setup(config_of(case), network)
-
-
-def _small() -> Any:
-    config = NATConfig(dim=128, depths=(1,), num_heads=(8,), drop_path=0.1)
-    return NAT(config, dtype="bfloat16", rngs=nnx.Rngs(0))
+    return TASKS[case.task].setup(config_of(case))

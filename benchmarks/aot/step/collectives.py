@@ -15,6 +15,12 @@ _CALLEE = re.compile(r"(?:calls|to_apply|body|condition|branch_computations)=\{?
 _BODY = re.compile(r"body=%?([\w.\-]+)")
 _SHAPE = re.compile(r"\b([a-z]+\d+)\[([\d,]*)\]")
 _BITS = re.compile(r"\d+")
+# Where an instruction comes from: its name in the traced program, and a row of the table of frames.
+_NAME = re.compile(r'op_name="([^"]*)"')
+_FRAME = re.compile(r"stack_frame_id=(\d+)")
+_NUMBER = r"{}=(\d+)"
+# The compiler may put scalars together, such as the loss and what else is logged.
+_SCALARS = 8
 
 type Shape = tuple[str, tuple[int, ...]]
 
@@ -27,16 +33,35 @@ class Collective:
       kind: "all-gather", "all-reduce", ...
       shapes: dtype and shape of each result, on one device.
       in_loop: whether it may happen more than once a step: it is in the body of a loop.
+      name: what the traced program calls it, "" where the compiler does not tell.
+      functions: of the source that it comes from, the innermost first.
     """
 
     kind: str
     shapes: tuple[Shape, ...]
     in_loop: bool
+    name: str = ""
+    functions: tuple[str, ...] = ()
 
     @property
     def bytes(self) -> int:
         """Size of the results on one device."""
         return sum(math.prod(dims) * _itemsize(dtype) for dtype, dims in self.shapes)
+
+    @property
+    def is_sum(self) -> bool:
+        """Whether it adds up over devices."""
+        return self.kind in ("all-reduce", "reduce-scatter")
+
+    @property
+    def of_norms(self) -> bool:
+        """Whether it makes statistics of a batch over devices, or their gradients."""
+        return self.is_sum and any(name.startswith("BatchNorm.") for name in self.functions)
+
+    @property
+    def in_forward_pass(self) -> bool:
+        """Whether it is of the forward pass, as far as the name tells."""
+        return "jvp(" in self.name and "transpose(" not in self.name
 
 
 def _itemsize(dtype: str) -> int:
@@ -50,7 +75,7 @@ def collectives(text: str) -> list[Collective]:
     Args:
       text: the compiled program, as XLA prints it.
     """
-    looped = _in_loops(text)
+    looped, functions = _in_loops(text), _functions(text)
     found, computation = [], ""
     for line in text.splitlines():
         if header := _COMPUTATION.match(line):
@@ -63,7 +88,16 @@ def collectives(text: str) -> list[Collective]:
                 (dtype, tuple(int(n) for n in dims.split(",") if n))
                 for dtype, dims in _SHAPE.findall(_without_layouts(result))
             )
-            found.append(Collective(kind, shapes, computation in looped))
+            name, frame = _NAME.search(line), _FRAME.search(line)
+            found.append(
+                Collective(
+                    kind,
+                    shapes,
+                    computation in looped,
+                    name.group(1) if name else "",
+                    functions.get(int(frame.group(1)), ()) if frame else (),
+                )
+            )
     return found
 
 
@@ -102,6 +136,37 @@ def _in_loops(text: str) -> set[str]:
     return reached
 
 
+def _functions(text: str) -> dict[int, tuple[str, ...]]:
+    """Names of the functions of each stack frame, the innermost first."""
+    names, locations, frames = (
+        _table(text, heading) for heading in ("FunctionNames", "FileLocations", "StackFrames")
+    )
+
+    def chain(frame: int) -> tuple[str, ...]:
+        found: list[str] = []
+        while True:
+            location = locations[_number("file_location_id", frames[frame])]
+            found.append(names[_number("function_name_id", location)].strip('"'))
+            parent = _number("parent_frame_id", frames[frame])
+            if parent in (0, frame):  # the outermost frame is its own parent
+                return tuple(found)
+            frame = parent
+
+    return {frame: chain(frame) for frame in frames}
+
+
+def _table(text: str, heading: str) -> dict[int, str]:
+    """Rows of a table at the head of a program, by number."""
+    found = re.search(rf"^{heading}\n((?:\d+ .*\n)*)", text, re.MULTILINE)
+    rows = (line.partition(" ") for line in found.group(1).splitlines()) if found else ()
+    return {int(number): rest for number, _, rest in rows}
+
+
+def _number(name: str, row: str) -> int:
+    found = re.search(_NUMBER.format(name), row)
+    return int(found.group(1)) if found else 0
+
+
 def unexpected(
     found: Iterable[Collective],
     parameters: Iterable[Sequence[int]],
@@ -110,8 +175,9 @@ def unexpected(
 ) -> list[Collective]:
     """Exchanges that move activations: all but sums, parameters' gathers and mixup's partners.
 
-    Sums (all-reduce, reduce-scatter) are of gradients and metrics. Parameters are known by their
-    shapes, in any order of axes; images and labels of a batch by their integer types.
+    Sums (all-reduce, reduce-scatter) are of gradients and metrics; in the forward pass, of scalars
+    and for norms over the batch. Parameters are known by their shapes, in any order of axes; images
+    and labels of a batch by their integer types.
 
     Args:
       found: the exchanges of a step.
@@ -121,19 +187,21 @@ def unexpected(
     """
     known = {_signature(shape) for whole in parameters for shape in _as_gathered(whole, fsdp)}
 
-    def is_expected(kind: str, dtype: str, dims: tuple[int, ...]) -> bool:
-        if kind in ("all-reduce", "reduce-scatter") or math.prod(dims) <= 1:
+    def is_expected(x: Collective, dtype: str, dims: tuple[int, ...]) -> bool:
+        if math.prod(dims) <= 1:
             return True
-        if kind == "collective-permute" and dtype in ("u8", "s32"):
+        if x.is_sum:
+            return not x.in_forward_pass or x.of_norms or math.prod(dims) <= _SCALARS
+        if x.kind == "collective-permute" and dtype in ("u8", "s32"):
             return len(dims) == 1 or _signature(dims[-3:]) == _signature(image)
-        return kind == "all-gather" and _signature(dims) in known
+        return x.kind == "all-gather" and _signature(dims) in known
 
-    return [x for x in found if not all(is_expected(x.kind, *shape) for shape in x.shapes)]
+    return [x for x in found if not all(is_expected(x, *shape) for shape in x.shapes)]
 
 
 def rounded(found: Iterable[Collective]) -> list[Collective]:
     """Sums over devices that are rounded to 16 bits for each of them."""
-    sums = [x for x in found if x.kind in ("all-reduce", "reduce-scatter")]
+    sums = [x for x in found if x.is_sum]
     return [x for x in sums if any(_itemsize(dtype) == 2 for dtype, _ in x.shapes)]
 
 
@@ -149,10 +217,14 @@ def _signature(shape: Sequence[int]) -> tuple[int, ...]:
 
 
 def totals(found: Iterable[Collective]) -> dict[str, dict[str, int]]:
-    """Number and bytes of each kind, those in loops counted once and told apart."""
+    """Number and bytes of each kind, those in loops counted once and told apart.
+
+    Sums for norms over the batch are a kind of their own.
+    """
     out: dict[str, dict[str, int]] = {}
     for x in found:
-        row = out.setdefault(x.kind, {"count": 0, "bytes": 0, "in_loops": 0, "bytes_in_loops": 0})
+        kind = f"{x.kind} for norms" if x.of_norms else x.kind
+        row = out.setdefault(kind, {"count": 0, "bytes": 0, "in_loops": 0, "bytes_in_loops": 0})
         row["count"] += 1
         row["bytes"] += x.bytes
         row["in_loops"] += x.in_loop

@@ -9,7 +9,6 @@ import time
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh, use_abstract_mesh
@@ -17,11 +16,12 @@ from jax.sharding import Mesh, use_abstract_mesh
 from benchmarks.aot.chips import CHIPS
 from benchmarks.aot.step import collectives
 from benchmarks.aot.step.cases import MACHINES, Machine, StepCase, config_of, setup_of
+from benchmarks.aot.step.tasks import TASKS
 from natjax.train.engine.compile import compile_training
 from natjax.train.engine.sharding import device_grid, mesh_of
 
 # Without them libtpu looks for a TPU, and complains.
-_NO_TPU = {
+NO_TPU = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
     "TPU_WORKER_HOSTNAMES": "localhost",
@@ -37,8 +37,7 @@ def compile_step(case: StepCase) -> dict[str, Any]:
     # Lowering asks for the device, of which there is none.
     with use_abstract_mesh(mesh.abstract_mesh):
         compiled = compile_training(setup_of(case), mesh)
-        side = case.image_size
-        rows = {"image": ((side, side, 3), jnp.uint8), "label": ((), jnp.int32)}
+        rows = TASKS[case.task].rows(case.size)
         batch = {
             name: jax.ShapeDtypeStruct((case.batch, *shape), dtype, sharding=compiled.batch)
             for name, (shape, dtype) in rows.items()
@@ -60,7 +59,7 @@ def compile_step(case: StepCase) -> dict[str, Any]:
     found = collectives.collectives(text)
     row["collectives"] = collectives.totals(found)
     shapes = [leaf.shape for leaf in parameters.values()]
-    moved = collectives.unexpected(found, shapes, (side, side, 3), case.fsdp)
+    moved = collectives.unexpected(found, shapes, rows["image"][0], case.fsdp)
     row["moved"] = [f"{x.kind} of {x.shapes}" for x in moved]
     row["rounded"] = [f"{x.kind} of {x.shapes}" for x in collectives.rounded(found)]
     row["kernels"] = len(set(re.findall(r"natjax_\w+", text)))
@@ -84,7 +83,7 @@ def _topology(machine: Machine) -> topologies.TopologyDescription:
             target_config=chip.description,
             topology=machine.topology,
         )
-    os.environ.update(_NO_TPU)
+    os.environ.update(NO_TPU)
     return topologies.get_topology_desc(platform="tpu", topology_name=machine.topology)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from benchmarks.aot.report import RESULTS
 from benchmarks.aot.step.cases import MACHINES, StepCase, all_cases
+from benchmarks.aot.step.tasks import TASKS
 
 type Row = dict[str, Any]
 
@@ -20,11 +21,13 @@ _INTRODUCTION = """\
     make aot-step
 
 Compiled with jax {jax} on the day of each row, on a machine without GPU or TPU: **nothing here was
-run, and nothing says how fast it is.** The step is that of the presets `nat_tiny_imagenet` and
-`nat_base_imagenet` (mixup and CutMix, random erasing, stochastic depth, AdamW, their averages if
-any) in bfloat16 at 224x224, on a mesh of all devices as `natjax train` makes it. Attention is our
-Triton kernels on the H100, and the plain implementation ("xla") on TPUs, for which there is no
-kernel yet: its temporaries are larger than a kernel's would be.
+run, and nothing says how fast it is.** A step is that of a preset (stochastic depth, AdamW, their
+averages if any, and what it changes at random on the devices: mixup and CutMix, random erasing) in
+bfloat16, on a mesh of all devices as `natjax train` makes it. *Kernels* are ours that the program
+holds; without any, attention is the plain implementation ("xla"), whose temporaries are larger than
+a kernel's. The presets are
+
+{presets}
 
 *Batch* is the images a step, over all devices. *Arguments* are state and batch, *peak* the most
 that the program needs at once, as its compiler counts, both in GB (1e9 bytes) a device. An H100 has
@@ -38,9 +41,11 @@ the peak. Steps with remat are compiled for GPUs without XLA's latency-hiding sc
 training.
 
 All-reduces are gradients and metrics; those in loops are the same, once for each part of an
-accumulated batch. The one collective-permute of each step is mixup's: each device gets the images
-(uint8) that its own are mixed with, from one other device. No activation crosses devices; `make
-aot-step-check` fails if one does.
+accumulated batch. The one collective-permute of classification's steps is mixup's: each device gets
+the images (uint8) that its own are mixed with, from one other device. Those *for norms* are new in
+segmentation: sums over the batch, and their gradients, of the heads' 13 batch norms, recognised by
+the function that the compiler says they come from. Nothing else is new, and no activation crosses
+devices; `make aot-step-check` fails if one does.
 
 Rows of before 2026-11-26 are of an older step, with the residual stream, and the gradients that
 devices exchange, in bfloat16. Both are in float32 now. That took the first row from 12.20 to
@@ -56,6 +61,7 @@ _HEADER = [
     "peak",
     "fits",
     "collectives",
+    "kernels",
     "TFLOP",
     "CPU s",
     "day",
@@ -84,7 +90,9 @@ def document(rows: Mapping[str, Row], environment: Mapping[str, str]) -> str:
     table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
     left = [case.key for case in all_cases() if case.key not in rows]
     missing = f"\nNot compiled yet: {'; '.join(left)}.\n" if left else ""
-    return f"{_INTRODUCTION.format(**environment)}\n{table}{missing}"
+    presets = "\n".join(f"- {name}: {task.title}" for name, task in TASKS.items())
+    introduction = _INTRODUCTION.format(**environment, presets=presets)
+    return f"{introduction}\n{table}{missing}"
 
 
 def _cells(case: StepCase, row: Row) -> list[str]:
@@ -97,6 +105,7 @@ def _cells(case: StepCase, row: Row) -> list[str]:
         _giga(row.get("peak")),
         _fits(case, row),
         "; ".join(f"{kind} {_exchange(x)}" for kind, x in row.get("collectives", {}).items()),
+        str(row.get("kernels", "")),
         f"{row['flops'] / 1e12:.2f}" if "flops" in row else "",
         str(row["seconds"]) if "seconds" in row else "",
         row["day"],

@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Int
 
 from natjax.kernels.neighborhood import AxisWindow, Neighborhood
-from natjax.kernels.plan.blocks import AxisBlocks, Blocks, axis_blocks, columns_met
+from natjax.kernels.plan.blocks import AxisBlocks, Blocks, Rows, axis_blocks, columns_met
 from natjax.kernels.plan.pattern import pattern_of
 
 LANES = 128
@@ -94,7 +94,7 @@ def _needed(window: AxisWindow, tile: int) -> tuple[np.ndarray, np.ndarray]:
     return np.array(first), np.array(last)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True)
 class Layout:
     """Tiles of a neighborhood, and the heads that a kernel works on at once.
 
@@ -102,11 +102,14 @@ class Layout:
       blocks: tiles and slabs along each axis, of which there are two at least.
       heads: heads that share the lanes.
       head_dim: channels of a head, a power of two.
+      rows: positions of queries along the first axis in a strip, a multiple of the tile; None where
+        images are not cut into strips.
     """
 
     blocks: Blocks
     heads: int
     head_dim: int
+    rows: int | None = None
 
     @classmethod
     def of(cls, neighborhood: Neighborhood, heads: int, head_dim: int) -> Layout:
@@ -154,7 +157,7 @@ class Layout:
 
     @property
     def tokens(self) -> tuple[int, ...]:
-        """Tokens along each axis."""
+        """Tokens along each axis, of the whole."""
         return tuple(w.length for w in self.windows)
 
     @property
@@ -168,47 +171,99 @@ class Layout:
         return math.prod(self.dilation)
 
     @property
-    def positions(self) -> tuple[int, ...]:
-        """Positions of the longest dilation group along each axis."""
-        return tuple(w.max_group_length for w in self.windows)
+    def num_strips(self) -> int:
+        """Strips of an image."""
+        return 1 if self.rows is None else -(-self._positions[0] // self.rows)
+
+    @functools.cached_property
+    def strip_offset(self) -> int:
+        """From a strip's first query to its first key along the first axis, in positions."""
+        return 0 if self.rows is None else int(self._slabs.min())
+
+    @functools.cached_property
+    def keys_of_strip(self) -> int:
+        """Positions of a strip's keys along the first axis."""
+        if self.rows is None:
+            return self._positions[0]
+        return int(self._slabs.max()) + self.blocks.axes[0].halo - self.strip_offset
+
+    def positions(self, of: Rows) -> tuple[int, ...]:
+        """Positions of the longest dilation group along each axis, in a strip."""
+        first = self.rows or self._positions[0] if of == "queries" else self.keys_of_strip
+        return first, *self._positions[1:]
+
+    def tokens_of_strip(self, of: Rows) -> tuple[int, ...]:
+        """Tokens along each axis of a strip, or of an image that is not cut."""
+        if self.rows is None:
+            return self.tokens
+        return self.positions(of)[0] * self.dilation[0], *self.tokens[1:]
 
     @property
     def tiled(self) -> tuple[int, ...]:
         """Positions along each axis that tiles cover: up to a tile more than there are."""
-        return tuple(axis.per_group * axis.tile for axis in self.blocks.axes)
+        axes = zip(self.tiles_along, self.blocks.axes, strict=True)
+        return tuple(n * axis.tile for n, axis in axes)
 
     @property
-    def is_ragged(self) -> bool:
-        """Whether dilation groups differ in length along any axis."""
-        return any(w.length % w.dilation for w in self.windows)
+    def tiles_along(self) -> tuple[int, ...]:
+        """Tiles of a dilation group along each axis, in a strip."""
+        first, *rest = self.blocks.axes
+        count = first.per_group if self.rows is None else self.rows // first.tile
+        return count, *(axis.per_group for axis in rest)
 
     @property
     def tiles_of_group(self) -> int:
-        """Tiles of a dilation group."""
-        return math.prod(axis.per_group for axis in self.blocks.axes)
+        """Tiles of a dilation group, in a strip."""
+        return math.prod(self.tiles_along)
+
+    @property
+    def num_tiles(self) -> int:
+        """Tiles of a strip."""
+        return self.groups * self.tiles_of_group
 
     @property
     def copy(self) -> tuple[int, ...]:
         """Positions and columns of the copy of a map of keys."""
-        return (*self.positions[:-1], self.columns.columns)
+        return (*self.positions("keys")[:-1], self.columns.columns)
 
     def plan(self) -> Int[np.ndarray, "F"]:
         """Of every tile: its kind, its first position and the start of its slab along each axis.
 
-        One dilation group comes after the other. Kernels look up here what would take the scalar
-        unit many divisions (`program.Program.locate`).
+        One dilation group comes after the other, and one strip. Kernels look up here what would
+        take the scalar unit many divisions (`program.Program.locate`).
         """
+        return np.concatenate([self._plan_of(strip) for strip in range(self.num_strips)])
+
+    def _plan_of(self, strip: int) -> Int[np.ndarray, "F"]:
         axes = self.blocks.axes
         groups = np.indices(self.dilation).reshape(len(axes), -1, 1)
-        index = np.indices([axis.per_group for axis in axes]).reshape(len(axes), 1, -1)
+        index = np.indices(self.tiles_along).reshape(len(axes), 1, -1)
+        first = [i * axis.tile for axis, i in zip(axes, index, strict=True)]
+        index[0] = np.minimum(index[0] + strip * self.tiles_along[0], axes[0].per_group - 1)
         tiles = [g * axis.per_group + i for axis, g, i in zip(axes, groups, index, strict=True)]
         counts = [axis.num_tiles for axis in axes]
         kind = pattern_of(self.blocks).kind[np.ravel_multi_index(tiles, counts)]
-        located = [axis.locate(tile) for axis, tile in zip(axes, tiles, strict=True)]
-        starts = [start for _, _, start in located]
+        starts = [axis.locate(tile)[2] for axis, tile in zip(axes, tiles, strict=True)]
+        if self.rows is not None:
+            starts[0] = starts[0] - strip * self.rows - self.strip_offset
         starts[-1] = starts[-1] + self.columns.shift
-        fields = [kind, *(first for _, first, _ in located), *starts]
-        return np.stack(np.broadcast_arrays(*fields), axis=-1).reshape(-1).astype(np.int32)
+        fields = np.broadcast_arrays(kind, *first, *starts)
+        return np.stack(fields, axis=-1).reshape(-1).astype(np.int32)
+
+    @property
+    def _positions(self) -> tuple[int, ...]:
+        return tuple(w.max_group_length for w in self.windows)
+
+    @property
+    def _slabs(self) -> Int[np.ndarray, "groups strips tiles"]:
+        """Where slabs along the first axis start, from the first query of their strip."""
+        axis, tiles = self.blocks.axes[0], self.tiles_along[0]
+        strips = np.arange(self.num_strips)[:, None]
+        # The last tile stands for those that fill up the last strip.
+        index = np.minimum(strips * tiles + np.arange(tiles), axis.per_group - 1)
+        groups = np.arange(axis.window.dilation)[:, None, None]
+        starts = axis.locate(groups * axis.per_group + index)[2]
+        return starts - strips * tiles * axis.tile
 
 
 def _at_least_2d(neighborhood: Neighborhood) -> Neighborhood:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from natjax.kernels.backends.mosaic_tpu.layout import Layout
-from natjax.kernels.plan.blocks import unravel
+from natjax.kernels.plan.blocks import Rows, unravel
 
 type Ref = Any
 type Ints = Any
@@ -27,10 +27,12 @@ class Images:
 
     Attributes:
       layout: of the maps.
+      of: whether they are maps of queries or of keys.
       block: ``[images, *X, lanes]``; tiles may reach beyond the tokens, where there is anything.
     """
 
     layout: Layout
+    of: Rows
     block: Ref
 
     def open(self) -> None:
@@ -41,7 +43,7 @@ class Images:
 
     def read_map(self, index: Ints) -> jax.Array:
         """A map, ``[*X, lanes]``."""
-        return self.block[index, *_extent(self.layout.tokens)]
+        return self.block[index, *_extent(self.layout.tokens_of_strip(self.of))]
 
     def read_tile(self, first: Ints, i: Ints, rows: tuple[Any, ...]) -> jax.Array:
         """A tile of the ``i``-th map at hand, ``[*tile, lanes]``."""
@@ -49,7 +51,9 @@ class Images:
 
     def write_map(self, index: Ints, values: jax.Array) -> None:
         """Write a whole map."""
-        self.block[index, *_extent(self.layout.tokens)] = values.astype(self.block.dtype)
+        self.block[index, *_extent(self.layout.tokens_of_strip(self.of))] = values.astype(
+            self.block.dtype
+        )
 
     def write_tile(self, first: Ints, i: Ints, rows: tuple[Any, ...], values: jax.Array) -> None:
         """Write a tile of the ``i``-th map at hand."""
@@ -68,29 +72,31 @@ class Groups:
 
     Attributes:
       layout: of the maps.
+      of: whether they are maps of queries or of keys.
       block: ``[1, *X, lanes]``.
       raised: the image in float32, with all groups as long as the longest.
       maps: the groups at hand, ``[maps, *X, lanes]``; None where they are only read whole.
     """
 
     layout: Layout
+    of: Rows
     block: Ref
     raised: Ref
     maps: Ref = None
 
     def open(self) -> None:
         """Raise the image; zeros where a group is shorter than the longest."""
-        if self.layout.is_ragged:
+        if self.block.shape[1:] != self.raised.shape:
             self.raised[...] = jnp.zeros_like(self.raised)
         image = self.block[0].astype(jnp.float32)
-        self.raised[*_extent(self.layout.tokens)] = image
+        self.raised[*_extent(self.layout.tokens_of_strip(self.of))] = image
         if self.maps is not None:
             self.maps[...] = jnp.zeros_like(self.maps)
 
     def fetch(self, first: Ints, count: int) -> None:
         """Copy groups out of the image."""
         for i in range(count):
-            self.maps[i, *_extent(self.layout.positions)] = self.read_map(first + i)
+            self.maps[i, *_extent(self.layout.positions(self.of))] = self.read_map(first + i)
 
     def read_map(self, index: Ints) -> jax.Array:
         """A group, ``[*X, lanes]``."""
@@ -113,16 +119,16 @@ class Groups:
     def store(self, first: Ints, count: int) -> None:
         """Copy the groups at hand back into the image."""
         for i in range(count):
-            self.write_map(first + i, self.maps[i, *_extent(self.layout.positions)])
+            self.write_map(first + i, self.maps[i, *_extent(self.layout.positions(self.of))])
 
     def close(self) -> None:
         """Write the image."""
-        image = self.raised[*_extent(self.layout.tokens)]
+        image = self.raised[*_extent(self.layout.tokens_of_strip(self.of))]
         self.block[0] = image.astype(self.block.dtype)
 
     def _group(self, index: Ints) -> tuple[Any, ...]:
         groups = unravel(index, self.layout.dilation)
-        steps = zip(groups, self.layout.positions, self.layout.dilation, strict=True)
+        steps = zip(groups, self.layout.positions(self.of), self.layout.dilation, strict=True)
         return tuple(pl.ds(group, size, stride=step) for group, size, step in steps)
 
 

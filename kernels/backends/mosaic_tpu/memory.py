@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 
+import jax.numpy as jnp
+
 from natjax.kernels.backends.mosaic_tpu.layout import LANES, SUBLANES, Layout, round_up
 from natjax.kernels.backends.mosaic_tpu.program import Steps
+from natjax.kernels.plan.blocks import Rows
 from natjax.kernels.plan.pattern import table_entries
 from natjax.kernels.spec import CallSpec
 
@@ -29,8 +33,39 @@ def padded_head_dim(spec: CallSpec) -> int:
 
 @functools.lru_cache(256)
 def layout_of(spec: CallSpec, heads: int) -> Layout:
-    """The layout of a call's maps."""
-    return Layout.of(spec.neighborhood, heads, padded_head_dim(spec))
+    """The layout of a call's maps, in as few strips as fit the memory of a core.
+
+    Raises:
+      ValueError: not even strips of one tile fit.
+    """
+    itemsize = jnp.dtype(spec.dtype).itemsize
+    across = spec.neighborhood.num_tokens // (
+        spec.neighborhood.axes[0].length if _is_map(spec) else 1
+    )
+    # What is far too large is not planned at all.
+    if 2 * 7 * across * LANES * itemsize <= _BUDGET:
+        whole = Layout.of(spec.neighborhood, heads, padded_head_dim(spec))
+        first = whole.blocks.axes[0]
+        for strips in range(1, first.per_group + 1):
+            rows = -(-first.per_group // strips) * first.tile
+            layout = whole if strips == 1 else dataclasses.replace(whole, rows=rows)
+            if _vmem_bytes(layout, itemsize) <= _BUDGET:
+                return layout
+    raise ValueError("a tile and its slab across the map do not fit the memory of a core")
+
+
+def _is_map(spec: CallSpec) -> bool:
+    """Whether there is an axis to cut into strips besides the one in the sublanes."""
+    return len(spec.neighborhood.axes) > 1
+
+
+def fits(spec: CallSpec, heads: int) -> bool:
+    """Whether there is a layout."""
+    try:
+        layout_of(spec, heads)
+    except ValueError:
+        return False
+    return True
 
 
 def steps_of(layout: Layout, batch: int, itemsize: int) -> Steps:
@@ -38,7 +73,7 @@ def steps_of(layout: Layout, batch: int, itemsize: int) -> Steps:
     wanted = max(1, TILES // layout.tiles_of_group)
     logits = layout.keys * round_up(layout.logit_lanes, LANES) * 4
     tiles = max(1, min(TILES, _LOGIT_BYTES // logits))
-    if layout.groups > 1:
+    if layout.groups > 1 or layout.num_strips > 1:
         return Steps(1, _divisor(layout.groups, wanted), _even(layout, wanted, tiles))
     image = math.prod(layout.tiled) * round_up(layout.lanes, LANES) * itemsize
     images = _divisor(batch, max(1, _BLOCK_BYTES // image))
@@ -58,26 +93,31 @@ def _divisor(number: int, most: int) -> int:
     return max(n for n in range(1, min(number, most) + 1) if number % n == 0)
 
 
-def fits(spec: CallSpec, heads: int, itemsize: int) -> bool:
-    """Whether the backward kernel, which takes more than the forward one, has room for an image."""
-    blocks = 2 * 7 * spec.neighborhood.num_tokens * LANES * itemsize
-    # What is far too large is not planned at all.
-    return blocks <= _BUDGET and _vmem_bytes(layout_of(spec, heads), itemsize) <= _BUDGET
+def block_of(layout: Layout, of: Rows) -> tuple[int, ...]:
+    """Tokens along each axis of a block; without dilation, queries as far as tiles reach."""
+    tokens = layout.tokens_of_strip(of)
+    if layout.groups > 1:
+        return tokens
+    reach = layout.tiled if of == "queries" or layout.rows is None else tokens
+    return *reach[:-1], layout.tiled[-1]
 
 
 def _vmem_bytes(layout: Layout, itemsize: int) -> int:
-    """What the backward kernel takes for one image; blocks are there twice."""
+    """What the backward kernel, which takes more than the forward one, takes; blocks are double."""
     lanes = round_up(layout.lanes, LANES)
-    sizes = layout.tokens if layout.groups > 1 else layout.tiled
-    blocks = 2 * 7 * _positions(sizes) * lanes * itemsize
-    copies = 4 * _positions(layout.copy) * lanes * 4
-    raised = 0
+    maps = {"queries": 3, "keys": 4}
+    blocks = sum(2 * n * _positions(block_of(layout, of)) for of, n in maps.items())
+    if layout.num_strips > 1:
+        itemsize = 4  # of gradients that are still to be summed
+    size = blocks * itemsize + 4 * 4 * _positions(layout.copy)
     if layout.groups > 1:
-        image = tuple(n * d for n, d in zip(layout.positions, layout.dilation, strict=True))
-        raised = (7 * _positions(image) + 3 * _positions(layout.tiled)) * lanes * 4
+        for of, n in maps.items():
+            sizes = zip(layout.positions(of), layout.dilation, strict=True)
+            size += 4 * n * _positions(tuple(n * d for n, d in sizes))
+        size += 4 * 3 * _positions(layout.tiled)
     kinds = table_entries(layout.blocks) // (layout.queries * layout.keys)
     tables = 4 * kinds * layout.keys * round_up(layout.logit_lanes, LANES) * 4
-    return blocks + copies + raised + tables + 4 * _LOGIT_BYTES
+    return size * lanes + tables + 4 * _LOGIT_BYTES
 
 
 def _positions(sizes: tuple[int, ...]) -> int:

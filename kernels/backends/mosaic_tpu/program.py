@@ -70,6 +70,7 @@ class Program:
       dtype: of the operands of products.
       heads: heads in all, of which the last block of lanes may have fewer.
       plan: `Layout.plan`.
+      strip: which strip of an image the program works on.
       head_of_lane: ``[1, lanes]``; -1 where a block of lanes goes on behind the last head.
     """
 
@@ -78,6 +79,7 @@ class Program:
     dtype: Any
     heads: int
     plan: Ref
+    strip: Ints
     head_of_lane: jax.Array
 
     @classmethod
@@ -88,7 +90,8 @@ class Program:
         if heads % layout.heads:
             left = heads - pl.program_id(0) * layout.heads
             head = jnp.where(head < left, head, -1)
-        return cls(layout, steps, dtype, heads, plan, head)
+        strip = pl.program_id(1) % layout.num_strips if layout.num_strips > 1 else 0
+        return cls(layout, steps, dtype, heads, plan, strip, head)
 
     def product(self, a: jax.Array, b: jax.Array, dims: Any) -> jax.Array:
         """A matrix product in float32; float32 operands are not rounded."""
@@ -113,7 +116,7 @@ class Program:
     def uncopied(self, copy: Ref) -> jax.Array:
         """The map that a copy is of."""
         first = self.layout.columns.shift
-        return copy[..., first : first + self.layout.positions[-1], :]
+        return copy[..., first : first + self.layout.positions("keys")[-1], :]
 
     def slab(self, copy: Ref, tile: Tile) -> jax.Array:
         """The keys of a tile, ``[keys, lanes]``."""
@@ -139,7 +142,7 @@ class Program:
         """A tile with zeros where it reaches beyond the map."""
         layout = self.layout
         for axis, (first, length, tiled) in enumerate(
-            zip(tile.first, layout.positions, layout.tiled, strict=True)
+            zip(tile.first, layout.positions("queries"), layout.tiled, strict=True)
         ):
             if tiled > length:
                 position = first + jax.lax.broadcasted_iota(jnp.int32, x.shape, axis)
@@ -152,8 +155,9 @@ class Program:
         axes = layout.blocks.axes
         if layout.groups > 1:
             number = (first_map + map_) * layout.tiles_of_group + number
+        entry = self.strip * layout.num_tiles + number
         kind, *places = (
-            self.plan[number * (1 + 2 * len(axes)) + i] for i in range(1 + 2 * len(axes))
+            self.plan[entry * (1 + 2 * len(axes)) + i] for i in range(1 + 2 * len(axes))
         )
         for last in (len(axes) - 1, -1):
             places[last] = pl.multiple_of(places[last], SUBLANES)

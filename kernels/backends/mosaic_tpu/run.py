@@ -17,8 +17,9 @@ from natjax.kernels.backends.mosaic_tpu.backward import backward
 from natjax.kernels.backends.mosaic_tpu.forward import forward
 from natjax.kernels.backends.mosaic_tpu.layout import Layout
 from natjax.kernels.backends.mosaic_tpu.maps import Groups, Images
-from natjax.kernels.backends.mosaic_tpu.memory import VMEM_LIMIT, steps_of
+from natjax.kernels.backends.mosaic_tpu.memory import VMEM_LIMIT, block_of, steps_of
 from natjax.kernels.backends.mosaic_tpu.program import Program, Steps
+from natjax.kernels.plan.blocks import Rows
 from natjax.kernels.sharding.partitioning import align_varying
 from natjax.kernels.spec import KernelCall
 
@@ -34,7 +35,7 @@ class _Launch:
       call: what it is part of.
       layout: of its maps.
       steps: how much a program does at once.
-      batch: images.
+      batch: images, or strips of images.
       heads: query heads, each with its keys.
       dtype: of the maps.
     """
@@ -52,22 +53,21 @@ class _Launch:
         layout = dataclasses.replace(layout, heads=min(layout.heads, query.shape[2]))
         # An empty batch has no steps, and reaches no kernel.
         steps = steps_of(layout, max(1, query.shape[0]), query.dtype.itemsize)
-        return cls(call, layout, steps, query.shape[0], query.shape[2], query.dtype)
+        batch = query.shape[0] * layout.num_strips
+        return cls(call, layout, steps, batch, query.shape[2], query.dtype)
 
-    @property
-    def map_spec(self) -> pl.BlockSpec:
+    def map_spec(self, of: Rows) -> pl.BlockSpec:
         """Images with a block of lanes; without dilation as far as tiles reach."""
-        layout = self.layout
-        size = layout.tokens if layout.groups > 1 else layout.tiled
+        size = block_of(self.layout, of)
         axes = (0,) * len(size)
         return pl.BlockSpec(
-            (self.steps.images, *size, layout.lanes), lambda g, b, *_: (b, *axes, g)
+            (self.steps.images, *size, self.layout.lanes), lambda g, b, *_: (b, *axes, g)
         )
 
     @property
     def row_spec(self) -> pl.BlockSpec:
         """A row of lanes for each tile."""
-        tiles, lanes = self.layout.blocks.num_tiles, self.layout.logit_lanes
+        tiles, lanes = self.layout.num_tiles, self.layout.logit_lanes
         return pl.BlockSpec((None, self.steps.images, tiles, lanes), lambda g, b, *_: (g, b, 0, 0))
 
     def table_spec(self, table: tuple[int, ...]) -> pl.BlockSpec:
@@ -75,17 +75,16 @@ class _Launch:
         is_shared = table[0] == 1
         return pl.BlockSpec((None, *table[1:]), lambda g, b, *_: (0 if is_shared else g, 0, 0, 0))
 
-    @property
-    def map_result(self) -> jax.ShapeDtypeStruct:
+    def map_result(self, of: Rows, dtype: Any = None) -> jax.ShapeDtypeStruct:
         """A map of all heads."""
-        channels = self.heads * self.layout.head_dim
-        return jax.ShapeDtypeStruct((self.batch, *self.layout.tokens, channels), self.dtype)
+        shape = (*self.layout.tokens_of_strip(of), self.heads * self.layout.head_dim)
+        return jax.ShapeDtypeStruct((self.batch, *shape), dtype or self.dtype)
 
     @property
     def row_result(self) -> jax.ShapeDtypeStruct:
         """A row of lanes for each tile, of all heads."""
         blocks = packing.num_blocks(self.heads, self.layout)
-        shape = (blocks, self.batch, self.layout.blocks.num_tiles, self.layout.logit_lanes)
+        shape = (blocks, self.batch, self.layout.num_tiles, self.layout.logit_lanes)
         return jax.ShapeDtypeStruct(shape, jnp.float32)
 
     def copies(self, count: int) -> list[Any]:
@@ -98,22 +97,30 @@ class _Launch:
         layout = self.layout
         if layout.groups == 1:
             return []
-        sizes = zip(layout.positions, layout.dilation, strict=True)
-        image = pltpu.VMEM((*(n * d for n, d in sizes), layout.lanes), jnp.float32)
+
+        def image(of: Rows) -> Any:
+            sizes = zip(layout.positions(of), layout.dilation, strict=True)
+            return pltpu.VMEM((*(n * d for n, d in sizes), layout.lanes), jnp.float32)
+
         maps = pltpu.VMEM((self.steps.maps, *layout.tiled, layout.lanes), jnp.float32)
-        return [image, maps] * tiled + [image] * whole
+        return [image("queries"), maps] * tiled + [image("keys")] * whole
 
     def program(self, plan: Any) -> Program:
         """What a kernel is specialised for."""
         return Program.of(self.layout, self.steps, self.dtype, self.heads, plan)
 
-    def operands(self, tiled: list[Any], whole: list[Any], scratch: list[Any]) -> list[Any]:
-        """The blocks of maps with their scratch memory, as in `raised`; first those by tiles."""
-        if self.layout.groups == 1:
-            return [Images(self.layout, block) for block in (*tiled, *whole)]
+    def operands(self, queries: list[Any], keys: list[Any], scratch: list[Any]) -> list[Any]:
+        """The blocks of maps with their scratch memory as in `raised`; queries go by tiles."""
+        layout = self.layout
+        if layout.groups == 1:
+            return [
+                Images(layout, of, block)
+                for of, blocks in (("queries", queries), ("keys", keys))
+                for block in blocks
+            ]
         refs = iter(scratch)
-        by_tiles = [Groups(self.layout, block, next(refs), next(refs)) for block in tiled]
-        return by_tiles + [Groups(self.layout, block, next(refs)) for block in whole]
+        tiled = [Groups(layout, "queries", block, next(refs), next(refs)) for block in queries]
+        return tiled + [Groups(layout, "keys", block, next(refs)) for block in keys]
 
     def run(
         self,
@@ -173,7 +180,7 @@ def attention(
     layout = launch.layout
     if not launch.batch:
         return jnp.zeros((*q.shape[:3], v.shape[-1]), q.dtype), jnp.zeros(q.shape[:3])
-    maps = _maps(q, k, v, layout)
+    maps = _maps(launch, [q], [k, v])
     packed = packing.pack_table(table, layout)
 
     def body(plan_ref: Any, *refs: Any) -> None:
@@ -197,12 +204,15 @@ def attention(
         "natjax_tpu_forward",
         body,
         plan,
-        [*((x, launch.map_spec) for x in maps), (packed, launch.table_spec(packed.shape))],
-        [(launch.map_result, launch.map_spec), (launch.row_result, launch.row_spec)],
+        [*maps, (packed, launch.table_spec(packed.shape))],
+        [
+            (launch.map_result("queries"), launch.map_spec("queries")),
+            (launch.row_result, launch.row_spec),
+        ],
         launch.copies(2) + launch.raised(2, 2),
     )
     return (
-        packing.from_map(out, layout, v.shape[-1]),
+        packing.from_map(out, layout, v.shape[-1], "queries"),
         packing.unpack_rows(lse, layout, launch.heads),
     )
 
@@ -235,7 +245,7 @@ def attention_gradients(
     layout, has_bias = launch.layout, call.spec.has_bias
     if not launch.batch:
         return tuple(jnp.zeros(x.shape, x.dtype) for x in (q, k, v, table)[: 3 + has_bias])
-    maps = [*_maps(q, k, v, layout), packing.as_map(do, layout)]
+    q_map, do_map, k_map, v_map = _maps(launch, [q, do], [k, v])
     rows, packed = packing.pack_rows(dlse, layout), packing.pack_table(table, layout)
 
     def body(plan_ref: Any, *refs: Any) -> None:
@@ -262,38 +272,47 @@ def attention_gradients(
             scale=call.scale,
         )
 
-    in_float32 = dataclasses.replace(launch, dtype=jnp.float32).map_result
-    # Gradients that are still to be summed over the queries of a group are not rounded before.
-    shared = launch.map_result if q.shape[2] == k.shape[2] else in_float32
+    # Gradients that are still to be summed, over queries of a group or strips, are not rounded.
+    is_summed = q.shape[2] > k.shape[2] or layout.num_strips > 1
+    key_result = launch.map_result("keys", jnp.float32 if is_summed else None)
+    results = [(launch.map_result("queries"), launch.map_spec("queries"))]
+    results += [(key_result, launch.map_spec("keys"))] * 2
     table_spec = launch.table_spec(packed.shape)
-    sums = [(jax.ShapeDtypeStruct(packed.shape, jnp.float32), table_spec)] if has_bias else []
+    if has_bias:
+        results.append((jax.ShapeDtypeStruct(packed.shape, jnp.float32), table_spec))
     dq, dk, dv, *dtable = launch.run(
         "natjax_tpu_backward",
         body,
         plan,
-        [*((x, launch.map_spec) for x in maps), (rows, launch.row_spec), (packed, table_spec)],
-        [(x, launch.map_spec) for x in (launch.map_result, shared, shared)] + sums,
+        [q_map, k_map, v_map, do_map, (rows, launch.row_spec), (packed, table_spec)],
+        results,
         launch.copies(4) + launch.raised(3, 4),
     )
     gradients = [
-        packing.from_map(dq, layout, q.shape[-1]),
-        _per_key_head(packing.from_map(dk, layout, k.shape[-1]), k),
-        _per_key_head(packing.from_map(dv, layout, v.shape[-1]), v),
+        packing.from_map(dq, layout, q.shape[-1], "queries"),
+        _per_key_head(packing.from_map(dk, layout, k.shape[-1], "keys"), k),
+        _per_key_head(packing.from_map(dv, layout, v.shape[-1], "keys"), v),
     ]
     return *gradients, *(packing.unpack_table(x, layout, launch.heads) for x in dtable)
 
 
-def _maps(q: Array, k: Array, v: Array, layout: Layout) -> list[Array]:
-    """Maps with keys and values for every query head."""
-    groups = q.shape[2] // k.shape[2]
+def _maps(
+    launch: _Launch, queries: list[Array], keys: list[Array]
+) -> list[tuple[Array, pl.BlockSpec]]:
+    """Maps and their blocks, with keys for every query head."""
+    groups = queries[0].shape[2] // keys[0].shape[2]
     if groups > 1:
-        k, v = (jnp.repeat(x, groups, axis=2) for x in (k, v))
-    return [packing.as_map(x, layout) for x in (q, k, v)]
+        keys = [jnp.repeat(x, groups, axis=2) for x in keys]
+    return [
+        (packing.as_map(x, launch.layout, of), launch.map_spec(of))
+        for of, arrays in (("queries", queries), ("keys", keys))
+        for x in arrays
+    ]
 
 
 def _per_key_head(gradient: Array, like: Array) -> Array:
     """Sum over the query heads of each key head."""
     if gradient.shape == like.shape:
-        return gradient
+        return gradient.astype(like.dtype)
     grouped = gradient.reshape(*like.shape[:3], -1, like.shape[-1])
     return grouped.sum(axis=3).astype(like.dtype)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import jax.numpy as jnp
-
 from natjax.kernels import device
 from natjax.kernels.backends.mosaic_tpu.layout import LANES
 from natjax.kernels.backends.mosaic_tpu.memory import fits
@@ -29,9 +27,10 @@ def require_support(spec: CallSpec, heads: int) -> None:
     largest = max(spec.head_dim, spec.value_dim)
     if largest > LANES:
         raise _refusal(f"takes head sizes up to {LANES}; got {largest}")
-    if not fits(spec, heads, jnp.dtype(spec.dtype).itemsize):
+    if not fits(spec, heads):
         raise _refusal(
-            "takes maps that fit the memory of a core with the table of their biases; got "
+            "takes maps of which rows that see each other, and the table of biases, fit the memory "
+            f"of a core; got "
             f"{spec.neighborhood.shape} tokens of {spec.dtype}, "
             f"kernel_size={spec.neighborhood.kernel_size}"
         )

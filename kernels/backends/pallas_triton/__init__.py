@@ -13,9 +13,9 @@ References:
   Dao et al., *FlashAttention*, 2022 (online softmax).
 """
 
-from natjax.kernels.backends.pallas_triton.config import KernelConfig as settings  # noqa: N813
 from natjax.kernels.backends.pallas_triton.launch import launch as launch
 from natjax.kernels.backends.pallas_triton.support import NAME as NAME
 from natjax.kernels.backends.pallas_triton.support import supports as supports
+from natjax.kernels.backends.triton_common.config import KernelConfig as settings  # noqa: N813
 
 __all__ = ["NAME", "launch", "settings", "supports"]

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from natjax.kernels.autodiff import LOG2_E
-from natjax.kernels.backends.pallas_triton.config import padded_head_dim
 from natjax.kernels.backends.pallas_triton.program import (
     Penalty,
     Program,
@@ -16,6 +15,7 @@ from natjax.kernels.backends.pallas_triton.program import (
     plan_of,
     zeros,
 )
+from natjax.kernels.backends.triton_common.config import padded_head_dim
 from natjax.kernels.plan.pattern import HIDDEN
 from natjax.kernels.spec import KernelCall
 

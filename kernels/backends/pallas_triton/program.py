@@ -14,7 +14,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array
 
-from natjax.kernels.backends.pallas_triton.config import padded_head_dim
+from natjax.kernels.backends.triton_common.config import padded_head_dim
 from natjax.kernels.plan.blocks import Blocks, Tile, unravel
 from natjax.kernels.plan.pattern import HIDDEN
 from natjax.kernels.plan.reach import num_blocks

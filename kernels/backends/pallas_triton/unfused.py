@@ -7,7 +7,6 @@ from typing import Any
 import jax.numpy as jnp
 from jax.experimental.pallas import triton as plgpu
 
-from natjax.kernels.backends.pallas_triton.config import padded_head_dim
 from natjax.kernels.backends.pallas_triton.program import (
     Penalty,
     Program,
@@ -17,6 +16,7 @@ from natjax.kernels.backends.pallas_triton.program import (
     plan_of,
     zeros,
 )
+from natjax.kernels.backends.triton_common.config import padded_head_dim
 from natjax.kernels.spec import KernelCall
 
 

@@ -15,6 +15,7 @@ from natjax.dense.layers import ConvModule
 from natjax.kernels.checks import accumulation_dtype
 from natjax.nn.initial import Initialiser
 from natjax.nn.layers import LayerOptions, conv
+from natjax.nn.products import Linear, affine
 
 BOX_BINS, MASK_BINS = 7, 14
 """Sides of the grids that the heads see of a region; a mask has twice the side of its grid."""
@@ -25,9 +26,9 @@ def _uniform(fan_in: int) -> Initialiser:
     return Initialiser("uniform", fan_in**-0.5)
 
 
-def _linear(inputs: int, outputs: int, **options: Unpack[LayerOptions]) -> nnx.Linear:
+def _linear(inputs: int, outputs: int, **options: Unpack[LayerOptions]) -> Linear:
     init = _uniform(inputs)
-    return nnx.Linear(inputs, outputs, kernel_init=init, bias_init=init, **options)
+    return Linear(inputs, outputs, kernel_init=init, bias_init=init, **options)
 
 
 class BoxHead(nnx.Module):
@@ -100,11 +101,12 @@ class Upsample(nnx.Module):
 
     def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N H2 W2 D"]:
         """The map at twice the size."""
-        number, height, width, _ = x.shape
-        kernel, bias = (p[...].astype(self.dtype) for p in (self.kernel, self.bias))
-        x = jnp.einsum("nhwc,yxcd->nhywxd", x.astype(self.dtype), kernel)
-        x = x.reshape(number, 2 * height, 2 * width, -1)
-        return x + bias[None, None, None, :]
+        number, height, width, channels = x.shape
+        # Each position makes four of its own: a linear layer, whose outputs are then put in place.
+        kernel = jnp.moveaxis(self.kernel[...], 2, 0).reshape(channels, -1)
+        x = affine(x, kernel, jnp.tile(self.bias[...], 4), self.dtype)
+        x = x.reshape(number, height, width, 2, 2, -1)
+        return jnp.swapaxes(x, 2, 3).reshape(number, 2 * height, 2 * width, -1)
 
 
 class MaskHead(nnx.Module):

@@ -1,4 +1,4 @@
-"""The command ``natjax predict`` without a run."""
+"""The commands ``natjax predict`` without a run, and ``natjax attention``."""
 
 import subprocess
 import sys
@@ -85,3 +85,47 @@ def test_no_library_of_training_is_needed(folder):
 def test_wrong_use(words, message, capsys):
     assert main(["predict", *words.split()]) == 2
     assert message in capsys.readouterr().err
+
+
+def _attention(folder, *options, photo="photo.png"):
+    weights = str(folder / "ten.safetensors")
+    return [
+        "attention",
+        str(folder / photo),
+        "--model",
+        "nat_micro",
+        "--weights",
+        weights,
+        *options,
+    ]
+
+
+def test_a_picture_of_attention(folder, tmp_path, capsys):
+    out = tmp_path / "look.png"
+    assert main(_attention(folder, "--at", "3,30", "--size", "48", "--out", str(out))) == 0
+    assert capsys.readouterr().out == f"{out}\n"
+    with Image.open(out) as picture:
+        assert picture.format == "PNG"
+        assert min(picture.size) > 300
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--at", "40,3", "--size", "32"), "at must be a pixel of 32 x 32; got (40, 3)"),
+        (("--at", "middle"), "must be ROW,COLUMN such as 100,80; got middle"),
+        (("--size", "0"), "size must be an integer >= 1; got 0"),
+        (("--label", "10"), "label must be a class of 10, from 0; got 10"),
+    ],
+)
+def test_wrong_use_of_attention_is_one_line(folder, tmp_path, capsys, options, message):
+    assert main(_attention(folder, *options, "--out", str(tmp_path / "x.png"))) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert len(err.splitlines()) == 1
+    assert not (tmp_path / "x.png").exists()
+
+
+def test_attention_names_a_file_that_is_no_image(folder, capsys):
+    assert main(_attention(folder, photo="broken.png")) == 2
+    assert "broken.png" in capsys.readouterr().err

@@ -13,7 +13,7 @@ import pytest
 import natjax
 from natjax.cli import main
 from natjax.kernels import registry
-from natjax.kernels.backends.pallas_triton.config import KernelConfig
+from natjax.kernels.backends.triton_common.config import KernelConfig
 from natjax.kernels.tuning import search, tables
 
 pytestmark = [

@@ -9,6 +9,7 @@ from flax import nnx
 
 import natjax
 from natjax import NATConfig, NeighborhoodAttention2D
+from natjax.visualize.attention_figure import deepest
 
 CONFIG = NATConfig(
     dim=8, depths=(2, 1), num_heads=(1, 2), kernel_size=3, num_classes=5, dilations=((1, 2), (2,))
@@ -84,3 +85,52 @@ def test_dropout_of_the_weights_is_not_captured():
     (weights,) = jax.tree.leaves(captured)
     np.testing.assert_allclose(weights.sum(-1), 1, atol=1e-5)
     assert not np.allclose(out, module(x), atol=1e-3)
+
+
+def test_saliency_is_the_gradient_of_a_share():
+    model, images = _model(), draw.normal((2, 24, 24, 3))
+    found = natjax.saliency(model, images, label=3)
+    step = jnp.zeros((1, 24, 24, 3)).at[0, 7, 9].set(1e-3)
+    shares = lambda x: jax.nn.log_softmax(model(x))[:, 3]  # noqa: E731
+    slopes = [
+        (shares(images + step * channel) - shares(images - step * channel)) / 2e-3
+        for channel in jnp.eye(3)[:, None, None, None]
+    ]
+    np.testing.assert_allclose(
+        found[:, 7, 9], jnp.abs(jnp.stack(slopes)).max(0), rtol=0.05, atol=1e-3
+    )
+    likeliest = int(model(images[:1]).argmax())
+    np.testing.assert_array_equal(
+        natjax.saliency(model, images[:1]), natjax.saliency(model, images[:1], label=likeliest)
+    )
+
+
+def test_the_picture_has_levels_heads_and_windows():
+    model, image = _model(), draw.normal((1, 24, 32, 3))
+    figure = natjax.plot_attention(model, image, (9, 31))
+    places = np.array(figure.axes).reshape(3, 3)
+    titles = [[axes.get_title() for axes in row] for row in places]
+    assert titles[0] == ["the pixel", "what matters", ""]
+    assert titles[1][:2] == ["levels.0.blocks.1", "head 1"]
+    assert titles[2] == ["levels.1.blocks.0", "head 1", "head 2"]
+    maps = natjax.attention_maps(model, image, (9, 31))
+    (head,) = places[1, 1].images
+    np.testing.assert_allclose(head.get_array(), maps["levels.0.blocks.1.attn"][0, 0], atol=1e-6)
+    # Token (2, 7) of 6 x 8, 4 pixels each, sees with dilation 2 rows 0, 2, 4 and columns 3, 5, 7.
+    window, token = places[1, 0].patches
+    assert (window.get_xy(), window.get_width(), window.get_height()) == ((11.5, -0.5), 20, 20)
+    assert (token.get_xy(), token.get_width()) == ((27.5, 7.5), 4)
+
+
+def test_some_blocks_of_an_isotropic_model_are_shown():
+    paths = [f"layers.{i}.attn" for i in range(12)]
+    assert deepest(paths) == [f"layers.{i}.attn" for i in (2, 5, 8, 11)]
+    assert deepest(paths[:2]) == paths[:2]
+
+
+def test_what_cannot_be_drawn_is_refused():
+    model = _model()
+    with pytest.raises(ValueError, match="image must be a batch of one; got 2"):
+        natjax.plot_attention(model, draw.normal((2, 24, 24, 3)))
+    with pytest.raises(ValueError, match="label must be a class of 5, from 0; got 5"):
+        natjax.saliency(model, draw.normal((1, 24, 24, 3)), label=5)

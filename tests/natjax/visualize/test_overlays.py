@@ -1,5 +1,6 @@
 """Colours of classes, tinted pixels, and objects drawn onto an image."""
 
+import cv2
 import numpy as np
 
 from natjax.visualize import overlays
@@ -7,9 +8,15 @@ from natjax.visualize import overlays
 
 def test_colors_of_classes_differ():
     colors = overlays.class_colors(150)
-    assert len({tuple(color) for color in colors.tolist()}) == 150
-    steps = np.abs(np.diff(colors.astype(int), axis=0)).max(1)
-    assert steps.min() > 60  # neighbours, channel by channel
+    assert colors.shape == (150, 3)
+    np.testing.assert_array_equal(colors[:11], overlays.class_colors(11))
+    lab = cv2.cvtColor(np.float32(colors)[None] / 255, cv2.COLOR_RGB2LAB)[0]
+    # 2.3 is a difference that one just sees.
+    for classes, least in ((11, 50), (150, 12)):
+        apart = np.linalg.norm(lab[:classes, None] - lab[None, :classes], axis=-1)
+        assert apart[np.triu_indices(classes, 1)].min() > least
+    assert lab[1:, 0].min() >= 29
+    assert lab[1:, 0].max() <= 86
 
 
 def test_overlay_tints_classes_and_leaves_what_has_none():
@@ -29,7 +36,7 @@ def test_objects_are_drawn_in_the_colours_of_their_classes():
     drawn = overlays.draw_objects(
         image, boxes, labels, names, masks=masks, scores=np.array([0.9, 0.5])
     )
-    colors = overlays.class_colors(3)
+    colors = overlays.class_colors(4)[1:]
     for (left, top, _, _), label in zip(boxes.astype(int), labels, strict=True):
         np.testing.assert_array_equal(drawn[top, left + 2], colors[label])
     # Half tinted; where both are, by the second and then by the first.

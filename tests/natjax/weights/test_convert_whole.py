@@ -135,6 +135,9 @@ def test_a_file_says_what_no_array_shows(name, tmp_path, monkeypatch):
         create("golden", weights=path, dilations=config.backbone.dilations)
     with pytest.raises(WeightsError, match="holds weights of dilations"):
         natjax.load_weights(abstract(config), path)
+    model.backbone = model.backbone.with_dilations(config.backbone.dilations)
+    natjax.save_weights(model, tmp_path / "y.safetensors")
+    assert create("golden", weights=tmp_path / "y.safetensors").config == config
     backbone = natjax.create_model("golden_backbone", backbone=path)
     assert backbone.config.dilations == dilations
     with pytest.raises(TypeError, match=r"there is no option 'dilation' of a .* dilations, kernel"):

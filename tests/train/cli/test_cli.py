@@ -19,7 +19,7 @@ from natjax.cli import main
         ("train digit", "unknown preset 'digit'; did you mean 'digits'"),
         (
             "train digits --model.name nat_mirco",
-            "unknown model 'nat_mirco'; did you mean 'nat_micro'",
+            "model.name must be a classifier, got 'nat_mirco'; did you mean 'nat_micro'",
         ),
         ("train digits --data.name digit", "unknown data set 'digit'; did you mean 'digits'"),
         ("train digits --steps 5 --optimizer.warmup-steps 5", r"warmup_steps must be in \[0, 5\)"),

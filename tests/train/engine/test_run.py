@@ -1,5 +1,6 @@
 """Whole runs through the command line, in this process, with a very small model."""
 
+import base64
 import csv
 import dataclasses
 import re
@@ -48,8 +49,13 @@ def copy(finished, tmp_path):
 @pytest.mark.oldest
 def test_a_run_leaves_everything_in_its_folder(finished):
     names = {path.name for path in finished.iterdir()} - {".lock"}
-    pictures = {"confusion.png", "curves.png", "predictions.png"}
-    assert names == pictures | {"checkpoints", "config.json", "confusion.csv", "metrics.jsonl"}
+    pictures = {"attention.png", "confusion.png", "curves.png", "predictions.png"}
+    files = {"config.json", "confusion.csv", "metrics.jsonl", "report.html"}
+    assert names == pictures | files | {"checkpoints"}
+    page = (finished / "report.html").read_text()
+    for name in pictures:
+        assert base64.b64encode((finished / name).read_bytes()).decode() in page
+    assert "averaged weights" in page
     assert list_steps(finished / "checkpoints") == [16, 24]
     lines = metrics(finished, clock=True)
     train_steps = [line["step"] for line in lines if line["kind"] == "train"]
@@ -103,6 +109,7 @@ def test_running_again_says_that_all_is_done(copy, capsys):
     out = capsys.readouterr().out
     assert "All steps are done already" in out
     assert str(copy / "curves.png") in out
+    assert out.strip().endswith(str(copy / "report.html"))
     assert metrics(copy) == before
 
 

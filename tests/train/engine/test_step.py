@@ -148,7 +148,7 @@ def run(this, mesh, count=3, step=train_step):
     for _ in range(count):
         state, scalars = functions.train(state, put_batch(BATCH, functions.batch))
     rows = put_batch(BATCH, functions.batch)
-    predicted = [functions.predict(*weights, rows) for weights in state.weights().values()]
+    predicted = [functions.pictured(*weights, rows) for weights in state.weights().values()]
     return jax.device_get((state, scalars, predicted))
 
 

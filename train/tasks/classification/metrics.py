@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from natjax.train.engine.task import NoExamplesError, Scores
-from natjax.train.tasks.classification.confusion import count_pairs
+from natjax.train.reporting.confusion import count_pairs
 
 
 def cross_entropy(

@@ -21,11 +21,10 @@ from natjax.train.engine.backbone import (
     backbone_group,
     block_counts,
     build_model,
+    configured_network,
     network_shape,
-    scaled_by_fan_in,
-    with_rounded_gradients,
 )
-from natjax.train.engine.network import Network, Params, Statistics, split_network
+from natjax.train.engine.network import Network, Params, Statistics
 from natjax.train.engine.sharding import keep_rows
 from natjax.train.engine.task import (
     Batch,
@@ -54,6 +53,10 @@ from natjax.train.tasks.classification.metrics import (
 
 if TYPE_CHECKING:
     from natjax.train.data.datasets import Source
+
+
+# How many images of a run's pictures show where the network looks, and the names of what it says.
+_LOOKED_AT, _ATTENTION = 4, "attention of "
 
 
 class Classification(Task[ClassificationConfig]):
@@ -103,10 +106,8 @@ class Classification(Task[ClassificationConfig]):
         """
         if self._network is not None:
             return self._network
-        network, model = split_network(self.model_builder()), self.config.model
-        if model.dtype == model.gradients == "bfloat16":
-            network = with_rounded_gradients(network, self._blocks)
-        return scaled_by_fan_in(network) if model.init == "fan_in" else network
+        model = self.config.model
+        return configured_network(self.model_builder(), model, model_config(model.name))
 
     def model_builder(self) -> Any:
         """Return what makes the network of natjax with its parameters drawn."""
@@ -173,6 +174,19 @@ class Classification(Task[ClassificationConfig]):
         """Return ``probabilities`` of the classes, float32[B, L]."""
         return {"probabilities": jax.nn.softmax(self.logits(params, statistics, batch["image"]))}
 
+    def pictured(self, params: Params, statistics: Statistics, batch: Batch) -> Batch:
+        """Return the predictions; of the first images also where their middle looks, by block."""
+        from natjax.visualize.attention import attention_maps
+        from natjax.visualize.attention_figure import deepest
+
+        found = self.predict(params, statistics, batch)
+        if self.has_own_network:
+            return found
+        images = normalize(batch["image"][:_LOOKED_AT], self.spec.mean, self.spec.std)
+        middle = (images.shape[1] // 2, images.shape[2] // 2)
+        maps, _ = self.network.apply(params, statistics, images, middle, method=attention_maps)
+        return found | {f"{_ATTENTION}{path}": maps[path].mean(axis=1) for path in deepest(maps)}
+
     def measure(self, params: Params, statistics: Statistics, batch: Batch) -> Batch:
         """Return what `measure_logits` does."""
         logits = self.logits(params, statistics, batch["image"])
@@ -204,11 +218,12 @@ class Classification(Task[ClassificationConfig]):
         """Return the multiply-adds of one image, counted as in `natjax.model_summary`."""
         if self._network is not None:
             return None
+        found = model_config(self.config.model.name)
         model = dataclasses.replace(
-            model_config(self.config.model.name),
+            found,
             num_classes=len(self.spec.class_names),
             in_channels=self.spec.channels,
-            **network_shape(self.config.model),
+            **network_shape(self.config.model, found),
         )
         return count_flops(model, (self.config.data.image_size,) * 2)
 
@@ -303,18 +318,28 @@ class Classification(Task[ClassificationConfig]):
         self, folder: Path, scores: Scores, sample: tuple[HostBatch, HostBatch] | None
     ) -> dict[str, Path]:
         """Write what is taken for what, and a grid of the first test images with predictions."""
-        from natjax.train.tasks.classification.confusion import write_counts
-        from natjax.train.tasks.classification.pictures import plot_confusion, plot_sample
+        from natjax.train.reporting.confusion import write_counts
+        from natjax.train.reporting.confusion_map import plot_confusion
+        from natjax.train.tasks.classification.pictures import plot_looks, plot_sample
 
         names, title = self.spec.class_names, self.title(scores)
         confusion, predictions = folder / "confusion.png", folder / "predictions.png"
-        plot_confusion(scores.detail, names, confusion, title)
-        write_counts(scores.detail, names, folder / "confusion.csv")
+        plot_confusion(scores.detail, names, confusion, title=title, unit=self.unit)
+        write_counts(scores.detail, names, folder / "confusion.csv", unit=self.unit)
         if sample is None:
             return {"confusion": confusion}
-        batch, predicted = sample
-        plot_sample(batch, predicted["probabilities"], names, predictions, title)
-        return {"predictions": predictions, "confusion": confusion}
+        batch, pictured = sample
+        plot_sample(batch, pictured["probabilities"], names, predictions, title)
+        maps = {
+            name.removeprefix(_ATTENTION): x
+            for name, x in pictured.items()
+            if name.startswith(_ATTENTION)
+        }
+        if not maps:
+            return {"predictions": predictions, "confusion": confusion}
+        attention = folder / "attention.png"
+        plot_looks(batch["image"], maps, attention, title)
+        return {"predictions": predictions, "attention": attention, "confusion": confusion}
 
 
 def normalize(

@@ -1,6 +1,7 @@
 """Average precision of boxes and masks by pycocotools, whose numbers are the official ones."""
 
 import contextlib
+import csv
 import dataclasses
 import io
 import json
@@ -43,15 +44,20 @@ class DetectionScores:
 
     Attributes:
       values: As `natjax.train.tasks.detection.evaluator.DetectionEvaluator.result` names them.
-      classes: Names of the classes.
       by_class: AP of boxes and of masks of each class; nan of a class without objects.
-      results: The detections in COCO's format.
+      annotations: Of the split.
+      found: The detections by image.
     """
 
     values: Mapping[str, float]
-    classes: tuple[str, ...]
     by_class: Float[np.ndarray, "C 2"]
-    results: list[dict[str, Any]] = dataclasses.field(repr=False)
+    annotations: Annotations = dataclasses.field(repr=False)
+    found: Mapping[int, Detections] = dataclasses.field(repr=False)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes."""
+        return self.annotations.classes
 
     def table(self) -> Table:
         """Return the scores of each class, to be printed."""
@@ -64,15 +70,16 @@ class DetectionScores:
 
     def write_classes(self, path: Path) -> None:
         """Write the scores of each class as CSV."""
-        rows = [
-            f"{json.dumps(name, ensure_ascii=False)},{box:.6f},{mask:.6f}"
-            for name, (box, mask) in zip(self.classes, self.by_class, strict=True)
-        ]
-        write_whole(path, "\n".join(["class,box_ap,mask_ap", *rows]) + "\n")
+        text = io.StringIO()
+        table = csv.writer(text, lineterminator="\n")
+        table.writerow(("class", "box_ap", "mask_ap"))
+        for name, row in zip(self.classes, self.by_class, strict=True):
+            table.writerow((name, *(f"{ap:.6f}" for ap in row)))
+        write_whole(path, text.getvalue())
 
     def write_results(self, path: Path) -> None:
         """Write the detections in COCO's format of results, as its evaluation server takes them."""
-        write_whole(path, json.dumps(self.results))
+        write_whole(path, json.dumps(results_of(self.annotations, self.found)))
 
 
 def score_detections(annotations: Annotations, found: Mapping[int, Detections]) -> DetectionScores:
@@ -85,21 +92,27 @@ def score_detections(annotations: Annotations, found: Mapping[int, Detections]) 
     Returns:
       Scores; those of a size without objects are left out, all where there are none.
     """
-    indices = sorted(found)
-    results = [row for i in indices for row in _results(annotations, i, found[i])]
-    truth = _truth(annotations, indices)
-    values, by_class = {}, []
+    truth, results = _truth(annotations, sorted(found)), results_of(annotations, found)
+    values: dict[str, float] = {}
+    by_class = []
     for name, kind in _KINDS.items():
         stats, precision = _evaluate(truth, results, kind)
         named = zip(_NUMBERS, stats.tolist(), strict=False)
         values |= {f"{name}_{number}": value for number, value in named if value >= 0}
         by_class.append(_class_precision(precision))
     return DetectionScores(
-        values=values,
-        classes=annotations.classes,
-        by_class=np.stack(by_class, axis=1),
-        results=results,
+        values=values, by_class=np.stack(by_class, axis=1), annotations=annotations, found=found
     )
+
+
+def results_of(annotations: Annotations, found: Mapping[int, Detections]) -> list[dict[str, Any]]:
+    """Return detections in COCO's format, image by image.
+
+    Args:
+      annotations: Of the split.
+      found: Detections by image.
+    """
+    return [row for i in sorted(found) for row in _results(annotations, i, found[i])]
 
 
 def _results(annotations: Annotations, index: int, found: Detections) -> list[dict[str, Any]]:

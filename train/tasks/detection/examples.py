@@ -89,16 +89,21 @@ def train_records(split: Split) -> Readable:
     Raises:
       UserError: there is none.
     """
-    rows = split.annotations
-    counts = np.add.reduceat(np.append(rows.trained, False).astype(np.int64), rows.first[:-1])
-    counts = np.where(np.diff(rows.first) > 0, counts, 0)
-    chosen = np.flatnonzero((counts > 0) & (rows.sizes.min(axis=1) >= _SHORTEST))
+    sizes = split.annotations.sizes
+    chosen = np.flatnonzero((_object_counts(split) > 0) & (sizes.min(axis=1) >= _SHORTEST))
     if not len(chosen):
         raise UserError(
             f"{split.dataset} must have images to train on, with objects and sides from {_SHORTEST}"
             f" pixels; none of its {len(split)} images is one"
         )
     return Readable(Subset(split, chosen), _as_read, "training")
+
+
+def _object_counts(split: Split) -> Int64[np.ndarray, " I"]:
+    """How many objects of each image training takes."""
+    rows = split.annotations
+    before = np.concatenate([[0], np.cumsum(rows.trained)])
+    return before[rows.first[1:]] - before[rows.first[:-1]]
 
 
 def eval_records(split: Split) -> Readable:
@@ -136,7 +141,7 @@ class TrainBatches:
         """Return the host's rows of a batch, a function of seed and step."""
         how, rows = self.config.augment, self.config.batch_size
         scale = draw_scale(how, np.random.default_rng((self.config.seed, step)))
-        places = self._places(step).tolist()
+        places = self._places(step)
         plans = [self._plan(self._size(place), scale, step, i) for i, place in enumerate(places)]
         bucket = bucket_of([plan.final for plan in plans], how.buckets)
         part = rows // self.host.count
@@ -185,10 +190,7 @@ class TrainBatches:
         """Objects in a fixed number of slots."""
         slots = self.config.data.objects
         boxes, here = move_boxes(objects.boxes, plan)
-        kept = np.flatnonzero(here)
-        if len(kept) > slots:
-            _tell_cut_off(slots)
-            kept = kept[:slots]
+        kept = np.flatnonzero(here)[:slots]
         row = {
             "boxes": np.zeros((slots, 4), np.float32),
             "label": np.zeros(slots, np.int32),
@@ -209,14 +211,6 @@ def _order(seed: int, is_wide_turn: bool, epoch: int, count: int) -> Int64[np.nd
     return np.random.default_rng((seed, int(is_wide_turn), epoch, count)).permutation(count)
 
 
-@functools.cache
-def _tell_cut_off(slots: int) -> None:
-    console.warn(
-        f"a training image has more than {slots} objects; the first {slots} are taken. A larger"
-        " --data.objects takes more, and more memory"
-    )
-
-
 def padded(image: UInt8[np.ndarray, "_ _ 3"], size: Size) -> UInt8[np.ndarray, "H W 3"]:
     """Return an image filled up with 0 on the right and below."""
     full = np.zeros((*size, 3), np.uint8)
@@ -235,7 +229,13 @@ def train_batches(
       start: Steps done.
       host: Which rows this process makes.
     """
-    source = _subset(records)
+    source, slots = _subset(records), config.data.objects
+    many = np.count_nonzero(_object_counts(source.split)[source.rows] > slots)
+    if many:
+        console.warn(
+            f"{many} training images have more than {slots} objects; the first {slots} of each are"
+            " taken. A larger --data.objects takes more, and more memory"
+        )
     sizes = source.split.annotations.sizes[source.rows]
     are_wide = np.array([is_wide((height, width)) for height, width in sizes.tolist()])
     batches = TrainBatches(

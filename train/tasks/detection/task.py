@@ -18,14 +18,15 @@ import natjax
 from natjax.dense.detection.losses import mean_loss
 from natjax.dense.detection.targets import Truth
 from natjax.train.cluster.processes import Host
-from natjax.train.config.settings import read_dilations
 from natjax.train.engine.backbone import (
     backbone_group,
     block_counts,
-    scaled_by_fan_in,
-    with_rounded_gradients,
+    check_name,
+    configured_network,
+    network_shape,
+    with_whole_parameters,
 )
-from natjax.train.engine.network import Network, Params, Statistics, split_network
+from natjax.train.engine.network import Network, Params, Statistics
 from natjax.train.engine.sharding import keep_rows, make_mesh
 from natjax.train.engine.task import (
     Batch,
@@ -38,7 +39,6 @@ from natjax.train.engine.task import (
     StepKeys,
     Task,
 )
-from natjax.train.errors import UserError, did_you_mean
 from natjax.train.reporting.metrics import Panel, Quantity
 from natjax.train.tasks.detection.config import DetectionConfig
 
@@ -104,23 +104,11 @@ class Detection(Task[DetectionConfig]):
         Raises:
           UserError: there is no detector of that name, or it cannot have the window or dilations.
         """
-        model, names = self.config.model, natjax.list_models(kind="detector")
-        if model.name not in names:
-            near = did_you_mean(model.name, names)
-            raise UserError(
-                f"model.name must be a detector, got {model.name!r}{near} (`natjax models` lists"
-                " all)"
-            )
+        model = self.config.model
+        check_name(model.name, "detector")
         found = natjax.detector_config(model.name)
-        shape: dict[str, Any] = {"drop_path": model.drop_path}
-        if model.kernel_size is not None:
-            shape["kernel_size"] = model.kernel_size
-        if model.dilations is not None:
-            shape["dilations"] = read_dilations(model.dilations)
-        try:
-            backbone = dataclasses.replace(found.backbone, **shape)
-        except ValueError as error:
-            raise UserError(f"model {model.name}: {error}") from error
+        shape = network_shape(model, found.backbone)
+        backbone = dataclasses.replace(found.backbone, drop_path=model.drop_path, **shape)
         return dataclasses.replace(found, backbone=backbone, num_classes=len(self.classes))
 
     def model_builder(self) -> Callable[[], natjax.MaskRCNN]:
@@ -140,12 +128,9 @@ class Detection(Task[DetectionConfig]):
     @functools.cached_property
     def network(self) -> Network:
         """The network as pure functions."""
-        network = split_network(self.build)
-        model = self.config.model
-        if model.dtype == model.gradients == "bfloat16":
-            blocks = block_counts(self.model_config.backbone)
-            network = with_rounded_gradients(network, blocks, _BACKBONE)
-        return scaled_by_fan_in(network) if model.init == "fan_in" else network
+        backbone = self.model_config.backbone
+        network = configured_network(self.build, self.config.model, backbone, _BACKBONE)
+        return with_whole_parameters(network)
 
     def init(self) -> tuple[Params, Statistics]:
         """Draw parameters and statistics."""

@@ -21,11 +21,14 @@ def legend_of(
     class_names: Sequence[str],
     colors: UInt8[np.ndarray, "L 3"],
 ) -> list[tuple[str, np.ndarray]]:
-    """Return names and colours of the classes that are there, those of most pixels first."""
+    """Return names and colours of the classes that are there, in the order of the list.
+
+    Of more than 24 classes, those of most pixels.
+    """
     counts = sum(np.bincount(one.ravel(), minlength=IGNORE + 1) for one in labels)
     counts = np.asarray(counts)[: len(class_names)]
-    order = [i for i in np.argsort(-counts, kind="stable") if counts[i]][:_NAMED]
-    return [(class_names[i], colors[i]) for i in order]
+    largest = [i for i in np.argsort(-counts, kind="stable") if counts[i]][:_NAMED]
+    return [(class_names[i], colors[i]) for i in sorted(largest)]
 
 
 def plot_overlay(
@@ -103,5 +106,7 @@ def _legend(
     figure: Figure, entries: list[tuple[str, np.ndarray]], *, loc: str, columns: int
 ) -> None:
     patches = [Patch(color=color / 255, label=name) for name, color in entries]
+    # Matplotlib goes down the columns; a list is read along the rows.
+    patches = [patch for column in range(columns) for patch in patches[column::columns]]
     if patches:
         figure.legend(handles=patches, loc=loc, ncols=columns, fontsize=8, frameon=False)

@@ -117,14 +117,3 @@ def write_class_scores(scores: SegmentationScores, class_names: Sequence[str], p
         row = (f"{100 * iou:.2f}", f"{100 * accuracy:.2f}", int(pixels))
         writer.writerow((label, class_names[label], *row))
     write_whole(path, text.getvalue())
-
-
-def write_counts(counts: Int[np.ndarray, "L L"], class_names: Sequence[str], path: Path) -> None:
-    """Write a CSV file of what is taken for what: label, prediction and pixels of each pair."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("label", "label_name", "prediction", "prediction_name", "pixels"))
-    for label, guess in zip(*(axis.tolist() for axis in np.nonzero(counts)), strict=True):
-        names = class_names[label], class_names[guess]
-        writer.writerow((label, names[0], guess, names[1], int(counts[label, guess])))
-    write_whole(path, text.getvalue())

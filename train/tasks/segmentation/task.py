@@ -18,14 +18,15 @@ from natjax.dense.segmentation.inference import multi_scale, sliding_window, who
 from natjax.dense.segmentation.loss import IGNORE, segmentation_loss
 from natjax.summary import count_flops
 from natjax.train.cluster.processes import Host
-from natjax.train.config.settings import read_dilations
 from natjax.train.engine.backbone import (
     backbone_group,
     block_counts,
-    scaled_by_fan_in,
-    with_rounded_gradients,
+    check_name,
+    configured_network,
+    network_shape,
+    with_whole_parameters,
 )
-from natjax.train.engine.network import Network, Params, Statistics, split_network
+from natjax.train.engine.network import Network, Params, Statistics
 from natjax.train.engine.sharding import keep_rows, make_mesh
 from natjax.train.engine.task import (
     Batch,
@@ -36,7 +37,6 @@ from natjax.train.engine.task import (
     Scores,
     Task,
 )
-from natjax.train.errors import UserError, did_you_mean
 from natjax.train.reporting.metrics import Panel, Quantity
 from natjax.train.tasks.segmentation.config import SegmentationConfig
 from natjax.train.tasks.segmentation.datasets.registry import LabelMaps, get_label_maps
@@ -91,23 +91,11 @@ class Segmentation(Task[SegmentationConfig]):
         Raises:
           UserError: there is no segmentor of that name, or it cannot have the window or dilations.
         """
-        model, names = self.config.model, natjax.list_models(kind="segmentor")
-        if model.name not in names:
-            near = did_you_mean(model.name, names)
-            raise UserError(
-                f"model.name must be a segmentor, got {model.name!r}{near} (`natjax models` lists"
-                " all)"
-            )
+        model = self.config.model
+        check_name(model.name, "segmentor")
         found = natjax.segmentor_config(model.name)
-        shape: dict[str, Any] = {"drop_path": model.drop_path}
-        if model.kernel_size is not None:
-            shape["kernel_size"] = model.kernel_size
-        if model.dilations is not None:
-            shape["dilations"] = read_dilations(model.dilations)
-        try:
-            backbone = dataclasses.replace(found.backbone, **shape)
-        except ValueError as error:
-            raise UserError(f"model {model.name}: {error}") from error
+        shape = network_shape(model, found.backbone)
+        backbone = dataclasses.replace(found.backbone, drop_path=model.drop_path, **shape)
         classes = len(self.maps.class_names)
         return dataclasses.replace(found, backbone=backbone, num_classes=classes)
 
@@ -130,12 +118,9 @@ class Segmentation(Task[SegmentationConfig]):
     @functools.cached_property
     def network(self) -> Network:
         """The network as pure functions."""
-        network = split_network(self.build)
-        model = self.config.model
-        if model.dtype == model.gradients == "bfloat16":
-            blocks = block_counts(self.model_config.backbone)
-            network = with_rounded_gradients(network, blocks, _BACKBONE)
-        return scaled_by_fan_in(network) if model.init == "fan_in" else network
+        backbone = self.model_config.backbone
+        network = configured_network(self.build, self.config.model, backbone, _BACKBONE)
+        return with_whole_parameters(network)
 
     def init(self) -> tuple[Params, Statistics]:
         """Draw parameters and statistics."""
@@ -320,14 +305,19 @@ class Segmentation(Task[SegmentationConfig]):
         self, folder: Path, scores: Scores, sample: tuple[HostBatch, HostBatch] | None
     ) -> dict[str, Path]:
         """Write the table of classes, what is taken for what, and a page of results."""
+        from natjax.train.reporting.confusion import confusion_of, write_counts
+        from natjax.train.reporting.confusion_map import plot_confusion
         from natjax.train.tasks.segmentation.pictures import plot_results
-        from natjax.train.tasks.segmentation.scores import write_class_scores, write_counts
+        from natjax.train.tasks.segmentation.scores import write_class_scores
 
-        names, classes = self.maps.class_names, folder / "classes.csv"
-        write_class_scores(scores.detail, names, classes)
-        write_counts(scores.detail.counts, names, folder / "confusion.csv")
+        names, title = self.maps.class_names, self.title(scores)
+        written = {"confusion": folder / "confusion.png", "classes": folder / "classes.csv"}
+        confusion = confusion_of(scores.detail.counts)
+        write_class_scores(scores.detail, names, written["classes"])
+        write_counts(confusion, names, folder / "confusion.csv", unit="pixels")
+        plot_confusion(confusion, names, written["confusion"], title=title, unit="pixels")
         if sample is None:
-            return {"classes": classes}
+            return written
         batch, predicted = sample
         shown = [i for i, counts in enumerate(batch["mask"]) if counts][:_SHOWN]
         page = folder / "predictions.png"
@@ -337,9 +327,9 @@ class Segmentation(Task[SegmentationConfig]):
             [predicted["classes"][i] for i in shown],
             names,
             page,
-            title=self.title(scores),
+            title=title,
         )
-        return {"predictions": page, "classes": classes}
+        return {"predictions": page, **written}
 
 
 def _inside(images: Array, sizes: Int32[Array, "B 2"]) -> Bool[Array, "B H W"]:

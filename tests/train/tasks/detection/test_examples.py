@@ -10,7 +10,6 @@ from PIL import Image
 
 from natjax.train.cluster.processes import Host
 from natjax.train.errors import UserError
-from natjax.train.tasks.detection import examples
 from natjax.train.tasks.detection.config import AugmentConfig, DetectionConfig, ObjectsConfig
 from natjax.train.tasks.detection.datasets.coco import open_folder
 from natjax.train.tasks.detection.examples import (
@@ -206,10 +205,10 @@ def test_images_without_objects_after_a_cut(tmp_path):
 def test_more_objects_than_slots(tmp_path, capsys):
     objects = [_object(10 * i + j, i) for i in range(0, COUNT, 2) for j in range(5)]
     split = open_folder(_write(tmp_path, objects), "train")
-    examples._tell_cut_off.cache_clear()
     for batch in _train(split, 3, augment=dataclasses.replace(HOW, crop=0.0)):
         assert batch["valid"].all()
-    assert capsys.readouterr().err.count("more than 3 objects; the first 3 are taken") == 1
+    told = "6 training images have more than 3 objects; the first 3 of each are taken"
+    assert capsys.readouterr().err.count(told) == 1
 
 
 def test_damaged_images_are_replaced_and_stay_within_the_batch(tmp_path, capsys):

@@ -1,6 +1,7 @@
 """Whole runs of detection through the command line, with a very small model."""
 
 import csv
+import functools
 import json
 
 import jax
@@ -14,7 +15,10 @@ from runs import final_state, metrics
 import natjax
 from natjax.cli import main
 from natjax.train.engine import loop
+from natjax.train.tasks.detection import evaluate_weights
+from natjax.train.tasks.detection.config import AugmentConfig, DetectionConfig
 from natjax.train.tasks.detection.datasets.digit_scenes import write_scenes
+from natjax.weights.load import named_params
 
 SETTINGS = {
     "model.name": pico.DETECTOR,
@@ -123,14 +127,35 @@ def test_eval_and_predict(finished, folder, tmp_path, capsys):
     assert "--score must be in [0, 1], got 1.5" in capsys.readouterr().err
 
 
-def test_export_and_weights_by_name_of_the_model(finished, folder, tmp_path, capsys):
-    """Weights of a run are evaluated by themselves; of other classes they are refused."""
+@pytest.fixture
+def small_images(monkeypatch):
+    """Weights by the name of a model see images of 64 pixels: those of 800 take minutes."""
+    small = functools.partial(
+        DetectionConfig, augment=AugmentConfig(frame=(64, 64), buckets=((64, 64),))
+    )
+    monkeypatch.setattr(evaluate_weights, "DetectionConfig", small)
+
+
+def test_export(finished, tmp_path):
     weights = tmp_path / "weights.pth"
     assert main(["export", str(finished), str(weights)]) == 0
-    named = ["--weights", str(weights), "--model", pico.DETECTOR]
-    capsys.readouterr()
+    model = natjax.create_detector(pico.DETECTOR, num_classes=10, weights=weights)
+    averages = {name: x for name, x in _state(finished).items() if "ema" in name}
+    for name, value in named_params(model).items():
+        (average,) = (x for key, x in averages.items() if f"'{name}'" in key)
+        np.testing.assert_array_equal(value.get_value(), average)
+
+
+@pytest.mark.usefixtures("small_images")
+def test_weights_are_evaluated_by_the_name_of_their_model(folder, tmp_path, capsys):
+    """Of other classes they are refused."""
+    model = natjax.create_detector(pico.DETECTOR, num_classes=10, rngs=nnx.Rngs(0))
+    natjax.save_weights(model, tmp_path / "x.safetensors")
+    named = ["--weights", str(tmp_path / "x.safetensors"), "--model", pico.DETECTOR]
     assert main(["eval", *named, "--data.dir", str(folder)]) == 0
-    assert "box AP" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "6 held-out images" in shown
+    assert "images in 64 x 64" in shown
     photo = tmp_path / "photo.png"
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(photo)
     assert main(["predict", str(photo), *named]) == 2
@@ -139,13 +164,19 @@ def test_export_and_weights_by_name_of_the_model(finished, folder, tmp_path, cap
     assert "--data.dir FOLDER, with images and annotations" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("small_images")
 def test_predict_by_a_detector_of_coco(tmp_path, capsys):
+    """Without data, classes are COCO's."""
     model = natjax.create_detector(pico.DETECTOR, num_classes=80, rngs=nnx.Rngs(0))
     natjax.save_weights(model, tmp_path / "x.safetensors")
+    weights = str(tmp_path / "x.safetensors")
+    opened = evaluate_weights.published_task(weights, pico.DETECTOR)
+    assert opened.task.classes[:2] == ("person", "bicycle")
+    assert len(opened.task.classes) == 80
     photo, out = tmp_path / "photo.png", tmp_path / "out"
     Image.fromarray(np.full((48, 64, 3), 90, np.uint8)).save(photo)
-    words = ["predict", str(photo), "--model", pico.DETECTOR, "--weights"]
-    assert main([*words, str(tmp_path / "x.safetensors"), "--out", str(out)]) == 0
+    words = ["predict", str(photo), "--model", pico.DETECTOR, "--weights", weights]
+    assert main([*words, "--out", str(out)]) == 0
     assert "objects" in capsys.readouterr().out
     with Image.open(out / "photo.png") as drawn:
         assert drawn.size == (64, 48)

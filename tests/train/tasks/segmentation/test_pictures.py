@@ -7,11 +7,15 @@ from natjax.train.tasks.segmentation import pictures
 from natjax.visualize.overlays import class_colors
 
 
-def test_legend_has_the_classes_that_are_there_largest_first():
-    colors = class_colors(4)
-    found = pictures.legend_of([np.array([[2, 2, 0, 255]])], ("a", "b", "c", "d"), colors)
-    assert [name for name, _ in found] == ["c", "a"]
-    np.testing.assert_array_equal(found[0][1], colors[2])
+def test_legend_has_the_classes_that_are_there_in_the_order_of_the_list():
+    colors, names = class_colors(30), tuple(map(str, range(30)))
+    found = pictures.legend_of([np.array([[2, 2, 0, 255]])], names, colors)
+    assert [name for name, _ in found] == ["0", "2"]
+    np.testing.assert_array_equal(found[1][1], colors[2])
+    # Of many, the largest: all but the first six, which have a pixel each.
+    labels = np.concatenate([np.arange(30), np.arange(6, 30)])[None]
+    found = pictures.legend_of([labels], names, colors)
+    assert [name for name, _ in found] == list(names[6:])
 
 
 def test_pictures_are_written(tmp_path):

@@ -1,17 +1,21 @@
 """Whole runs of segmentation through the command line, with a very small model."""
 
 import csv
+import os
+import shutil
 
 import jax
 import numpy as np
 import pico
 import pytest
 from flax import nnx
+from jobs import Job, free_port
 from PIL import Image
 from runs import final_state, metrics
 
 import natjax
 from natjax.cli import main
+from natjax.train.checkpoint.checkpointer import list_steps
 from natjax.train.engine import loop
 from natjax.weights.load import named_params
 
@@ -83,7 +87,7 @@ def test_a_run_leaves_scores_pictures_and_statistics(finished):
     steps = [line for line in lines if line["kind"] == "train"]
     assert set(steps[0]) >= {"loss", "loss_decode", "loss_auxiliary", "accuracy"}
     assert steps[0]["loss"] == pytest.approx(steps[0]["loss_decode"] + steps[0]["loss_auxiliary"])
-    for name in ("predictions.png", "curves.png"):
+    for name in ("predictions.png", "curves.png", "confusion.png"):
         with Image.open(finished / name) as picture:
             assert picture.width > 400
     with (finished / "classes.csv").open() as file:
@@ -95,7 +99,8 @@ def test_a_run_leaves_scores_pictures_and_statistics(finished):
     assert {int(x) for x in counts} == {8}
 
 
-def test_an_interrupted_run_goes_on_to_the_same_state(finished, folder, tmp_path, monkeypatch):
+def test_a_run_that_was_cut_off_goes_on_to_the_same_state(finished, folder, tmp_path, monkeypatch):
+    """From the last checkpoint, two steps before; and with data workers, which change nothing."""
     run, put_batch, taken = tmp_path / "run", loop.put_batch, []
 
     def stopping(*args):
@@ -107,11 +112,39 @@ def test_an_interrupted_run_goes_on_to_the_same_state(finished, folder, tmp_path
     with monkeypatch.context() as patched:
         patched.setattr(loop, "put_batch", stopping)
         assert train(run, folder) == 130
-    assert train(run, folder) == 0
+    assert list_steps(run / "checkpoints") == [4]
+    assert train(run, folder, data__workers=1) == 0
     expected, state = _state(finished), _state(run)
     assert state.keys() == expected.keys()
     for name, value in expected.items():
         np.testing.assert_array_equal(state[name], value, err_msg=name)
+    assert metrics(run) == metrics(finished)
+
+
+def test_evaluation_by_two_processes_and_by_workers_is_that_of_one(
+    finished, tmp_path, compilation_cache, capsys
+):
+    """To the pixel: of images in two sizes, which two processes share."""
+    expected = (finished / "confusion.csv").read_text()
+    runs = [shutil.copytree(finished, tmp_path / name) for name in ("workers", "pair")]
+    for run in runs:
+        (run / "confusion.csv").unlink()
+    assert main(["eval", str(runs[0]), "--data.workers", "1"]) == 0
+    shown = capsys.readouterr().out
+    assert (runs[0] / "confusion.csv").read_text() == expected
+    place = ["--distributed.coordinator", f"127.0.0.1:{free_port()}", "--distributed.processes"]
+    words = ["-m", "pico", "eval", str(runs[1]), *place, "2", "--distributed.process"]
+    environment = os.environ | {
+        "JAX_COMPILATION_CACHE_DIR": str(compilation_cache),
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "JAX_NUM_CPU_DEVICES": "1",
+    }
+    with Job([[*words, str(process)] for process in range(2)], environment) as job:
+        ended = job.ended()
+    assert [one.code for one in ended] == [0, 0], ended
+    assert (runs[1] / "confusion.csv").read_text() == expected
+    assert ended[0].out.endswith(shown)
+    assert ended[1].out == ""
 
 
 @pytest.mark.slow

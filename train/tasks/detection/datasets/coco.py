@@ -63,7 +63,8 @@ def open_split(data: ObjectsConfig, split: str) -> Split:
 def open_folder(folder: Path, split: str) -> Split:
     """Open a split of a folder, as `open_split`."""
     found = read_split(folder, split)
-    return Split(dataset=folder.name, annotations=found, files=_image_files(folder, split, found))
+    files = _image_files(folder, split, found)
+    return Split(dataset=folder.resolve().name, annotations=found, files=files)
 
 
 def required_folder(data: ObjectsConfig) -> Path:

@@ -149,11 +149,11 @@ def decode_upright(data: bytes, size: Size) -> UInt8[np.ndarray, "H W 3"]:
       Exception: it is damaged; decoders raise nearly anything.
     """
     stored = open_encoded(data)
-    stored.load()
-    upright = ImageOps.exif_transpose(stored)
-    for image in (upright, stored):
-        if (image.height, image.width) == size:
-            return to_pixels(with_channels(image, 3))
+    if stored.size in (size, size[::-1]):  # before anything is decoded
+        stored.load()
+        for image in (ImageOps.exif_transpose(stored), stored):
+            if (image.height, image.width) == size:
+                return to_pixels(with_channels(image, 3))
     raise OSError(
         f"the annotations say {size[1]} x {size[0]} pixels, but the file has"
         f" {stored.width} x {stored.height}"

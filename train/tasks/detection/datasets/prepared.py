@@ -66,19 +66,13 @@ def open_split(data: ObjectsConfig, split: str) -> Split:
 
     Args:
       data: The annotations are in ``dir``, as `natjax.train.tasks.detection.datasets.coco` says,
-        the images among the prepared data sets.
+        the images there or among the prepared data sets.
       split: ``"train"`` or ``"val"``.
 
     Raises:
       UserError: either is not there.
     """
-    root = prepared_dir(data)
-    version = find_version(root, NAME)
-    if version is None:
-        raise UserError(
-            f"{root} must hold {NAME} as TFDS prepares it; or take the official files:"
-            " --data.name coco --data.dir FOLDER"
-        )
+    version = _find_version(data)
     if data.dir is None:
         raise UserError(
             f"{NAME} of TFDS has no masks: give --data.dir, a folder with the official"
@@ -93,6 +87,18 @@ def open_split(data: ObjectsConfig, split: str) -> Split:
     source = open_source(builder, name)
     places = _places(found, _ids(source, version, name))
     return Split(dataset=NAME, annotations=found, files=PreparedImages(source, places, name))
+
+
+def _find_version(data: ObjectsConfig) -> Path:
+    root = prepared_dir(data)
+    for folder in (root, *([] if data.dir is None else [data.dir.expanduser()])):
+        version = find_version(folder, NAME)
+        if version is not None:
+            return version
+    raise UserError(
+        f"{root} or --data.dir must hold {NAME} as TFDS prepares it; or take the official files:"
+        " --data.name coco --data.dir FOLDER"
+    )
 
 
 def _ids(source: Source, version: Path, split: str) -> Int64[np.ndarray, " N"]:

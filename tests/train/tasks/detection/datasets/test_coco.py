@@ -136,12 +136,16 @@ def test_what_is_passed_over_is_told_each_time(folder, capsys):
         assert "passed over annotation 7: there is no usable image 99" in capsys.readouterr().err
 
 
-def test_images_of_another_size_and_turned_ones(folder):
+def test_images_of_another_size_and_turned_ones(folder, monkeypatch):
     upright = _png(7, size=(30, 20), exif=_turned())
     assert decode_upright(upright, (20, 30)).shape == (20, 30, 3)
     assert decode_upright(upright, (30, 20)).shape == (30, 20, 3)
     with pytest.raises(OSError, match="annotations say 30 x 21 pixels, but the file has 20 x 30"):
         decode_upright(upright, (21, 30))
+    with monkeypatch.context() as patched:
+        patched.setattr(Image.Image, "load", lambda _: pytest.fail("decoded"))
+        with pytest.raises(OSError, match="annotations say 5 x 5 pixels"):
+            decode_upright(upright, (5, 5))
     (folder / "train2017/1.png").write_bytes(_png(1, size=(5, 5)))
     with pytest.raises(OSError, match="annotations say 30 x 20 pixels"):
         _open(folder).image(0)

@@ -3,7 +3,10 @@
 import json
 import re
 
+import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from natjax.train.errors import UserError
 from natjax.train.tasks.detection.datasets import coco_json
@@ -203,3 +206,33 @@ def test_space_and_what_else_a_file_has():
         indent=2,
     )
     assert len(read_annotations(f"\n {text} ", "FILE")) == 1
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=3), inner),
+    max_leaves=5,
+)
+FIELDS = [("images", name) for name in _image(1)] + [
+    ("annotations", name) for name in _object(1, 1)
+]
+
+
+@settings(max_examples=50)
+@given(st.sampled_from(FIELDS), values)
+def test_any_value_anywhere_is_read_or_named(field, value):
+    """And what is read can be used."""
+    section, name = field
+    content = {
+        "images": [_image(1), _image(2)],
+        "annotations": [_object(1, 1), _object(2, 2)],
+        "categories": CATEGORIES,
+    }
+    content[section][0][name] = value
+    found = read_annotations(json.dumps(content), "FILE")
+    lost = 2 - len(found.ids)
+    assert len(_broken(found)) == lost + 2 - len(found)
+    for index in range(len(found)):
+        objects = found.objects(index)
+        assert objects.masks.shape == (len(objects), *found.sizes[index])
+        assert np.isfinite(objects.boxes).all()

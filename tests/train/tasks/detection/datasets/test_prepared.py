@@ -72,6 +72,13 @@ def test_images_are_found_by_their_ids(prepared, official, monkeypatch):
         assert split.name(0) == "coco/2017 validation 102.jpg"
 
 
+def test_annotations_and_images_in_one_folder(prepared, official, monkeypatch):
+    monkeypatch.setenv("NATJAX_DATA", str(official / "cache"))
+    (official / "coco").symlink_to(prepared / "coco")
+    split = open_split(ObjectsConfig(name="coco/2017", dir=official), "val")
+    assert int(split.image(0)[9, 9, 0]) == 100
+
+
 def test_what_is_not_there(prepared, tmp_path):
     data = ObjectsConfig(name="coco/2017", dir=tmp_path, prepared_dir=tmp_path)
     with pytest.raises(UserError, match="as TFDS prepares it; or take the official files"):

@@ -19,7 +19,7 @@ class Confusion:
     Attributes:
       labels: True class of each pair.
       guesses: Predicted class of each pair; -1 where the network gave no number.
-      counts: Images of each pair.
+      counts: How many there are of each pair.
     """
 
     labels: Int[np.ndarray, " P"]
@@ -48,6 +48,12 @@ class Confusion:
         return [(int(a), int(b), int(c)) for a, b, c in zip(*columns, strict=True)]
 
 
+def confusion_of(matrix: Int[np.ndarray, "L L"]) -> Confusion:
+    """Return the counts of a matrix of labels (rows) and guesses."""
+    labels, guesses = np.nonzero(matrix)
+    return Confusion(labels, guesses, matrix[labels, guesses])
+
+
 def count_pairs(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> Confusion:
     """Return the counts of labels and guesses that came batch by batch; masked labels are -1."""
     rows = [np.stack([labels, guesses], axis=1) for labels, guesses in pairs]
@@ -56,11 +62,13 @@ def count_pairs(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> Confusion:
     return Confusion(unique[:, 0], unique[:, 1], counts)
 
 
-def write_counts(confusion: Confusion, class_names: Sequence[str], path: Path) -> None:
-    """Write a CSV file: label, its name, prediction, its name, images."""
+def write_counts(
+    confusion: Confusion, class_names: Sequence[str], path: Path, *, unit: str
+) -> None:
+    """Write a CSV file: label, its name, prediction, its name, and the count under `unit`."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("label", "label_name", "prediction", "prediction_name", "images"))
+    writer.writerow(("label", "label_name", "prediction", "prediction_name", unit))
     columns = (confusion.labels, confusion.guesses, confusion.counts)
     for label, guess, count in zip(*(column.tolist() for column in columns), strict=True):
         name = class_names[guess] if guess >= 0 else ""

@@ -10,12 +10,14 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from natjax.kernels.backends.pallas_triton.config import KernelConfig, padded_head_dim
+from natjax.kernels.backends.triton_common.config import KernelConfig, padded_head_dim
 from natjax.kernels.spec import CallSpec, Kernel
 
 # KiB of shared memory that a block may have, by compute capability.
 _SHARED_KIB = {"8.0": 163, "8.7": 163, "9.0": 227, "10.0": 227, "10.3": 227}
 _LEAST_SHARED_KIB = 99
+# Bytes of it that any GPU has for a block.
+LEAST_SHARED = _LEAST_SHARED_KIB * 1024
 _REGISTERS_OF_THREAD = 255
 _REGISTERS_OF_BLOCK = 65536
 # Addresses, counters and what else a thread keeps.

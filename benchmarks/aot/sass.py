@@ -1,0 +1,94 @@
+"""What machine code does in its innermost loop: instructions, exponentials, matrix products."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+_LABEL = re.compile(r"^(\.L_x_\d+):")
+_INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(.*?);")
+_BRANCH = re.compile(r"\bBRA\b.*`\((\.L_x_\d+)\)")
+_EXPONENTIAL = re.compile(r"\bMUFU\.EX2\b")
+# Products of 16 x 8 x 16 entries a warp, and of 64 x N x 16 four warps; Blackwell's are started by
+# one thread and are not counted.
+_WARP_PRODUCT = re.compile(r"\bHMMA\.16816\b")
+_GROUP_PRODUCT = re.compile(r"\bHGMMA\.64x(\d+)x16\b")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Loop:
+    """An innermost loop, as one warp runs it.
+
+    Attributes:
+      instructions: of machine code.
+      exponentials: among them.
+      products: multiply-adds of its matrix products.
+    """
+
+    instructions: int
+    exponentials: int
+    products: int
+
+
+def length(text: str) -> int:
+    """Instructions in all."""
+    return sum(bool(_INSTRUCTION.match(line)) for line in text.splitlines())
+
+
+def main_loop(text: str) -> Loop | None:
+    """The loop over chunks of a kernel: the first with matrix products, if there is a loop.
+
+    One that goes over a slab again with more care comes after it.
+    """
+    code, places = _read(text)
+    loops = [
+        code[places[match.group(1)] : place + 1]
+        for place, instruction in enumerate(code)
+        if (match := _BRANCH.search(instruction)) and places.get(match.group(1), place) < place
+    ]
+    for loop in loops:
+        if any("MMA" in instruction for instruction in loop):
+            return _count(loop)
+    return _count(max(loops, key=len)) if loops else None
+
+
+def _read(text: str) -> tuple[list[str], dict[str, int]]:
+    """Instructions, and at which of them each label is."""
+    code: list[str] = []
+    places: dict[str, int] = {}
+    for line in text.splitlines():
+        if match := _LABEL.match(line):
+            places[match.group(1)] = len(code)
+        elif match := _INSTRUCTION.match(line):
+            code.append(match.group(1))
+    return code, places
+
+
+def _count(loop: list[str]) -> Loop:
+    text = "\n".join(loop)
+    wide = sum(int(n) for n in _GROUP_PRODUCT.findall(text))
+    return Loop(
+        instructions=len(loop),
+        exponentials=len(_EXPONENTIAL.findall(text)),
+        products=len(_WARP_PRODUCT.findall(text)) * 16 * 8 * 16 + wide * 64 * 16 // 4,
+    )
+
+
+def needed(kernel: str, rows: int, columns: int, width: int, warps: int) -> tuple[float, float]:
+    """Exponentials of a thread, and multiply-adds of a warp, that a chunk takes at least.
+
+    Args:
+      kernel: which kernel.
+      rows: of a block.
+      columns: of a block.
+      width: head size.
+      warps: that share the block.
+    """
+    products = {"forward": 2, "dquery": 3, "dkeyvalue": 4, "dbias": 2}.get(kernel, 1)
+    entries = rows * columns / (32 * warps)
+    # Each thread has a part of two rows in sixteen, and rescales their sums and accumulators, which
+    # may be laid out differently.
+    rescaled = rows / (4 * warps) if kernel == "forward" else 0
+    has_weights = kernel in ("forward", "dquery", "dkeyvalue", "dbias")
+    exponentials = entries + rescaled if has_weights else 0
+    return exponentials, products * rows * columns * width / warps

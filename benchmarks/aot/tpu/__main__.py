@@ -1,0 +1,74 @@
+"""Compile the TPU kernels for v5e, v5p, v6e and tpu7x, on a machine that has none of them.
+
+    python -m benchmarks.aot.tpu                    # all, into benchmarks/results/tpu.{md,json}
+    python -m benchmarks.aot.tpu --check            # some, against the committed table
+    python -m benchmarks.aot.tpu --only v5e stage1  # print those whose names have all of these
+    python -m benchmarks.aot.tpu --missing          # those that the table has not
+
+It needs the environment that ``scripts/aot-env`` makes; ``make aot-tpu`` sees to that.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib.metadata
+import os
+import sys
+
+import jax
+
+from benchmarks.aot import pool
+from benchmarks.aot.tpu import compiler, report
+from benchmarks.aot.tpu.cases import all_cases, quick_cases
+
+
+def main() -> int:
+    """Parse the command line, compile, and say what failed."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.aot.tpu",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--check", action="store_true", help="compare some with the table")
+    parser.add_argument("--only", nargs="+", default=[], metavar="PART", help="parts of names")
+    parser.add_argument("--missing", action="store_true", help="what the table has not")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    options = parser.parse_args()
+    known = report.read()
+    cases = quick_cases() if options.check else all_cases()
+    cases = [case for case in cases if all(part in case.key for part in options.only)]
+    if options.missing:
+        cases = [case for case in cases if case.key not in known]
+    rows = {}
+    for case, row in zip(
+        cases, pool.run(compiler.compile_case, cases, options.workers), strict=True
+    ):
+        rows[case.key] = row
+        print(case.key, row, flush=True)
+        if not options.check and not options.only and "error" not in row:
+            save(rows)
+    failed = report.failures(rows, known if options.check else {})
+    for name, reason in failed.items():
+        print(f"FAILED {name}: {reason}", file=sys.stderr)
+    return len(failed) > 0
+
+
+def save(rows: dict[str, report.Row]) -> None:
+    """Put rows into the table, in the order of all cases; those of cases that are no more go."""
+    merged = report.read() | {key: row for key, row in rows.items() if "error" not in row}
+    keys = [case.key for case in all_cases()]
+    report.write({key: merged[key] for key in keys if key in merged}, environment())
+
+
+def environment() -> dict[str, str]:
+    """Where the numbers come from."""
+    return {
+        "date": datetime.date.today().isoformat(),
+        "jax": jax.__version__,
+        "libtpu": importlib.metadata.version("libtpu"),
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,327 @@
+"""What the kernels share, in Triton's language: where a program is, and how it reads and writes.
+
+Arrays of ``[B, T, N, D]`` are addressed by token. What is constant for a kernel is its ``s``, a
+`natjax.kernels.backends.jax_triton.statics.Statics`, or ``axis``, one of its axes. Triton's
+language cannot call Python on values that are known only when a kernel runs, so `locate` and
+`window_start` say in it what `natjax.kernels.plan.blocks` and `natjax.kernels.neighborhood` say;
+the tests compare them for every tile and query.
+"""
+
+from typing import no_type_check
+
+import triton
+import triton.language as tl
+
+# What hides a logit: finite, so that no difference of two is nan.
+HIDDEN = tl.constexpr(-1e30)
+LN_2 = tl.constexpr(0.6931471805599453)
+LOG2_E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+@no_type_check
+def locate(tile, axis: tl.constexpr):
+    """Dilation group, first row position and first column position of a tile along an axis."""
+    group = tile // axis.per_group
+    first = tile % axis.per_group * axis.tile
+    start = tl.minimum(tl.maximum(first + axis.offset, 0), axis.last)
+    return group, first, start
+
+
+@triton.jit
+@no_type_check
+def group_length(group, axis: tl.constexpr):
+    """Tokens in a dilation group."""
+    return (axis.length - group + axis.dilation - 1) // axis.dilation
+
+
+@triton.jit
+@no_type_check
+def window_start(query, length, axis: tl.constexpr):
+    """Position of the first key that a query position of a group of some length sees."""
+    leader = query
+    if axis.stride > 1:
+        leader = query // axis.stride * axis.stride
+        leader += axis.stride - 1 if axis.is_causal else axis.stride // 2
+        leader = tl.minimum(leader, length - 1)
+    if axis.is_causal:
+        start = tl.maximum(leader - (axis.kernel_size - 1), 0)
+    else:
+        start = tl.maximum(leader - axis.kernel_size // 2, 0)
+        start = tl.minimum(start, length - axis.kernel_size)
+    return start
+
+
+@triton.jit
+@no_type_check
+def place(tile, s: tl.constexpr):
+    """Groups, first rows and first columns of a tile, each along the three axes."""
+    rest = tile // s.w.num_tiles
+    gt, rt, ct = locate(rest // s.h.num_tiles, s.t)
+    gh, rh, ch = locate(rest % s.h.num_tiles, s.h)
+    gw, rw, cw = locate(tile % s.w.num_tiles, s.w)
+    return (gt, gh, gw), (rt, rh, rw), (ct, ch, cw)
+
+
+@triton.jit
+@no_type_check
+def rows_of(first, s: tl.constexpr):
+    """Position of each row of a tile along the axes."""
+    lane = tl.arange(0, s.rows)
+    t = first[0] + lane // (s.h.tile * s.w.tile)
+    return t, first[1] + lane // s.w.tile % s.h.tile, first[2] + lane % s.w.tile
+
+
+@triton.jit
+@no_type_check
+def columns_of(first, s: tl.constexpr):
+    """Position of each column of a chunk that begins at some positions."""
+    lane = tl.arange(0, s.columns)
+    t = first[0] + lane // (s.h.chunk * s.w.chunk)
+    return t, first[1] + lane // s.w.chunk % s.h.chunk, first[2] + lane % s.w.chunk
+
+
+@triton.jit
+@no_type_check
+def token_at(positions, groups, s: tl.constexpr):
+    """Flat index of the token at a position of the tile's dilation groups."""
+    token = positions[2] * s.w.dilation + groups[2]
+    if s.axes > 1:
+        token += (positions[1] * s.h.dilation + groups[1]) * s.w.length
+    if s.axes > 2:
+        token += (positions[0] * s.t.dilation + groups[0]) * (s.h.length * s.w.length)
+    return token
+
+
+@triton.jit
+@no_type_check
+def exist(positions, groups, s: tl.constexpr):
+    """Whether there is a token at a position."""
+    result = positions[2] < group_length(groups[2], s.w)
+    if s.axes > 1:
+        result &= positions[1] < group_length(groups[1], s.h)
+    if s.axes > 2:
+        result &= positions[0] < group_length(groups[0], s.t)
+    return result
+
+
+@triton.jit
+@no_type_check
+def chunk_start(chunk, starts, s: tl.constexpr):
+    """Where a chunk begins, by its number among all of a slab."""
+    w = starts[2] + chunk % s.w.num_chunks * s.w.chunk
+    rest = chunk // s.w.num_chunks
+    h = starts[1] + rest % s.h.num_chunks * s.h.chunk
+    return starts[0] + rest // s.h.num_chunks * s.t.chunk, h, w
+
+
+@triton.jit
+@no_type_check
+def met_along(reach_ptr, tile, axis: tl.constexpr, s: tl.constexpr):
+    """First chunk that a tile meets along one of the three axes, and their number."""
+    first = 0
+    count = 1
+    if axis >= 3 - s.axes:
+        entry = reach_ptr + (tile * s.axes + axis - (3 - s.axes)) * 2
+        first = tl.load(entry)
+        count = tl.load(entry + 1)
+    return first, count
+
+
+@triton.jit
+@no_type_check
+def reach_of(reach_ptr, tile, s: tl.constexpr):
+    """Which chunks of its slab a tile meets: the first along each axis, and their numbers."""
+    if s.skips_chunks:
+        ft, nt = met_along(reach_ptr, tile, 0, s)
+        fh, nh = met_along(reach_ptr, tile, 1, s)
+        fw, nw = met_along(reach_ptr, tile, 2, s)
+        result = (ft, fh, fw), (nt, nh, nw), nt * nh * nw
+    else:
+        result = (0, 0, 0), (s.t.num_chunks, s.h.num_chunks, s.w.num_chunks), s.chunks
+    return result
+
+
+@triton.jit
+@no_type_check
+def chunk_number(index, first, counts, s: tl.constexpr):
+    """Number among all chunks of a slab of one of those that a tile meets."""
+    if s.skips_chunks:
+        w = first[2] + index % counts[2]
+        rest = index // counts[2]
+        h = first[1] + rest % counts[1]
+        t = first[0] + rest // counts[1]
+        number = (t * s.h.num_chunks + h) * s.w.num_chunks + w
+    else:
+        number = index
+    return number
+
+
+@triton.jit
+@no_type_check
+def image(pointer, batch, head, heads: tl.constexpr, width: tl.constexpr, s: tl.constexpr):
+    """Where a head of an image begins in an array of ``[B, T, heads, width]``."""
+    return pointer + (batch.to(tl.int64) * (s.tokens * heads) + head) * width
+
+
+@triton.jit
+@no_type_check
+def load_tokens(
+    pointer,
+    token,
+    exists,
+    all_exist: tl.constexpr,
+    heads: tl.constexpr,
+    width: tl.constexpr,
+    padded: tl.constexpr,
+    s: tl.constexpr,
+):
+    """Rows of tokens from where `image` points to; zeros where there is no token."""
+    lane = tl.arange(0, padded)[None, :]
+    if s.is_long:
+        token = token.to(tl.int64)
+    pointers = pointer + token[:, None] * (heads * width) + lane
+    if all_exist and width == padded:
+        result = tl.load(pointers)
+    elif all_exist:
+        result = tl.load(pointers, mask=lane < width, other=0.0)
+    elif width == padded:
+        result = tl.load(pointers, mask=exists[:, None], other=0.0)
+    else:
+        result = tl.load(pointers, mask=exists[:, None] & (lane < width), other=0.0)
+    return result
+
+
+@triton.jit
+@no_type_check
+def store_tokens(
+    pointer,
+    token,
+    exists,
+    value,
+    heads: tl.constexpr,
+    width: tl.constexpr,
+    padded: tl.constexpr,
+    s: tl.constexpr,
+):
+    """Write rows of tokens to where `image` points to."""
+    lane = tl.arange(0, padded)[None, :]
+    if s.is_long:
+        token = token.to(tl.int64)
+    pointers = pointer + token[:, None] * (heads * width) + lane
+    mask = exists[:, None] & (lane < width)
+    tl.store(pointers, value.to(pointer.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+@no_type_check
+def load_scalars(pointer, token, exists, heads: tl.constexpr):
+    """An entry of each token, from where `image` points to; zero where there is no token."""
+    return tl.load(pointer + token * heads, mask=exists, other=0.0)
+
+
+@triton.jit
+@no_type_check
+def windows(queries, exists, groups, s: tl.constexpr):
+    """First key that each query sees along the axes, and how many from there."""
+    lt = group_length(groups[0], s.t)
+    lh = group_length(groups[1], s.h)
+    lw = group_length(groups[2], s.w)
+    t = window_start(queries[0], lt, s.t)
+    h = window_start(queries[1], lh, s.h)
+    w = window_start(queries[2], lw, s.w)
+    nt = window_size(queries[0], t, s.t)
+    nh = window_size(queries[1], h, s.h)
+    nw = tl.where(exists, window_size(queries[2], w, s.w), 0)
+    return (t, h, w), (nt, nh, nw)
+
+
+@triton.jit
+@no_type_check
+def window_size(query, start, axis: tl.constexpr):
+    """How many keys a query sees along an axis."""
+    return query + 1 - start if axis.is_causal else tl.full(query.shape, axis.kernel_size, tl.int32)
+
+
+@triton.jit
+@no_type_check
+def across(queries, keys, rows_are_queries: tl.constexpr):
+    """Something of queries and something of keys, laid out so that they meet in a block."""
+    if rows_are_queries:
+        result = queries[:, None], keys[None, :]
+    else:
+        result = queries[None, :], keys[:, None]
+    return result
+
+
+@triton.jit
+@no_type_check
+def sees_along(start, size, keys, rows_are_queries: tl.constexpr):
+    """Which queries see which keys along an axis."""
+    start, key = across(start, keys, rows_are_queries)
+    size, _ = across(size, keys, rows_are_queries)
+    # A key in front of the window is, without its sign, far behind it.
+    return (key - start).to(tl.uint32) < size.to(tl.uint32)
+
+
+@triton.jit
+@no_type_check
+def sees(starts, sizes, keys, rows_are_queries: tl.constexpr, s: tl.constexpr):
+    """Which queries of a block see which of its keys."""
+    result = sees_along(starts[2], sizes[2], keys[2], rows_are_queries)
+    if s.axes > 1:
+        result &= sees_along(starts[1], sizes[1], keys[1], rows_are_queries)
+    if s.axes > 2:
+        result &= sees_along(starts[0], sizes[0], keys[0], rows_are_queries)
+    return result
+
+
+@triton.jit
+@no_type_check
+def is_whole_along(row, column, group, axis: tl.constexpr, rows_are_queries: tl.constexpr):
+    """Whether all rows of a tile and all columns of a chunk see one another along an axis."""
+    length = group_length(group, axis)
+    query = row if rows_are_queries else column
+    queries = axis.tile if rows_are_queries else axis.chunk
+    key = column if rows_are_queries else row
+    keys = axis.chunk if rows_are_queries else axis.tile
+    start = window_start(query, length, axis)
+    end = query + 1 if axis.is_causal else start + axis.kernel_size
+    last = window_start(tl.minimum(query + queries - 1, length - 1), length, axis)
+    return (last <= key) & (key + keys <= end)
+
+
+@triton.jit
+@no_type_check
+def is_whole(rows, columns, groups, rows_are_queries: tl.constexpr, s: tl.constexpr):
+    """Whether all rows of a tile and all columns of a chunk see one another."""
+    result = is_whole_along(rows[2], columns[2], groups[2], s.w, rows_are_queries)
+    if s.axes > 1:
+        result &= is_whole_along(rows[1], columns[1], groups[1], s.h, rows_are_queries)
+    if s.axes > 2:
+        result &= is_whole_along(rows[0], columns[0], groups[0], s.t, rows_are_queries)
+    return result
+
+
+@triton.jit
+@no_type_check
+def slot_of(positions, s: tl.constexpr):
+    """Window slots counted from a position: the slot of a key is that of its less of the start."""
+    return (positions[0] * s.h.kernel_size + positions[1]) * s.w.kernel_size + positions[2]
+
+
+@triton.jit
+@no_type_check
+def table_block(table_ptr, head, kind, s: tl.constexpr):
+    """Where the blocks of a kind of tile begin in the table, with the entries of the first."""
+    first = (head * s.kinds + kind) * s.chunks if s.is_per_head else kind * s.chunks
+    row = tl.arange(0, s.rows)[:, None] * s.columns
+    pointer = table_ptr + first.to(tl.int64) * (s.rows * s.columns)
+    return pointer + row + tl.arange(0, s.columns)[None, :]
+
+
+@triton.jit
+@no_type_check
+def product(a, b, acc, s: tl.constexpr):
+    """``acc + a @ b`` in float32."""
+    return tl.dot(a, b, acc, input_precision=s.precision)

@@ -1,0 +1,1 @@
+"""Other projects' interfaces, for code that is written for them."""
