@@ -83,9 +83,7 @@ def _write_program(model: "nnx.Module", args: argparse.Namespace) -> None:
     batch = int(args.batch) if args.batch.isdigit() else args.batch
     size = _image_size(args.image, model)
     try:
-        data = natjax.export_program(
-            model, size, batch=batch, platforms=args.platforms.split(",")
-        )
+        data = natjax.export_program(model, size, batch=batch, platforms=args.platforms.split(","))
     except ValueError as error:
         raise UserError(str(error)) from error
     write_whole_bytes(args.out, data)
