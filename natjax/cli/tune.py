@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from natjax.kernels.tuning.problems import Problem
     from natjax.kernels.tuning.search import Result
 
-# The backend whose kernels are measured.
-_BACKEND = "pallas_triton"
+# The implementations whose kernels are measured, the default first.
+_BACKENDS = ("pallas_triton", "jax_triton")
 
 _EPILOG = """\
 Each kernel is timed alone with many block sizes, warps and stages, which takes minutes a problem.
@@ -67,6 +67,9 @@ def add_tune(commands: Any) -> None:
         default=["attention"],
         help="the fused op (attention), or halves of the unfused one",
     )
+    how.add_argument(
+        "--implementation", choices=_BACKENDS, default=_BACKENDS[0], help=f"({_BACKENDS[0]})"
+    )
     how.add_argument("--candidates", type=_positive, default=24, help="blocks for each kernel (24)")
     how.add_argument("--repeats", type=_positive, default=7, help="timings of each (7)")
     how.add_argument("--output", type=Path, metavar="DIR", help="folder of the table")
@@ -91,10 +94,10 @@ def run(args: argparse.Namespace) -> int:
     found = 0
     try:
         search.require_gpu()
-        path = tables.path_of(_BACKEND, device.kind(), _folder(args.output))
+        path = tables.path_of(args.implementation, device.kind(), _folder(args.output))
         results = search.tune(
             _problems(args),
-            backend=_BACKEND,
+            backend=args.implementation,
             dtype=args.dtype,
             ops=args.ops,
             limit=args.candidates,
