@@ -56,7 +56,6 @@ RESULTS = pathlib.Path(__file__).parents[1] / "benchmarks" / "results"
 shutil.copytree(
     RESULTS,
     pathlib.Path(__file__).parent / "results",
-    ignore=shutil.ignore_patterns("*.json"),
     dirs_exist_ok=True,
 )
 

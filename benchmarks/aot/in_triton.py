@@ -156,7 +156,7 @@ def document(rows: Mapping[str, Any], environment: Mapping[str, str]) -> str:
                     f"{old['registers']} reg, {old['instructions']} ins" if old else "",
                 ]
             )
-        parts.append(f"\n### {problem.name}\n\n" + "".join(f"| {' | '.join(x)} |\n" for x in lines))
+        parts.append(f"\n## {problem.name}\n\n" + "".join(f"| {' | '.join(x)} |\n" for x in lines))
     return "".join(parts)
 
 
