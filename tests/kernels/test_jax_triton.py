@@ -306,7 +306,7 @@ def test_settings_that_are_measured_are_those_that_are_used():
 
 
 def test_without_jax_triton_it_says_what_to_install(monkeypatch):
-    monkeypatch.setattr(support, "_is_installed", lambda: False)
+    monkeypatch.setattr(support, "is_installed", lambda: False)
     x = jnp.zeros((1, 9, 1, 8))
     with pytest.raises(NotImplementedError, match=r"pip install 'natjax\[triton\]'"):
         natjax.na1d(x, x, x, 3, implementation="jax_triton")
