@@ -32,6 +32,7 @@ from .nn.attention import NeighborhoodAttention2D as NeighborhoodAttention2D
 from .nn.attention import NeighborhoodAttention3D as NeighborhoodAttention3D
 from .nn.masks import mask_of_sizes as mask_of_sizes
 from .preprocessing import preprocess as preprocess
+from .program import export_program as export_program
 from .registry import list_models as list_models
 from .summary import ModelSummary as ModelSummary
 from .summary import model_summary as model_summary

@@ -55,6 +55,17 @@ def picture_paths(images: Sequence[Path], folder: Path) -> list[Path]:
     return paths
 
 
+def write_whole_bytes(path: Path, data: bytes) -> None:
+    """Write a file; it is replaced at once, and never in part."""
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        partial.write_bytes(data)
+        os.replace(partial, path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
+
+
 def cache_folder() -> Path:
     """Return natjax's folder of data: $NATJAX_DATA, else one in the user's cache."""
     if os.environ.get("NATJAX_DATA"):

@@ -189,11 +189,12 @@ machine without a GPU: **nothing here was run, and no time was measured.** bfloa
 are those of [aot.md](aot.md).
 
 Registers of a thread, shared memory, instructions of machine code, and instructions of the loop
-over chunks as one warp runs it. (The forward kernel has that loop twice where there is a table:
-the second is for keys that are nan; where a cell has no loop, ptxas has unrolled it.)
-Exponentials and matrix products of the loop are what the block needs, or the cell says in bold
-how many times that; Blackwell's `tcgen05` products are not counted. The last column is
-"pallas_triton", with the same blocks; warps and stages may differ.
+over chunks as one warp runs it; where a cell has none, ptxas has unrolled it. (The forward kernel
+has that loop twice where there is a table: the second is for keys that are nan. Without a table, a
+branch within it leaves the mask out for chunks that are seen whole.) Exponentials and matrix
+products of the loop are what the block needs, or the cell says in bold how many times that;
+Blackwell's `tcgen05` products are not counted. The last column is "pallas_triton", with the same
+blocks; warps and stages may differ.
 """
 
 

@@ -18,13 +18,19 @@ def tokens(name: str, array: jax.Array, ndim: int) -> tuple[int, ...]:
     """Token layout of a ``[B, *X, N, D]`` array.
 
     Raises:
-      ValueError: wrong rank, an empty dimension, or a dtype that is not a supported float.
+      ValueError: wrong rank, an empty dimension, one whose size is not known, or a dtype that is
+        not a supported float.
     """
     layout = {1: "[B, L, N, D]", 2: "[B, H, W, N, D]", 3: "[B, T, H, W, N, D]"}[ndim]
     if array.ndim != ndim + 3:
         raise ValueError(
             f"{name} must have {ndim + 3} dimensions {layout}; got {array.ndim}, "
             f"shape {array.shape}"
+        )
+    if not all(isinstance(size, int) for size in array.shape[1:]):
+        raise ValueError(
+            f"{name} must have known sizes along all dimensions but the batch; got shape"
+            f" {array.shape}: export a program for each size of map"
         )
     if 0 in array.shape[1:]:
         raise ValueError(

@@ -20,7 +20,8 @@ def on_device_parts(function: Callable[..., Any], batched: Any, shared: Any) -> 
     are devices (of the mesh of `jax.set_mesh`), each with its own copy of what is shared: the sum
     over devices is then that of the copies, once, at the end.
 
-    Only speed and memory depend on whether the batch is split over the devices in fact.
+    Only speed and memory depend on whether the batch is split over the devices in fact. A batch of
+    unknown size, as in `jax.export`, is left as it is.
 
     Args:
       function: ``(*batched, shared) -> results``; the first dimension of arguments and results is
@@ -28,7 +29,8 @@ def on_device_parts(function: Callable[..., Any], batched: Any, shared: Any) -> 
       batched: arrays, or trees of them.
       shared: an array, or a tree, that all rows share.
     """
-    count = _num_parts(jax.tree.leaves(batched)[0].shape[0])
+    batch = jax.tree.leaves(batched)[0].shape[0]
+    count = _num_parts(batch) if isinstance(batch, int) else 1
     if count == 1:
         return function(*batched, shared)
     parts = jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), batched)

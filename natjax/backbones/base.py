@@ -186,7 +186,7 @@ class VisionModel(Module):
         raise NotImplementedError
 
     def _check_map(self, images: tuple[int, ...], x: tuple[int, ...]) -> None:
-        """Check the shape of the tokenized images; not every model takes every size."""
+        """Check height and width of the tokenized images; not every model takes every size."""
 
     def namings(self) -> tuple[Naming, ...]:
         """Tables of the names that its weights have elsewhere, for `natjax.load_weights`."""
@@ -303,7 +303,7 @@ class VisionModel(Module):
         rates = {x: getattr(config, x) for x in ("drop_path", "dropout", "attn_dropout")}
         rngs = self._rngs_in_use(rngs, **rates)
         x = self.patch_embed(self._checked(images))
-        self._check_map(images.shape, x.shape)
+        self._check_map(images.shape[1:3], x.shape[1:3])
         maps = []
         for blocks, downsample in self._levels()[:count]:
             for block in blocks:
@@ -361,6 +361,11 @@ class VisionModel(Module):
 
     def _checked(self, images: Array) -> Array:
         channels = self.config.in_channels
+        if not all(isinstance(size, int) for size in images.shape[1:]):
+            raise ValueError(
+                "images must have known sizes along all dimensions but the batch; got"
+                f" {images.shape}: export a program for each size of image"
+            )
         if images.ndim != 4 or images.shape[-1] != channels or 0 in images.shape:
             raise ValueError(
                 f"images must have shape [batch, height, width, {channels}], none of them 0; got "

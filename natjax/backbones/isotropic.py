@@ -152,8 +152,8 @@ class Isotropic(VisionModel):
 
     def _check_map(self, images: tuple[int, ...], x: tuple[int, ...]) -> None:
         size, patch = self.config.map_size, self.config.patch_size
-        if self.config.kernel_size is None and x[1:3] != (size, size):
+        if self.config.kernel_size is None and x != (size, size):
             raise ValueError(
                 f"images must give a map of {size} x {size} patches of {patch} (global attention, "
-                f"input_size={self.config.input_size}); got {x[1:3]} patches from {images}"
+                f"input_size={self.config.input_size}); got {x} patches from {images}"
             )

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from natjax.kernels.tuning.problems import Problem
     from natjax.kernels.tuning.search import Result
 
-# The backend whose kernels are measured.
-_BACKEND = "pallas_triton"
+# The implementations whose kernels can be measured.
+_BACKENDS = ("jax_triton", "pallas_triton")
 
 _EPILOG = """\
 Each kernel is timed alone with many block sizes, warps and stages, which takes minutes a problem.
@@ -67,10 +67,22 @@ def add_tune(commands: Any) -> None:
         default=["attention"],
         help="the fused op (attention), or halves of the unfused one",
     )
+    how.add_argument(
+        "--implementation",
+        choices=_BACKENDS,
+        help="whose kernels to measure (those that calls use: jax_triton, if it is installed)",
+    )
     how.add_argument("--candidates", type=_positive, default=24, help="blocks for each kernel (24)")
     how.add_argument("--repeats", type=_positive, default=7, help="timings of each (7)")
     how.add_argument("--output", type=Path, metavar="DIR", help="folder of the table")
     parser.set_defaults(command=run)
+
+
+def _used() -> str:
+    """The implementation that a call uses which names none."""
+    from natjax.kernels.backends.jax_triton import support
+
+    return "jax_triton" if support.is_installed() else "pallas_triton"
 
 
 def _sizes(text: str) -> tuple[int, ...]:
@@ -91,10 +103,11 @@ def run(args: argparse.Namespace) -> int:
     found = 0
     try:
         search.require_gpu()
-        path = tables.path_of(_BACKEND, device.kind(), _folder(args.output))
+        backend = args.implementation or _used()
+        path = tables.path_of(backend, device.kind(), _folder(args.output))
         results = search.tune(
             _problems(args),
-            backend=_BACKEND,
+            backend=backend,
             dtype=args.dtype,
             ops=args.ops,
             limit=args.candidates,

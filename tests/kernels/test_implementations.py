@@ -514,6 +514,19 @@ def test_xla_needs_no_more_memory_for_a_large_window():
     assert backward.compile().memory_analysis().temp_size_in_bytes < 1.5 * one
 
 
+def test_xla_computes_what_tables_would_be_too_large_for(monkeypatch, x64):
+    """Masks and biases of each tile, where tiles are many, small and ragged."""
+    monkeypatch.setattr("natjax.kernels.backends.xla.penalty._LARGEST_TABLE", 0)
+    monkeypatch.setattr("natjax.kernels.backends.xla.fused._LARGEST_TILE", 0)
+    monkeypatch.setattr("natjax.kernels.backends.xla.fused._ALWAYS_A_TILE", 90)
+    problem = problems.Problem(
+        name="no-table", shape=(11, 10), kernel_size=(3, 5), dilation=(2, 1), heads=2, extra=1
+    )
+    arrays = problem.arrays(dtype=jnp.float64)
+    expected = value_and_gradients(fused(problem, "reference"), arrays)
+    assert_close(value_and_gradients(fused(problem, "xla"), arrays), expected, "float64")
+
+
 def test_lse_gradient_is_honoured(implementation):
     arrays = edges.EDGES[0].arrays()
     run = fused(edges.EDGES[0], implementation)

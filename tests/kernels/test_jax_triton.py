@@ -21,7 +21,7 @@ from jax.sharding import (
 
 import natjax
 from natjax.kernels import checks, specialise
-from natjax.kernels.backends.jax_triton import statics, support
+from natjax.kernels.backends.jax_triton import candidates, statics, support
 from natjax.kernels.backends.jax_triton.config import KernelConfig
 from natjax.kernels.neighborhood import window_start
 from natjax.kernels.plan.blocks import Blocks
@@ -295,8 +295,18 @@ def test_a_warp_has_16_rows_at_least_where_registers_allow():
     assert chosen.num_warps > math.prod(chosen.tile) // 16
 
 
+def test_settings_that_are_measured_are_those_that_are_used():
+    """A setting that is not of the backend's own class would be passed over."""
+    spec = CallSpec(checks.neighborhood((56, 56), 7), 32, 32, "bfloat16", True)
+    found = candidates.candidates("forward", spec, 5)
+    assert found[0] == KernelConfig.suggest("forward", spec)
+    assert len(set(found)) == 5
+    every = [*found, *candidates.variants("forward", spec, found[1])]
+    assert {type(x) for x in every} == {KernelConfig}
+
+
 def test_without_jax_triton_it_says_what_to_install(monkeypatch):
-    monkeypatch.setattr(support, "_is_installed", lambda: False)
+    monkeypatch.setattr(support, "is_installed", lambda: False)
     x = jnp.zeros((1, 9, 1, 8))
     with pytest.raises(NotImplementedError, match=r"pip install 'natjax\[triton\]'"):
         natjax.na1d(x, x, x, 3, implementation="jax_triton")

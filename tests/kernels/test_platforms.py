@@ -78,7 +78,7 @@ def test_none_never_fails_with_arrays_on_the_cpu(op, derivative, x):
 )
 def test_the_same_program_has_kernels_when_it_is_lowered_for_a_gpu(op, kernels, x, monkeypatch):
     # It cannot be lowered where JAX's plugin for CUDA is not installed.
-    monkeypatch.setattr(support, "_is_installed", lambda: False)
+    monkeypatch.setattr(support, "is_installed", lambda: False)
 
     def step(x):
         out, pull = jax.vjp(op_of(op, None), x)

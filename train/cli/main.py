@@ -22,7 +22,7 @@ from natjax.train.cluster import processes
 from natjax.train.errors import Stopped, UserError, explain
 
 # Modules that come with other extras than natjax[train].
-_EXTRAS = {"cv2": "dense", "PIL": "images"}
+_EXTRAS = {"cv2": "dense", "PIL": "images", "flatbuffers": "export"}
 
 
 class _Parser(argparse.ArgumentParser):

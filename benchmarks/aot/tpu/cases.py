@@ -1,4 +1,4 @@
-"""What is compiled: problems, forward and backward, by the kernels and by XLA, for each chip."""
+"""What is compiled: problems, forward and backward, for each chip."""
 
 from __future__ import annotations
 
@@ -20,19 +20,16 @@ CHIPS = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2", "tpu7x": "tpu7x
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class TPUCase:
-    """One pass of one problem in one dtype, by one implementation, for one chip."""
+    """One pass of one problem in bfloat16, for one chip."""
 
     problem: Problem
-    dtype: str
     what: Pass
     chip: str
-    implementation: str = "mosaic_tpu"
 
     @property
     def key(self) -> str:
         """Name in the table of results."""
-        parts = (self.problem.name, self.dtype, self.what, self.implementation, self.chip)
-        return "/".join(parts)
+        return f"{self.problem.name}/{self.what}/{self.chip}"
 
     def arrays(self, sharding: Any) -> list[jax.ShapeDtypeStruct]:
         """Query, key, value and bias; for the backward pass also the gradient of the output.
@@ -41,7 +38,7 @@ class TPUCase:
         """
         p = self.problem
         channels = (p.batch, *p.shape, p.heads * p.head_dim)
-        maps = [jax.ShapeDtypeStruct(channels, self.dtype, sharding=sharding)] * 3
+        maps = [jax.ShapeDtypeStruct(channels, jnp.bfloat16, sharding=sharding)] * 3
         shape = (p.heads, *p.neighborhood.bias_shape)
         bias = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding)
         return [*maps, bias, *(maps[:1] if self.what == "backward" else [])]
@@ -52,7 +49,7 @@ class TPUCase:
 
         def attend(q: jax.Array, k: jax.Array, v: jax.Array, rpb: jax.Array) -> jax.Array:
             q, k, v = (x.reshape(*x.shape[:-1], p.heads, p.head_dim) for x in (q, k, v))
-            out = p.op(q, k, v, rpb=rpb, **p.arguments, implementation=self.implementation)
+            out = p.op(q, k, v, rpb=rpb, **p.arguments, implementation="mosaic_tpu")
             return out.reshape(*out.shape[:-2], -1)
 
         if self.what == "forward":
@@ -60,52 +57,26 @@ class TPUCase:
         return jax.vjp(attend, *arrays[:4])[1](arrays[4])
 
 
-def _published() -> list[Problem]:
-    """NAT-Base's stages, and DiNAT's dilations at the same widths, four heads or more."""
-    batches = (32, 64, 128, 256)
-    stages = [
-        dataclasses.replace(p, batch=batch)
-        for p, batch in zip(problems.NAT_BASE, batches, strict=True)
-    ]
-    dilated = [
-        dataclasses.replace(stage, name=f"dinat_base-stage{i + 1}-d{d}", dilation=d)
-        for i, (stage, d) in enumerate(zip(stages, (8, 4, 2), strict=False))
-    ]
-    return [*stages, *dilated]
-
-
-_STAGES = _published()
-_HEADS = [
-    dataclasses.replace(_STAGES[0], name="nat_small-stage1-d1", heads=3),
-    dataclasses.replace(_STAGES[1], name="nat_small-stage2-d1", heads=6),
+_STAGES = problems.NAT_BASE
+FIRST = dataclasses.replace(_STAGES[0], batch=32)
+# Stages of NAT-Base, and DiNAT's dilation in the first.
+PROBLEMS = [
+    FIRST,
+    dataclasses.replace(_STAGES[2], batch=128),
+    dataclasses.replace(FIRST, name="dinat_base-stage1-d8", dilation=8),
 ]
-PROBLEMS = [*((p, "bfloat16") for p in (*_STAGES, *_HEADS)), (_STAGES[0], "float32")]
 
 
 def all_cases() -> list[TPUCase]:
-    """Every problem for v5e and v6e; the first for all chips, and by XLA."""
-    cases = []
-    for problem, dtype in PROBLEMS:
-        first = problem == _STAGES[0] and dtype == "bfloat16"
-        for what in PASSES:
-            cases += [
-                TPUCase(problem=problem, dtype=dtype, what=what, chip=chip)
-                for chip in (CHIPS if first else ("v5e", "v6e"))
-            ]
-            if problem in (_STAGES[0], _STAGES[4]) and dtype == "bfloat16":
-                cases.append(dataclasses.replace(cases[-1], chip="v5e", implementation="xla"))
-    return cases
+    """Every problem for v5e and v6e, the first for all chips."""
+    return [
+        TPUCase(problem=problem, what=what, chip=chip)
+        for problem in PROBLEMS
+        for what in PASSES
+        for chip in (CHIPS if problem == FIRST else ("v5e", "v6e"))
+    ]
 
 
 def quick_cases() -> list[TPUCase]:
     """What CI compares with the table: a few seconds each."""
-    chosen = (_STAGES[0].name, _STAGES[6].name)
-    return [
-        case
-        for case in all_cases()
-        if case.problem.name in chosen
-        and case.dtype == "bfloat16"
-        and case.implementation == "mosaic_tpu"
-        and case.chip in ("v5e", "v6e")
-        and (case.what == "backward" or case.problem == _STAGES[0])
-    ]
+    return [case for case in all_cases() if case.problem == FIRST and case.chip in ("v5e", "v6e")]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import collections
+import contextlib
 import os
 import pathlib
-import re
 import tempfile
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -28,24 +28,30 @@ def compile_case(case: TPUCase) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         # Read when libtpu is loaded, so each case needs a process of its own.
         os.environ["LIBTPU_INIT_ARGS"] = f"--xla_jf_dump_to={folder}"
-        os.environ.update(NO_TPU)
         program = _compile(case)
         usage = program.memory_analysis()
-        row: dict[str, Any] = {"temporaries": usage.temp_size_in_bytes}
-        if case.implementation == "xla":
-            return row | {"cycles": round(estimated_cycles(program.as_text()) / _maps(case))}
         size = int(np.prod(case.arrays(None)[0].shape))
-        row["moved"] = layouts.moves(program.as_text(), size)
-        row["bytes"] = usage.argument_size_in_bytes + usage.output_size_in_bytes
+        row = {
+            "temporaries": usage.temp_size_in_bytes,
+            "moved": layouts.moves(program.as_text(), size),
+            "bytes": usage.argument_size_in_bytes + usage.output_size_in_bytes,
+        }
         return row | _figures(case, pathlib.Path(folder))
 
 
-def _compile(case: TPUCase) -> Any:
-    description = topologies.get_topology_desc(platform="tpu", topology_name=CHIPS[case.chip])
+@contextlib.contextmanager
+def target(chip: str) -> Iterator[SingleDeviceSharding]:
+    """Within the context, programs are for a chip; gives where arrays are on it."""
+    os.environ.update(NO_TPU)
+    description = topologies.get_topology_desc(platform="tpu", topology_name=CHIPS[chip])
     devices = description.devices[:1]
-    sharding = SingleDeviceSharding(devices[0])
-    arrays = case.arrays(sharding)
     with use_abstract_mesh(Mesh(np.array(devices), ("x",)).abstract_mesh):
+        yield SingleDeviceSharding(devices[0])
+
+
+def _compile(case: TPUCase) -> Any:
+    with target(case.chip) as sharding:
+        arrays = case.arrays(sharding)
         results = jax.eval_shape(case.function, *arrays)
         run = jax.jit(
             case.function,
@@ -69,7 +75,7 @@ def _maps(case: TPUCase) -> float:
 def _figures(case: TPUCase, folder: pathlib.Path) -> dict[str, Any]:
     problem = case.problem
     layout = Tiles.of(problem.neighborhood, problem.heads, problem.head_dim)
-    steps = steps_of(layout, problem.batch, np.dtype(case.arrays(None)[0].dtype).itemsize)
+    steps = steps_of(layout, problem.batch, case.arrays(None)[0].dtype.itemsize)
     found = bundles.read(folder, f"natjax_tpu_{case.what}")
     # The grid; maps, some at a time; and the tiles of a map. A loop of one turn is none.
     tiles = layout.tiles_of_group // steps.tiles if steps.maps == 1 else 1
@@ -88,26 +94,3 @@ def _figures(case: TPUCase, folder: pathlib.Path) -> dict[str, Any]:
         "fewest": round(fewest / side_by_side),
         "spills": found.slots[deepest]["VSTORE:SPILL"],
     }
-
-
-def estimated_cycles(text: str) -> int:
-    """XLA's own estimate for its fusions, those of loops times their turns."""
-    computations = collections.defaultdict(list)
-    name = entry = ""
-    for line in text.splitlines():
-        if match := re.match(r"(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{", line):
-            name = match.group(2)
-            entry = name if match.group(1) else entry
-        computations[name].append(line)
-
-    def total(computation: str) -> int:
-        cycles = 0
-        for line in computations[computation]:
-            if match := re.search(r'"estimated_cycles":"?(\d+)', line):
-                cycles += int(match.group(1))
-            if match := re.search(r" while\(.*body=%?([\w.\-]+)", line):
-                turns = re.search(r'known_trip_count":\{"n":"(\d+)"', line)
-                cycles += (int(turns.group(1)) if turns else 1) * total(match.group(1))
-        return cycles
-
-    return total(entry)

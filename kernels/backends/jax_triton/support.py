@@ -18,7 +18,7 @@ def supports(op: Op, spec: CallSpec) -> None:
       NotImplementedError: they do not, or jax-triton is not installed; the message says what would
         work.
     """
-    if not _is_installed():
+    if not is_installed():
         raise NotImplementedError(
             f'implementation "{NAME}" needs the packages jax-triton and triton: '
             "pip install 'natjax[triton]'"
@@ -28,5 +28,6 @@ def supports(op: Op, spec: CallSpec) -> None:
 
 
 @functools.cache
-def _is_installed() -> bool:
+def is_installed() -> bool:
+    """Whether the packages that the kernels need are there."""
     return all(importlib.util.find_spec(name) for name in ("jax_triton", "triton"))

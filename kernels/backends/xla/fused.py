@@ -185,10 +185,9 @@ class _Tile:
         values = [by_key_head(read["value"])]
         logits = [self._logits(tile, read)]
         if "extra_keys" in read:
-            extra = (by_key_head(read[name]) for name in ("extra_keys", "extra_values"))
-            keys, extra_values = extra
+            keys = by_key_head(read["extra_keys"])
             logits.append(self._products(by_query_head(query, self.penalty.heads), keys))
-            values.append(extra_values)
+            values.append(by_key_head(read["extra_values"]))
         weights, lse = _softmax(logits)
         if "seeds" in read:
             weights = self._drop(tile, weights, read)

@@ -65,7 +65,7 @@ class Boxes:
         box = box.astype(x.dtype)
         return jax.lax.dynamic_update_slice(x, box, list(start), allow_negative_indices=False)
 
-    def _shape(self, x: Array) -> tuple[int, ...]:
+    def _shape(self, x: Array) -> tuple[Any, ...]:
         return tuple(n if s is None else s for s, n in zip(self.sizes, x.shape, strict=True))
 
 

@@ -22,7 +22,10 @@ pytestmark = [
     ),
 ]
 
-TINY = "tune --shape 9 --kernel-size 3 --batch 1 --heads 1 --head-dim 8 --no-bias --repeats 1"
+TINY = (
+    "tune --shape 9 --kernel-size 3 --batch 1 --heads 1 --head-dim 8 --no-bias --repeats 1 "
+    "--implementation pallas_triton"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +58,7 @@ def test_a_table_that_ops_then_use(tmp_path, capsys, monkeypatch):
     assert measured["microseconds"] <= measured["suggested_microseconds"]
     monkeypatch.setenv("NATJAX_TUNED", str(folder))
     x = jax.ShapeDtypeStruct((1, 9, 1, 8), "bfloat16")
-    told = natjax.explain(x, x, x, 3)
+    told = natjax.explain(x, x, x, 3, implementation="pallas_triton")
     assert {s.kernel: s.config for s in told.settings} == entry
     assert {s.source for s in told.settings} == {"NATJAX_TUNED"}
 

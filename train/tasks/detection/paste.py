@@ -13,8 +13,7 @@ def packed_masks(
 ) -> list[bytes]:
     """Return the packed run lengths of masks, stretched to their boxes and cut off at one half.
 
-    The pixels are those of `natjax.dense.ops.masks.paste_masks`, computed only where they can
-    differ from 0.
+    The pixels are those of `natjax.dense.ops.masks.paste_masks`, computed only in each box.
 
     Args:
       masks: Probabilities.
@@ -44,16 +43,14 @@ def paste_mask(
 def _axis_weights(
     low: np.float32, high: np.float32, length: int, cells: int
 ) -> tuple[int, Float32[np.ndarray, "P S"]]:
-    """The first pixel that a mask can reach along an axis, and weights of its cells from there on.
+    """The first pixel of a box along an axis, and weights of the mask's cells from there on.
 
-    Linear between the centres of the cells, with zeros beyond them.
+    Linear between the centres of the cells, with zeros beyond them; so a mask is less than one half
+    where its box ends.
     """
     if not high > low:
         return 0, np.zeros((0, cells), np.float32)
-    half = (high - low) / cells / 2
-    first, last = np.clip(
-        [np.floor(low - half - 0.5), np.ceil(high + half - 0.5) + 1], 0, length
-    ).astype(int)
+    first, last = np.clip([np.floor(low - 0.5), np.ceil(high - 0.5) + 1], 0, length).astype(int)
     pixels = np.arange(first, last, dtype=np.float32) + np.float32(0.5)
     at = (pixels - low) / (high - low) * np.float32(cells) - np.float32(0.5)
     away = np.abs(at[:, None] - np.arange(cells, dtype=np.float32))

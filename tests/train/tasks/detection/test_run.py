@@ -131,7 +131,7 @@ def test_eval_and_predict(finished, folder, tmp_path, capsys):
 def small_images(monkeypatch):
     """Weights by the name of a model see images of 64 pixels: those of 800 take minutes."""
     small = functools.partial(
-        DetectionConfig, augment=AugmentConfig(frame=(64, 64), buckets=((64, 64),))
+        DetectionConfig, augment=AugmentConfig(frame=(64, 64), sides=(64,), buckets=((64, 64),))
     )
     monkeypatch.setattr(evaluate_weights, "DetectionConfig", small)
 
@@ -140,10 +140,11 @@ def test_export(finished, tmp_path):
     weights = tmp_path / "weights.pth"
     assert main(["export", str(finished), str(weights)]) == 0
     model = natjax.create_detector(pico.DETECTOR, num_classes=10, weights=weights)
-    averages = {name: x for name, x in _state(finished).items() if "ema" in name}
-    for name, value in named_params(model).items():
-        (average,) = (x for key, x in averages.items() if f"'{name}'" in key)
-        np.testing.assert_array_equal(value.get_value(), average)
+    averages = final_state(finished)["ema"]
+    values = named_params(model)
+    assert values.keys() == averages.keys()
+    for name, value in values.items():
+        np.testing.assert_array_equal(value.get_value(), averages[name], err_msg=name)
 
 
 @pytest.mark.usefixtures("small_images")
@@ -164,6 +165,7 @@ def test_weights_are_evaluated_by_the_name_of_their_model(folder, tmp_path, caps
     assert "--data.dir FOLDER, with images and annotations" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_images")
 def test_predict_by_a_detector_of_coco(tmp_path, capsys):
     """Without data, classes are COCO's."""

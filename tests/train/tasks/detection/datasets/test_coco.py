@@ -108,9 +108,9 @@ def test_own_data(folder, place):
 def test_annotations_are_read_once_and_shared(folder, monkeypatch):
     first = _open(folder)
     assert len(pickle.dumps(first)) < 2000  # a place, not arrays
-    monkeypatch.setattr(coco, "_read", lambda *_: pytest.fail("read again"))
-    _check(_open(folder))
-    monkeypatch.undo()
+    with monkeypatch.context() as patched:
+        patched.setattr(coco, "_read", lambda *_: pytest.fail("read again"))
+        _check(_open(folder))
     changed = _text(categories=[{"id": 1, "name": "dog"}])
     (folder / "annotations/instances_train2017.json").write_text(changed)
     assert _open(folder).classes == ("dog",)

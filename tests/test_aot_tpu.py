@@ -1,0 +1,108 @@
+"""`benchmarks.aot.tpu`, but for compiling: reading what libtpu dumps, and the committed table."""
+
+import json
+
+import pytest
+
+from benchmarks.aot.tpu import block, bundles, cases, report
+
+# In the form that libtpu 0.0.50 has, of a loop in a loop; real ones are a thousand times longer.
+CODE = """\
+// kernel: natjax_tpu_forward
+     0   : > { %s1 = smov 0  ;;  %v2 = vld [vmem:[#allocation2] sm:$0xff] }
+   0x1   : > { %p3 = scmp.ge.s32.totalorder %s1, 2 }
+   0x2 LB: >> { %v4 = vadd.f32 %v2, %v2 }
+   0x3   : >> { %v5 = vmul.f32 %v4, %v4  ;;  %v6 = vmul.f32 %v4, %v2 }
+   0x4   : >> { %7 = sbr.rel (!%p3) target bundleno = 2 (0x2), region = 1 }
+   0x5 PF: > { %8 = vst [vmem:[#allocation2]] %v2 }
+"""
+SLOTS = """\
+// utilization
+MXU, VALU, VSTORE, VSTORE:SPILL, SALU
+4 2 1 1 2
+//
+0 0 0 0 1
+0 0 0 0 1
+0 1 0 0 0
+0 2 1 1 0
+0 0 0 0 1
+0 0 1 0 0
+"""
+
+
+@pytest.fixture
+def dumped(tmp_path):
+    name = "1700000000-12-natjax_tpu_forward.1-71"
+    (tmp_path / f"{name}-final_bundles.txt").write_text(CODE)
+    (tmp_path / f"{name}-schedule-analysis_final_bundles.txt").write_text("nothing")
+    table = tmp_path / f"{name}-final_hlo-static-per-bundle-utilization.txt"
+    table.write_text(SLOTS)
+    return tmp_path
+
+
+def test_bundles_are_counted_by_loop(dumped):
+    found = bundles.read(dumped, "natjax_tpu_forward")
+    assert found.count == (0, 3, 3)
+    assert found.total([1, 1, 14]) == 3 + 14 * 3
+    assert found.busiest(2) == ("VALU", 2)
+    assert found.slots[2]["VSTORE:SPILL"] == 1
+    with pytest.raises(ValueError, match="loops of depth 2"):
+        found.total([1, 1])
+    with pytest.raises(LookupError, match="natjax_tpu_backward"):
+        bundles.read(dumped, "natjax_tpu_backward")
+
+
+def test_files_that_do_not_belong_together_are_refused(dumped):
+    (table,) = dumped.glob("*utilization.txt")
+    table.write_text(SLOTS[: SLOTS.rindex("0 1 0 0 0")])
+    with pytest.raises(LookupError, match="6 bundles, but slots of 2"):
+        bundles.read(dumped, "natjax_tpu_forward")
+
+
+def test_copies_of_maps_are_found():
+    text = """
+      %copy.2 = bf16[8,4]{0,1} copy(%fusion.1), metadata={}
+      %copy-start.1 = (bf16[8,4]{1,0:S(1)}, bf16[8,4]{1,0}, u32[]) copy-start(%x)
+      %slice.4 = bf16[8,4]{1,0} slice(%x), slice={[0:8], [0:4]}
+    """
+    assert block.moves(text, 32) == ["%copy.2 = bf16[8,4]{0,1} copy("]
+    assert block.moves(text, 33) == []
+
+
+ROW = {
+    "temporaries": 0,
+    "moved": [],
+    "bytes": 2_000_000,
+    "tile": [4, 8],
+    "side_by_side": 7,
+    "bundles": 1000,
+    "inner": 120,
+    "busiest": "MXU",
+    "fewest": 80,
+    "spills": 3,
+}
+
+
+def test_errors_copies_and_other_bundles_fail():
+    known = {"a": ROW, "b": ROW, "c": ROW}
+    rows = {
+        "a": ROW | {"bundles": 1060},
+        "b": ROW | {"bundles": 960},
+        "c": ROW | {"moved": ["%copy.1 = bf16[8] copy("]},
+        "d": {"error": "out of memory"},
+    }
+    assert report.failures(rows, known) == {
+        "a": "1060 bundles, where the table has 1000; `make aot-tpu`",
+        "c": "arguments are moved: %copy.1 = bf16[8] copy(",
+        "d": "out of memory",
+    }
+
+
+def test_the_committed_table_and_document_are_of_the_cases():
+    table = json.loads(report.TABLE.read_text())
+    keys = [case.key for case in cases.all_cases()]
+    assert list(table["rows"]) == keys, "run `make aot-tpu`"
+    assert {case.key for case in cases.quick_cases()} <= set(keys)
+    assert not report.failures(table["rows"], {})
+    text = report.document(table["rows"], table["environment"])
+    assert report.DOCUMENT.read_text() == text
