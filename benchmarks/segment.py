@@ -290,7 +290,8 @@ _PAGE = """\
 
     {command}
 
-On {day}, {cores} cores ({note}), with jax {jax}{against}.
+On {day}, {cores} cores ({note}), with
+jax {jax}{against}:
 {model}, 150 classes, float32, {batch} images of {side}x{side} at a time; medians of {rounds} rounds
 by turns. `benchmarks/segment.py` says how. *Extra MB* is the most memory that is in use during a
 call, above what is in use before it: not parameters, nor the optimizer's state. Parts may take a
@@ -302,7 +303,7 @@ _HEADS = [
     "by",
     "ms",
     "images/s",
-    "CPU s an image",
+    "CPU ms an image",
     "backbone",
     "heads",
     "resizing",
@@ -318,7 +319,7 @@ def table(found: Results, count: int) -> str:
             whole = found.rows[mode, "whole", side]
             seconds, cpu = _median(whole, "seconds"), _median(whole, "cpu_seconds")
             parts = [_median(found.rows[mode, part, side], "cpu_seconds") for part in PARTS[1:]]
-            cells = [f"{1e3 * seconds:.0f}", f"{count / seconds:.2f}", f"{cpu / count:.2f}"]
+            cells = [f"{1e3 * seconds:.0f}", f"{count / seconds:.2f}", f"{1e3 * cpu / count:.1f}"]
             cells += [f"{part / cpu:.0%}" for part in parts]
             lines.append([title, side, *cells, f"{_median(whole, 'extra_bytes') / 1e6:.0f}"])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
