@@ -25,10 +25,10 @@ def export_program(
 ) -> bytes:
     """A model with its weights as one StableHLO program, as `jax.export` writes it.
 
-    It is a function of normalised images ``[batch, height, width, channels]`` in float32, evaluates,
-    and holds the parameters. ``jax.export.deserialize(data).call(images)`` runs it, with no natjax
-    and no Flax. Attention is that of implementation "xla", since JAX does not promise to read
-    kernels later.
+    It is a function of normalised images ``[batch, height, width, channels]`` in float32,
+    evaluates, and holds the parameters. ``jax.export.deserialize(data).call(images)`` runs it, with
+    no natjax and no Flax. Attention is that of implementation "xla", since JAX does not promise to
+    read kernels later.
 
     Args:
       model: a classifier, backbone, segmentor or detector of natjax.

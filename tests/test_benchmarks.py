@@ -309,6 +309,14 @@ def test_every_kind_of_machine_is_compiled_for_in_ci():
     assert aot_step.failed(quick[1], {"moved": [], "kernels": 0}) is None
 
 
+def test_a_case_that_does_not_compile_leaves_no_row(monkeypatch):
+    monkeypatch.setattr(pool, "run", lambda *_, **__: [{"error": "no"}, {"moved": ["x"]}])
+    monkeypatch.setattr(step_report, "add", lambda key, *_: saved.append(key))
+    cases, saved = step_cases.quick_cases()[1:3], []
+    assert len(aot_step.compile_all(cases, 1, saves=True)) == 2
+    assert saved == [cases[1].key]
+
+
 def test_the_table_of_steps_is_of_the_cases_and_moves_nothing():
     if not step_report.TABLE.exists():
         pytest.fail("run `make aot-step`")

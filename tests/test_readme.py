@@ -21,7 +21,12 @@ def blocks(text, language):
 
 @pytest.mark.optimised
 @pytest.mark.parametrize(
-    "page", ["README.md", "docs/ops.md", "docs/models.md", "docs/detection.md"]
+    "page",
+    [
+        "README.md",
+        *(f"docs/{name}.md" for name in ("quickstart", "ops", "models", "detection")),
+        *(f"docs/guides/{name}.md" for name in ("own_model", "backends", "export")),
+    ],
 )
 def test_python_snippets(page, tmp_path, monkeypatch):
     """Those marked "py" instead of "python" need what no test may: a download."""
@@ -53,7 +58,7 @@ def test_a_newcomer_reads_it_to_the_end():
 
 
 def test_links_lead_somewhere():
-    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+    for page in [ROOT / "README.md", *(ROOT / "docs").rglob("[!_]*.md")]:
         for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text()):
             if "://" not in target:
                 assert (page.parent / target).exists(), f"{page.name}: {target}"

@@ -41,7 +41,6 @@ def _pixel(text: str) -> tuple[int, int]:
 
 def _attention(args: argparse.Namespace) -> int:
     import natjax
-    from natjax.train.errors import UserError
     from natjax.visualize.attention_figure import plot_attention
 
     out = Path("attention.png") if args.out is None else args.out
@@ -51,6 +50,7 @@ def _attention(args: argparse.Namespace) -> int:
         figure = plot_attention(model, image, args.at, label=args.label)
         figure.savefig(out, dpi=110)
     except ValueError as error:
-        raise UserError(str(error)) from error
+        sys.stderr.write(f"natjax: {error}\n")
+        return 2
     sys.stdout.write(f"{out}\n")
     return 0

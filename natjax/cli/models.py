@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import sys
 
 
@@ -16,7 +17,12 @@ def add_models(commands: argparse._SubParsersAction) -> None:
 
 
 def _models(args: argparse.Namespace) -> int:
-    sys.stdout.write(f"{model_table(args.pattern)}\n")
+    try:
+        table = model_table(args.pattern)
+    except ValueError as error:
+        sys.stderr.write(f"natjax: {error}\n")
+        return 2
+    sys.stdout.write(f"{table}\n")
     return 0
 
 
@@ -29,15 +35,15 @@ def model_table(pattern: str = "*") -> str:
       pattern: such as ``"nat_*"``.
 
     Raises:
-      UserError: no name matches; near names are suggested.
+      ValueError: no name matches; near names are suggested.
     """
     import natjax
-    from natjax.train.errors import UserError, did_you_mean
 
     names = natjax.list_models(pattern)
     if not names:
-        near = did_you_mean(pattern.strip("*"), natjax.list_models())
-        raise UserError(f"no model matches {pattern!r}{near} (`natjax models` lists all)")
+        near = difflib.get_close_matches(pattern.strip("*"), natjax.list_models(), cutoff=0.5)
+        hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+        raise ValueError(f"no model matches {pattern!r}{hint} (`natjax models` lists all)")
     rows = [("model", "kind", "parameters", "FLOPs", "image")]
     for summary in map(natjax.model_summary, names):
         side = "x".join(map(str, summary.image_size))

@@ -223,6 +223,10 @@ def test_what_runs_is_chosen_when_a_program_is_lowered(monkeypatch):
     chip = types.SimpleNamespace(platform="tpu", device_kind="TPU v5 lite")
     monkeypatch.setattr(device, "targets", lambda: (chip,))
     x = jax.ShapeDtypeStruct((2, 9, 8, 4, 32), jnp.bfloat16)
+    # libtpu does not partition custom calls.
+    with pytest.raises(NotImplementedError, match=r"runs on one device, .* got 8 devices"):
+        jax.eval_shape(lambda x: natjax.na2d(x, x, x, 3, implementation="mosaic_tpu"), x)
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
 
     def step(x):
         out, pull = jax.vjp(lambda x: natjax.na2d(x, x, x, 3), x)

@@ -78,12 +78,10 @@ def test_ops_take_a_batch_of_any_size(implementation):
 
 def test_sizes_that_are_not_known_are_refused(model):
     batch, height = jax.export.symbolic_shape("b, h")
-    with pytest.raises(ValueError, match="images must have known sizes .* but the batch"):
-        jax.export.export(jax.jit(model))(
-            jax.ShapeDtypeStruct((batch, height, 32, 3), jnp.float32)
-        )
+    with pytest.raises(ValueError, match=r"images must have known sizes .* but the batch"):
+        jax.export.export(jax.jit(model))(jax.ShapeDtypeStruct((batch, height, 32, 3), jnp.float32))
     tokens = jax.ShapeDtypeStruct((batch, height, 2, 4), jnp.float32)
-    with pytest.raises(ValueError, match="query must have known sizes .* but the batch"):
+    with pytest.raises(ValueError, match=r"query must have known sizes .* but the batch"):
         jax.export.export(jax.jit(lambda q: natjax.na1d(q, q, q, 3)))(tokens)
 
 

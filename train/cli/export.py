@@ -18,8 +18,8 @@ def add_export(commands: argparse._SubParsersAction) -> None:
         "export",
         help="weights of a run, as a file; a model, as a program",
         description="Write the weights of a run to OUT.safetensors, or to OUT.pth for PyTorch; or a"
-        " run, or a model by its name, to OUT.stablehlo: a program with its weights, from normalised"
-        " images to results, which JAX runs without natjax.",
+        " run, or a model by its name, to OUT.stablehlo: a program with its weights, from"
+        " normalised images to results, which JAX runs without natjax.",
         epilog="natjax export runs/digits digits.safetensors; natjax export nat_tiny nat.stablehlo"
         " --weights imagenet1k --batch b --image 224",
     )
@@ -83,9 +83,7 @@ def _write_program(model: "nnx.Module", args: argparse.Namespace) -> None:
     batch = int(args.batch) if args.batch.isdigit() else args.batch
     size = _image_size(args.image, model)
     try:
-        data = natjax.export_program(
-            model, size, batch=batch, platforms=args.platforms.split(",")
-        )
+        data = natjax.export_program(model, size, batch=batch, platforms=args.platforms.split(","))
     except ValueError as error:
         raise UserError(str(error)) from error
     write_whole_bytes(args.out, data)

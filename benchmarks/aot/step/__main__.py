@@ -57,7 +57,7 @@ def compile_all(cases: Sequence[StepCase], workers: int, *, saves: bool) -> dict
         print(case.key, row, flush=True)
         if reason := failed(case, row):
             failures[case.key] = reason
-        if saves:
+        if saves and "error" not in row:
             report.add(case.key, row, compiler.environment())
     return failures
 

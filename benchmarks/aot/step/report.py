@@ -117,8 +117,6 @@ def _giga(size: int | None) -> str:
 
 
 def _fits(case: StepCase, row: Row) -> str:
-    if "error" in row:
-        return f"**{row['error']}**"
     share = row["peak"] / MACHINES[case.machine].memory
     return f"{'yes' if row['fits'] else '**no**'}, {share:.0%}"
 

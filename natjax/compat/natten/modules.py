@@ -8,13 +8,14 @@ from typing import Any
 from flax import nnx
 
 import natjax
+from natjax.nn.attention import NeighborhoodAttention
 
 # Renamed from one version to the next: what 0.14 to 0.19 call it, and what natjax does.
 _OLD_NAMES = {"dim": "embed_dim", "bias": "rel_pos_bias"}
 
 
-class _Arguments:
-    """Takes NATTEN's arguments, in any of its versions."""
+class _Arguments(NeighborhoodAttention):
+    """Takes NATTEN's arguments, in any of its versions; goes before a module of natjax."""
 
     def __init__(
         self,

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec, use_abstract_mesh
 
 from natjax.backbones.nat import NAT, NATConfig
 from natjax.train.checkpoint.checkpointer import CheckpointWriter, restore
@@ -17,6 +17,8 @@ from natjax.train.engine.network import split_network
 from natjax.train.engine.sharding import (
     check_batch_size,
     device_grid,
+    keep_rows,
+    keep_whole,
     leaf_spec,
     make_mesh,
     put_batch,
@@ -53,6 +55,16 @@ def test_position_biases_stay_whole():
     state = {"mu": {name: jax.ShapeDtypeStruct(x, "float32") for name, x in params.items()}}
     specs = {name: x.spec for name, x in state_sharding(state, mesh)["mu"].items()}
     assert specs == {"attn.rpb": PartitionSpec(), "attn.qkv.kernel": PartitionSpec(None, "fsdp")}
+
+
+def test_arrays_are_held_whole_or_by_rows_where_there_is_a_mesh():
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2))
+    split = jax.device_put(np.ones((8, 4), np.float32), NamedSharding(mesh, PartitionSpec("fsdp")))
+    for hold, shape in ((keep_whole, (8, 4)), (keep_rows, (2, 4))):
+        assert hold({"x": split})["x"] is split  # nothing is known of a mesh
+        with use_abstract_mesh(mesh.abstract_mesh):
+            held = jax.jit(lambda x, hold=hold: hold({"x": x})["x"])(split)
+        assert {shard.data.shape for shard in held.addressable_shards} == {shape}
 
 
 def test_a_mesh_of_more_devices_than_there_are():

@@ -77,7 +77,8 @@ def test_over_several_blocks(count, max_kept):
     groups, valid = rng.integers(0, 2, count).astype(np.int32), rng.random(count) < 0.9
     scene = (boxes, scores, groups, valid)
     expected = sequential_nms(boxes, scores, 0.6, groups, valid)
-    assert len(expected) > 60
+    # Of 700, more boxes than a block holds are kept before the last block.
+    assert len(expected) > {128: 60, 700: 400}[count]
     assert _run(scene, 0.6, max_kept) == expected[:max_kept]
 
 
