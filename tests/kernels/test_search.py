@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from natjax.kernels import device, registry
-from natjax.kernels.backends.triton_common import candidates, config
+from natjax.kernels.backends.pallas_triton import candidates
+from natjax.kernels.backends.triton_common import config
 from natjax.kernels.backends.triton_common.config import KernelConfig
 from natjax.kernels.spec import CallSpec
 from natjax.kernels.tuning import search, settings
