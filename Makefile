@@ -43,7 +43,7 @@ types: $(VENV)/dev
 # What needs the source tree: its doctests, the README's snippets, the packaging rules.
 pytest: $(VENV)/dev
 	$(bin)/python -m pytest --doctest-modules -n $(WORKERS) --dist worksteal natjax \
-	  tests/test_packaging.py tests/test_readme.py tests/test_docs.py tests/test_benchmarks.py
+	  tests/test_packaging.py tests/test_readme.py tests/test_docs.py tests/test_benchmarks.py tests/test_aot_tpu.py
 
 # Everything else, on what users install.
 wheel: $(VENV)/dev

@@ -41,7 +41,8 @@ def attend_to_all(
         _attend, key=key, value=value, key_mask=key_mask, scale=scale, soft_cap=soft_cap
     )
     queries = jnp.moveaxis(query, 1, 0)
-    queries = queries.reshape(*queries.shape[:2], heads, -1, queries.shape[-1])
+    groups = queries.shape[2] // heads
+    queries = queries.reshape(*queries.shape[:2], heads, groups, queries.shape[-1])
     budget = _LOGITS_AT_ONCE.get(jax.default_backend(), _LOGITS_AT_ONCE_ELSEWHERE)
     at_once = budget // max(1, math.prod(query.shape[::2][:2]) * key.shape[1])
     if at_once >= query.shape[1]:

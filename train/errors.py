@@ -5,8 +5,6 @@ import errno
 import signal
 from collections.abc import Iterable
 
-from natjax.weights.untrusted import WeightsError
-
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _REFUSED = {errno.EROFS, errno.EACCES, errno.EPERM}
 _FULL_TEXTS = ("no space left", "disk quota", "file too large")
@@ -72,6 +70,8 @@ def explain(error: BaseException) -> tuple[str, int] | None:
     Args:
       error: Any exception.
     """
+    from natjax.weights.untrusted import WeightsError  # with NumPy, which help does not wait for
+
     if isinstance(error, KeyboardInterrupt):
         return "interrupted; the same command continues from the last checkpoint", 130
     if isinstance(error, TrainingError):

@@ -23,7 +23,7 @@ _QUERY = "#00e5ff"
 
 def plot_attention(
     model: VisionModel,
-    image: Float[Array, "1 H W 3"],
+    image: Float[Array, "B H W 3"],
     at: Sequence[int] | None = None,
     *,
     label: int | None = None,

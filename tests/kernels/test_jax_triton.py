@@ -215,6 +215,7 @@ def compile_for_h100(monkeypatch):
         written.append(result[-1].binary)
         return result
 
+    monkeypatch.setattr(support, "has_plugin", lambda: True)
     monkeypatch.setattr(triton_lib, "triton_kernel_call_lib", NoPlugin())
     monkeypatch.setattr(triton_lib.TritonFunction, "_compile_kernel", watched)
     monkeypatch.delenv("NATJAX_INTERPRET", raising=False)

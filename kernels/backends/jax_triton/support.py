@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 
+from natjax.kernels import device
 from natjax.kernels.backends.triton_common.support import require
 from natjax.kernels.spec import CallSpec, Op
 
@@ -25,9 +26,20 @@ def supports(op: Op, spec: CallSpec) -> None:
         )
     del op
     require(NAME, spec)
+    if not device.is_interpreted() and not has_plugin():
+        raise NotImplementedError(
+            f'implementation "{NAME}" compiles its kernels with JAX\'s plugin for CUDA, which is'
+            " not installed: pip install 'natjax[gpu]'"
+        )
 
 
 @functools.cache
 def is_installed() -> bool:
     """Whether the packages that the kernels need are there."""
     return all(importlib.util.find_spec(name) for name in ("jax_triton", "triton"))
+
+
+@functools.cache
+def has_plugin() -> bool:
+    """Whether JAX can make programs for CUDA here, with a GPU or without."""
+    return any(importlib.util.find_spec(f"jax_cuda{major}_plugin") for major in (12, 13))

@@ -39,4 +39,5 @@ def test_nothing_else_uses_private_names_of_jax():
         for path in package.rglob("*.py")
         if private.search(path.read_text())
     }
-    assert users == {"jax_private.py"}
+    # jax-triton's rule for dropping kernels is mended where jax-triton is called, and nowhere else.
+    assert users == {"jax_private.py", "library.py"}

@@ -162,7 +162,9 @@ def test_only_the_first_process_speaks_and_both_end_alike(pair):
     assert "another configuration (seed: 0 -> 3)" in error
     for lines in (out, other_out):
         assert lines.splitlines()[-1] == "0 0 2 0"
-    told = [line for line in other_out.splitlines()[:-1] if not line.startswith("[Gloo]")]
+    # Gloo writes from several threads, so that its lines may be broken.
+    gloo = ("[Gloo]", "peer ranks")
+    told = [x for x in other_out.splitlines()[:-1] if not any(words in x for words in gloo)]
     assert told == []
     assert "natjax" not in other_error
 

@@ -50,7 +50,7 @@ class Numbers(Task[RunConfig]):
 
 def compiled(measure):
     sharding = batch_sharding(make_mesh(MeshConfig(data=8)))
-    return CompiledEvaluation(batch=sharding, measure=measure, predict=measure)
+    return CompiledEvaluation(batch=sharding, measure=measure, pictured=measure)
 
 
 def test_all_weights_see_the_same_batches_which_are_read_once():

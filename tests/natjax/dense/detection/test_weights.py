@@ -109,7 +109,7 @@ def test_published_names():
     assert config.num_classes == 80
     with pytest.raises(WeightsError, match="'imagenet1k': cascade_mask_rcnn_dinat_mini has coco"):
         natjax.load_weights(model, "imagenet1k")
-    for name in natjax.list_models(kind="detector"):
+    for name in set(natjax.list_models(kind="detector")) - {"mask_rcnn_micro"}:
         (weights,) = natjax.weights.published_weights(name)
         assert weights == "coco"
         entry = natjax.weights.published.find_published([name], weights)

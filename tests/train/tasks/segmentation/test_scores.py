@@ -10,7 +10,6 @@ from natjax.train.tasks.segmentation.scores import (
     SegmentationScores,
     count_pixels,
     write_class_scores,
-    write_counts,
 )
 from natjax.train.tasks.segmentation.transforms import without_zero
 
@@ -84,6 +83,3 @@ def test_tables(tmp_path):
         "pixels": "2",
     }
     assert rows[2]["iou"] == "nan"
-    write_counts(counts, names, tmp_path / "pairs.csv")
-    lines = (tmp_path / "pairs.csv").read_text().splitlines()
-    assert lines[1:] == ["0,sky,0,sky,1", "0,sky,1,sea,1", "1,sea,1,sea,1"]
