@@ -35,9 +35,7 @@ class Window:
         given = (self._options[name] is not None for name in _PARTS)
         return self._options["query_ratio"] != 1 or any(given)
 
-    def split(
-        self, space: Space, queries: tuple[int, ...], keys: tuple[int, ...]
-    ) -> Neighborhood:
+    def split(self, space: Space, queries: tuple[int, ...], keys: tuple[int, ...]) -> Neighborhood:
         """The neighborhood of all devices' tokens, checked."""
         if any(self._options[name] is not None for name in _PARTS):
             raise ValueError(
@@ -85,13 +83,15 @@ def attention(
         scale=checks.attention_scale(scale, query.shape[-1]),
         soft_cap=checks.soft_cap(soft_cap),
     )
-    by_token = (*arrays, key_mask)
-    shared = (rpb, *additional, sinks, dropout_key if rate else None)
-    if space is None:
-        out, lse = attend(neighborhood, *by_token, *shared)
-    else:
-        attend = functools.partial(_attend_on_device, space, attend, neighborhood)
-        out, lse = space.run(attend, by_token, shared, results=2)
+
+    def run(*operands: Array | None) -> tuple[Array, Array]:
+        if space is None:
+            return attend(neighborhood, *operands)
+        on_device = functools.partial(_attend_on_device, space, attend, neighborhood)
+        return space.run(on_device, operands[:4], operands[4:], results=2)
+
+    operands = (*arrays, key_mask, rpb, *additional, sinks, dropout_key if rate else None)
+    out, lse = typed_like_first(run, operands, kept=(query.ndim - 1,) * 2)
     return (out, lse) if return_lse else out
 
 
@@ -104,7 +104,7 @@ def _attend_on_device(
     value: Array,
     key_mask: Array | None,
     *shared: Array | None,
-) -> Any:
+) -> tuple[Array, Array]:
     """Attention of a device's queries, among tokens that are split over devices."""
     local = space.of_device(neighborhood)
     arrays = (key, value, key_mask)
@@ -114,39 +114,36 @@ def _attend_on_device(
 
 def _attend(
     neighborhood: Neighborhood,
-    *arrays: Array | None,
+    query: Array,
+    key: Array,
+    value: Array,
+    key_mask: Array | None,
+    rpb: Array | None,
+    additional_keys: Array | None,
+    additional_values: Array | None,
+    sinks: Array | None,
+    dropout_key: Array | None,
+    *,
     rate: float,
     implementation: Implementation | None,
-    part: Array | None = None,
     **options: Any,
 ) -> tuple[Array, Array]:
-    """Attention and its log-sum-exp, typed as the queries are."""
-    if part is not None:
-        options["part"] = part
-
-    def attend(
-        query: Array, key: Array, value: Array, key_mask: Any, rpb: Any, keys: Any, *more: Any
-    ) -> Any:
-        values, sinks, dropout_key = more
-        problems = query.shape[0], query.shape[-2]
-        out, lse = registry.call(
-            "attention",
-            implementation,
-            query,
-            shown(key, key_mask),
-            shown(value, key_mask),
-            neighborhood,
-            rpb=rpb,
-            additional_keys=keys,
-            additional_values=values,
-            key_mask=key_mask,
-            dropout=draw_dropout(dropout_key, rate, *problems) if rate else None,
-            **options,
-        )
-        return (out, lse) if sinks is None else with_sinks(out, lse, sinks)
-
-    query = arrays[0]
-    return typed_like_first(attend, arrays, kept=(query.ndim - 1,) * 2)
+    """Attention of the queries at hand, and its log-sum-exp."""
+    out, lse = registry.call(
+        "attention",
+        implementation,
+        query,
+        shown(key, key_mask),
+        shown(value, key_mask),
+        neighborhood,
+        rpb=rpb,
+        additional_keys=additional_keys,
+        additional_values=additional_values,
+        key_mask=key_mask,
+        dropout=draw_dropout(dropout_key, rate, query.shape[0], query.shape[-2]) if rate else None,
+        **options,
+    )
+    return (out, lse) if sinks is None else with_sinks(out, lse, sinks)
 
 
 def _checked_neighborhood(

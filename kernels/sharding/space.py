@@ -48,8 +48,7 @@ class Space:
         mesh = self.mesh if context.empty else context
         if mesh is None:
             raise ValueError(
-                "mesh must be given where no mesh is set: natjax.sharding.space(..., mesh=mesh), or "
-                "inside jax.set_mesh(mesh); got None"
+                "mesh must be a mesh of devices, unless jax.set_mesh has set one; got None"
             )
         return mesh
 
@@ -209,9 +208,9 @@ def space(*axes: str | None, mesh: Mesh | None = None) -> Iterator[None]:
       mesh: the mesh; None is that of `jax.set_mesh`.
 
     Raises:
-      TypeError: an axis is neither a name nor None.
       ValueError: no axis, more than three, or one twice. Ops raise it for tokens that the devices
         do not divide, for a mesh without the axes, and for another number of token axes.
+      NotImplementedError: an unfused op, or an implementation other than "xla".
 
     >>> import jax, natjax
     >>> mesh = jax.make_mesh((1, 1), ("y", "x"))
@@ -221,13 +220,11 @@ def space(*axes: str | None, mesh: Mesh | None = None) -> Iterator[None]:
     >>> out.shape
     (1, 16, 32, 2, 8)
     """
-    if not all(name is None or isinstance(name, str) for name in axes):
-        raise TypeError(f"axes must be names of mesh axes, or None; got {axes}")
     names = [name for name in axes if name is not None]
-    if not names or len(axes) > 3 or len(set(names)) != len(names):
+    if not 1 <= len(axes) <= 3 or not names or not all(names) or len(set(names)) < len(names):
         raise ValueError(
-            "axes must be one to three, each the name of another mesh axis, or None but for one; "
-            f"got {axes}"
+            "axes must be one to three, each None or the name of a mesh axis of its own, and not "
+            f"all None; got {axes}"
         )
     with _space(Space(axes, mesh)):
         yield
