@@ -30,6 +30,10 @@ NO_TPU = {
 }
 
 
+# Kernels of ours in a compiled program: "pallas_triton" has them by name, "jax_triton" does not.
+_KERNEL = re.compile(r"natjax_\w+|%triton_kernel_call[\w.]* =")
+
+
 def compile_step(case: StepCase) -> dict[str, Any]:
     """Compile a case; a row of the table, or under "error" why there is none."""
     mesh = _mesh(case)
@@ -62,7 +66,7 @@ def compile_step(case: StepCase) -> dict[str, Any]:
     moved = collectives.unexpected(found, shapes, rows["image"][0], case.fsdp)
     row["moved"] = [f"{x.kind} of {x.shapes}" for x in moved]
     row["rounded"] = [f"{x.kind} of {x.shapes}" for x in collectives.rounded(found)]
-    row["kernels"] = len(set(re.findall(r"natjax_\w+", text)))
+    row["kernels"] = len(set(_KERNEL.findall(text)))
     costs = program.cost_analysis()
     if costs and costs.get("flops", -1) > 0:
         row["flops"] = costs["flops"]
