@@ -1,3 +1,4 @@
+from . import sharding as sharding
 from . import weights as weights
 from .backbones.isotropic import Isotropic as Isotropic
 from .backbones.isotropic import IsotropicConfig as IsotropicConfig

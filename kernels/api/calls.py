@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -11,10 +13,14 @@ from natjax.kernels import checks, registry
 from natjax.kernels.merge import merge_attentions
 from natjax.kernels.neighborhood import Neighborhood
 from natjax.kernels.sharding.explicit import typed_like_first
+from natjax.kernels.sharding.space import Space, is_split, space_of
 from natjax.kernels.weighting import draw_dropout
 
 # A name, or an alias, of `natjax.kernels.registry.IMPLEMENTATIONS`.
 type Implementation = str
+
+# Arguments that say which part of the tokens arrays have.
+_PARTS = ("query_offset", "key_offset", "length")
 
 
 class Window:
@@ -26,9 +32,19 @@ class Window:
     @property
     def apart(self) -> bool:
         """Whether queries and keys may be on other tokens."""
-        o = self._options
-        parts = (o["query_offset"], o["key_offset"], o["length"])
-        return o["query_ratio"] != 1 or any(x is not None for x in parts)
+        given = (self._options[name] is not None for name in _PARTS)
+        return self._options["query_ratio"] != 1 or any(given)
+
+    def split(self, space: Space, queries: tuple[int, ...], keys: tuple[int, ...]) -> Neighborhood:
+        """The neighborhood of all devices' tokens, checked."""
+        if any(self._options[name] is not None for name in _PARTS):
+            raise ValueError(
+                f"{', '.join(_PARTS)} must be None inside natjax.sharding.space, which gives each "
+                "device its part"
+            )
+        neighborhood = self.neighborhood(space.whole(queries), space.whole(keys))
+        space.of_device(neighborhood)
+        return neighborhood
 
     def neighborhood(self, queries: tuple[int, ...], keys: tuple[int, ...]) -> Neighborhood:
         """The neighborhood, checked."""
@@ -51,56 +67,97 @@ def attention(
     implementation: Implementation | None,
 ) -> Any:
     """`natjax.na2d` and its siblings."""
-    neighborhood = _checked_neighborhood(ndim, arrays, window)
+    space = space_of(ndim)
+    neighborhood = _checked_neighborhood(ndim, arrays, window, space)
     query, key, value = arrays
     checks.additional(*additional, key, value)
     checks.bias(rpb, query, neighborhood)
     checks.key_mask(key_mask, "key", key)
     checks.dropout(*dropout)
     checks.sinks(sinks, query)
-    options = {
-        "scale": checks.attention_scale(scale, query.shape[-1]),
-        "soft_cap": checks.soft_cap(soft_cap),
-    }
     rate, dropout_key = dropout
+    attend = functools.partial(
+        _attend,
+        rate=rate,
+        implementation=implementation,
+        scale=checks.attention_scale(scale, query.shape[-1]),
+        soft_cap=checks.soft_cap(soft_cap),
+    )
 
-    def attend(
-        query: Array, key: Array, value: Array, rpb: Any, keys: Any, values: Any, *more: Any
-    ) -> Any:
-        key_mask, sinks, dropout_key = more
-        problems = query.shape[0], query.shape[-2]
-        dropout = draw_dropout(dropout_key, rate, *problems) if rate else None
-        out, lse = registry.call(
-            "attention",
-            implementation,
-            query,
-            shown(key, key_mask),
-            shown(value, key_mask),
-            neighborhood,
-            rpb=rpb,
-            additional_keys=keys,
-            additional_values=values,
-            key_mask=key_mask,
-            dropout=dropout,
-            **options,
-        )
-        return (out, lse) if sinks is None else with_sinks(out, lse, sinks)
+    def run(*operands: Array | None) -> tuple[Array, Array]:
+        if space is None:
+            return attend(neighborhood, *operands)
+        on_device = functools.partial(_attend_on_device, space, attend, neighborhood)
+        return space.run(on_device, operands[:4], operands[4:], results=2)
 
-    kept = (query.ndim - 1,) * 2
-    more = (key_mask, sinks, dropout_key if rate else None)
-    out, lse = typed_like_first(attend, (*arrays, rpb, *additional, *more), kept)
+    operands = (*arrays, key_mask, rpb, *additional, sinks, dropout_key if rate else None)
+    out, lse = typed_like_first(run, operands, kept=(query.ndim - 1,) * 2)
     return (out, lse) if return_lse else out
 
 
+def _attend_on_device(
+    space: Space,
+    attend: Callable[..., Any],
+    neighborhood: Neighborhood,
+    query: Array,
+    key: Array,
+    value: Array,
+    key_mask: Array | None,
+    *shared: Array | None,
+) -> tuple[Array, Array]:
+    """Attention of a device's queries, among tokens that are split over devices."""
+    local = space.of_device(neighborhood)
+    arrays = (key, value, key_mask)
+    keys = (None if x is None else space.with_halos(x, local) for x in arrays)
+    return attend(local, query, *keys, *shared, part=space.part())
+
+
+def _attend(
+    neighborhood: Neighborhood,
+    query: Array,
+    key: Array,
+    value: Array,
+    key_mask: Array | None,
+    rpb: Array | None,
+    additional_keys: Array | None,
+    additional_values: Array | None,
+    sinks: Array | None,
+    dropout_key: Array | None,
+    *,
+    rate: float,
+    implementation: Implementation | None,
+    **options: Any,
+) -> tuple[Array, Array]:
+    """Attention of the queries at hand, and its log-sum-exp."""
+    out, lse = registry.call(
+        "attention",
+        implementation,
+        query,
+        shown(key, key_mask),
+        shown(value, key_mask),
+        neighborhood,
+        rpb=rpb,
+        additional_keys=additional_keys,
+        additional_values=additional_values,
+        key_mask=key_mask,
+        dropout=draw_dropout(dropout_key, rate, query.shape[0], query.shape[-2]) if rate else None,
+        **options,
+    )
+    return (out, lse) if sinks is None else with_sinks(out, lse, sinks)
+
+
 def _checked_neighborhood(
-    ndim: int, arrays: tuple[Array, Array, Array], window: Window
+    ndim: int, arrays: tuple[Array, Array, Array], window: Window, space: Space | None
 ) -> Neighborhood:
     query, key, value = arrays
     checks.query_and_key(ndim, query, key, apart=window.apart)
     checks.tokens("value", value, ndim)
     checks.same_tokens("value", value, *(("key", key) if window.apart else ("query", query)))
     checks.same_size("value", value, "key", key, "heads")
-    return window.neighborhood(query.shape[1:-2], key.shape[1:-2])
+    queries, keys = query.shape[1:-2], key.shape[1:-2]
+    if space is None:
+        return window.neighborhood(queries, keys)
+    return window.split(space, queries, keys)
 
 
 def shown(x: Array, key_mask: Array | None) -> Array:
@@ -116,6 +173,14 @@ def with_sinks(out: Array, lse: Array, sinks: Array) -> tuple[Array, Array]:
     return merge_attentions((out, jnp.zeros_like(out)), (lse, jnp.broadcast_to(sinks, lse.shape)))
 
 
+def _require_whole_tokens() -> None:
+    if is_split():
+        raise NotImplementedError(
+            "the unfused ops do not split tokens over devices, as natjax.sharding.space asks for; "
+            "use the fused ops, or call these outside of it"
+        )
+
+
 def qk(
     ndim: int,
     arrays: tuple[Array, Array],
@@ -127,6 +192,7 @@ def qk(
     implementation: Implementation | None,
 ) -> Array:
     """`natjax.na2d_qk` and its siblings."""
+    _require_whole_tokens()
     query, key = arrays
     checks.query_and_key(ndim, query, key, apart=window.apart)
     neighborhood = window.neighborhood(query.shape[1:-2], key.shape[1:-2])
@@ -151,6 +217,7 @@ def av(
     implementation: Implementation | None,
 ) -> Array:
     """`natjax.na2d_av` and its siblings."""
+    _require_whole_tokens()
     weights, value = arrays
     checks.tokens("weights", weights, ndim)
     checks.tokens("value", value, ndim)
