@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 
 def add_convert(commands: argparse._SubParsersAction) -> None:
@@ -28,6 +29,11 @@ def add_convert(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--resize-rpb", action="store_true", help="fit position biases to the model's window"
     )
+    parser.add_argument(
+        "--card",
+        action="store_true",
+        help="write DST.md beside it: provenance, licence, published accuracies",
+    )
     parser.set_defaults(command=_convert)
 
 
@@ -48,4 +54,10 @@ def _convert(args: argparse.Namespace) -> int:
         f"{done.read.table()}\n{done.read}\n"
         f"{done.path}: {done.arrays} arrays of {model} with {done.naming} names\n"
     )
+    if args.card:
+        from natjax.weights.card import model_card
+
+        path = Path(f"{done.path}.md")
+        path.write_text(model_card(done, args.source), encoding="utf-8")
+        sys.stdout.write(f"{path}: its card\n")
     return 0

@@ -1,3 +1,4 @@
+from .card import model_card as model_card
 from .comparison import LoadReport as LoadReport
 from .comparison import MismatchError as MismatchError
 from .load import load_weights as load_weights

@@ -1,5 +1,6 @@
 """The command ``natjax convert``, and how it finds out what model a file is of."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 import natjax
 from natjax.backbones.names import BACKBONE, HUGGING_FACE, OFFICIAL
 from natjax.cli import main
-from natjax.weights import WeightsError, convert_weights, published_weights
+from natjax.weights import WeightsError, convert_weights, model_card, published_weights
 from natjax.weights.formats import read_file
 from natjax.weights.names import by_name
 from natjax.weights.save import rename_arrays
@@ -64,6 +65,20 @@ def test_there_and_back_is_the_identity(middle, folder, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "levels.*.blocks.*.attn.qkv.weight" in out
     assert "arrays of nat_micro with official names" in out
+
+
+def test_a_card_tells_what_the_weights_are(folder, tmp_path, capsys):
+    target = tmp_path / "x.safetensors"
+    assert main(["convert", str(folder / "official.pth"), str(target), "--card"]) == 0
+    card = (tmp_path / "x.safetensors.md").read_text()
+    assert str(tmp_path / "x.safetensors.md") in capsys.readouterr().out
+    assert card.startswith("---\nlibrary_name: natjax\nlicense: mit\n")
+    assert "# nat_micro" in card
+    assert "official.pth" in card
+    assert "published for this model" not in card  # nothing is of a model for tests
+    done = dataclasses.replace(convert_weights(folder / "official.pth", target), model="nat_tiny")
+    assert "| `imagenet1k` | ImageNet-1K | 224 | 83.2 top-1 |" in model_card(done, "x.pth")
+    assert 'natjax.create_model("nat_tiny", weights=path)' in model_card(done, "x.pth")
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float64"])
