@@ -35,8 +35,8 @@ def model_card(done: Conversion, source: str) -> str:
         "---\nlibrary_name: natjax\nlicense: mit\ntags:\n- neighborhood-attention\n- jax\n---",
         f"# {name}",
         f"{done.arrays} arrays with {done.naming} names, converted by natjax"
-        f" {natjax.__version__} on {datetime.date.today().isoformat()}. dtypes and bits are those of"
-        " the source.",
+        f" {natjax.__version__} on {datetime.date.today().isoformat()}. Dtypes and bits are those"
+        " of the source.",
         f"## Where they are from\n\nSource: {show(source, bare=True)}\n\nNames: {done.read.naming}"
         f" ({done.read.format})",
         f"## Licence\n\n{_LICENCE}",
