@@ -20,7 +20,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Int
 
@@ -102,7 +102,7 @@ class Space:
         place = P(None, *self.axes)
         mapped = jax.shard_map(
             function,
-            mesh=self._mesh if jax.sharding.get_abstract_mesh().empty else None,
+            mesh=_automatic(self._mesh) if jax.sharding.get_abstract_mesh().empty else None,
             in_specs=(place,) * len(by_token) + (P(),) * len(shared),
             out_specs=(place,) * results,
             axis_names=set(self.names),
@@ -140,6 +140,12 @@ class Space:
             if name is not None and parts > 1:
                 x = _with_halo(x, axis, window, name, parts)
         return x
+
+
+def _automatic(mesh: Mesh) -> Mesh:
+    """The same mesh for arrays of any layout, whose types say nothing of it."""
+    kinds = (AxisType.Auto,) * len(mesh.axis_names)
+    return Mesh(mesh.devices, mesh.axis_names, axis_types=kinds)
 
 
 def _axis_of_device(window: AxisWindow, parts: int) -> AxisWindow:

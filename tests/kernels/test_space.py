@@ -146,6 +146,19 @@ def test_every_kind_of_mesh_axes(kind, mesh_of, x64):
     assert_equal(actual, expected)
 
 
+@pytest.mark.parametrize("is_placed", [False, True])
+def test_a_mesh_of_explicit_axes_that_is_not_set(is_placed, mesh_of):
+    """Arrays may be on one device, or laid out over the mesh, in another way too."""
+    mesh = mesh_of((2, 4), ("y", "x"), AxisType.Explicit)
+    query, *_ = drawn((16,), {"kernel_size": 3}, np.float32)
+    place = NamedSharding(mesh, P("y"))
+    x = jax.device_put(query, place) if is_placed else query
+    with natjax.sharding.space("x", mesh=mesh):
+        actual = natjax.na1d(x, x, x, kernel_size=3)
+    expected = natjax.na1d(query, query, query, kernel_size=3)
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.optimised
 @pytest.mark.parametrize(
     ("axes", "window", "halos"),
