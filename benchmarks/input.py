@@ -1,6 +1,6 @@
 """Images a second: natjax' input pipeline and tf.data's, on the same cores in the same run.
 
-    python benchmarks/input.py --tf-python /tmp/tf/bin/python --output benchmarks/results
+    python benchmarks/input.py --tf-python PYTHON --output benchmarks/results
 
 Both decode JPEG files of 500x375 pixels from memory, cut out a random part (8 to 100 % of the
 area), resize it to 224x224, bicubic and antialiased, flip half of them, and make batches of uint8.
@@ -13,7 +13,7 @@ cores that a program gets there grows with the number of its threads, and tf.dat
 
 TensorFlow is needed for this alone, in an environment of its own:
 
-    python3 -m venv /tmp/tf && /tmp/tf/bin/pip install tensorflow-cpu
+    python3 -m venv tf && tf/bin/pip install tensorflow-cpu      # then PYTHON is tf/bin/python
 """
 
 import argparse
@@ -217,7 +217,7 @@ def about(args: argparse.Namespace, turns: list, load: float) -> dict:
     """Where and how it was measured."""
     return {
         "command": "python benchmarks/input.py"
-        + (" --tf-python /tmp/tf/bin/python" if args.tf_python else "")
+        + (" --tf-python PYTHON" if args.tf_python else "")
         + f" --turns {args.turns} --seconds {args.seconds:g} --parallel {args.parallel}",
         "date": datetime.date.today().isoformat(),
         "cpus": os.cpu_count(),
