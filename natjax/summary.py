@@ -15,7 +15,9 @@ from natjax.dense.detection.flops import count_detector_flops
 from natjax.dense.segmentation.flops import count_upernet_flops
 from natjax.dense.segmentation.upernet import UPerNetConfig
 from natjax.kernels.checks import axis_ints
-from natjax.registry import Config, Kind, abstract, find_config, kind_of
+from natjax.registry import Config, Kind, Model, abstract, find_config, kind_of
+
+_KINDS: dict[type, Kind] = {UPerNetConfig: "segmentor", MaskRCNNConfig: "detector"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,7 +25,7 @@ class ModelSummary:
     """Size and cost of a model.
 
     Attributes:
-      name: of the model.
+      name: of the model; of one at hand, its class.
       kind: ``"classifier"``, ``"segmentor"`` or ``"detector"``.
       parameters: number of scalar parameters, those that serve training alone included.
       flops: multiply-adds of one image's forward pass, as in the papers.
@@ -37,8 +39,10 @@ class ModelSummary:
     image_size: Size
 
 
-def model_summary(name: str, image_size: int | Sequence[int] | None = None) -> ModelSummary:
-    """Parameters and FLOPs of a published model.
+def model_summary(
+    model: str | Model, image_size: int | Sequence[int] | None = None
+) -> ModelSummary:
+    """Parameters and FLOPs of a published model, or of one at hand.
 
     FLOPs follow the papers: a multiply-add is one; LayerNorm is five per element, BatchNorm two;
     bilinear interpolation is four; neighborhood attention is its two products and one per bias
@@ -47,7 +51,7 @@ def model_summary(name: str, image_size: int | Sequence[int] | None = None) -> M
     1000 proposals and 100 masks, RoIAlign and suppression left out.
 
     Args:
-      name: one of `natjax.list_models`.
+      model: one of `natjax.list_models`, or a model of natjax.
       image_size: height and width, or both at once; None is the model's own, for segmentors and
         detectors what the papers quote.
 
@@ -62,11 +66,15 @@ def model_summary(name: str, image_size: int | Sequence[int] | None = None) -> M
     >>> summary.parameters, round(summary.flops / 1e9), summary.image_size
     (57697106, 934, (512, 2048))
     """
-    config = find_config(name)
+    if isinstance(model, str):
+        name, config, kind = model, find_config(model), kind_of(model)
+    else:
+        name, config = type(model).__name__, model.config
+        kind = _KINDS.get(type(config), "classifier")
     size = _own_size(config) if image_size is None else _image_size(image_size)
     return ModelSummary(
         name=name,
-        kind=kind_of(name),
+        kind=kind,
         parameters=count_parameters(config),
         flops=count_flops(config, size),
         image_size=size,

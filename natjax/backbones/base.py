@@ -19,7 +19,7 @@ from natjax.kernels.api import Implementation
 from natjax.nn.arguments import check_implementation, check_rate, check_size
 from natjax.nn.block import Block, run_block
 from natjax.nn.layers import LayerNorm, full_precision, linear
-from natjax.nn.mode import Module
+from natjax.nn.mode import HasSummary, Module
 
 if TYPE_CHECKING:
     from natjax.weights.names import Naming
@@ -131,7 +131,7 @@ class FeatureInfo:
     reduction: int
 
 
-class VisionModel(Module):
+class VisionModel(HasSummary, Module):
     """Base of the models; a subclass makes the tokenizer ``patch_embed`` and the levels.
 
     Args:

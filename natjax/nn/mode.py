@@ -1,6 +1,9 @@
-"""Training and evaluation of modules that keep no random numbers."""
+"""What modules have in common: training and evaluation without random numbers of their own."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
 
 from flax import nnx
 
@@ -48,3 +51,26 @@ class Module(nnx.Module):
                 " call eval() to drop nothing"
             )
         return rngs
+
+
+class HasSummary:
+    """What a whole model tells of itself."""
+
+    def summary(self, image_size: int | Sequence[int] | None = None) -> Any:
+        """Parameters and FLOPs, counted as in `natjax.model_summary`.
+
+        Args:
+          image_size: height and width, or both at once; None is the model's own, for segmentors and
+            detectors what the papers quote.
+
+        Raises:
+          ValueError: a size that is not positive or that the model cannot take.
+
+        >>> import natjax
+        >>> from flax import nnx
+        >>> natjax.create_model("nat_micro", num_classes=10, rngs=nnx.Rngs(0)).summary().parameters
+        213150
+        """
+        from natjax.summary import model_summary  # here, as it imports all models
+
+        return model_summary(self, image_size)

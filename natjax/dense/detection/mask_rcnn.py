@@ -35,6 +35,7 @@ from natjax.dense.detection.targets import Regions, Truth, usable
 from natjax.dense.ops.sample import Subset, random_subset
 from natjax.kernels.api import Implementation
 from natjax.kernels.checks import accumulation_dtype
+from natjax.nn.mode import HasSummary
 
 if TYPE_CHECKING:
     from natjax.weights.names import Naming
@@ -59,7 +60,7 @@ class Instances(NamedTuple):
     valid: Bool[Array, "B K"]
 
 
-class MaskRCNN(nnx.Module):
+class MaskRCNN(HasSummary, nnx.Module):
     """Detect objects and their masks.
 
     Images of a batch have any sizes and are zero padded on the right and at the bottom to the same.

@@ -17,7 +17,7 @@ from natjax.dense.segmentation.heads import FCNHead, UPerHead
 from natjax.kernels.api import Implementation
 from natjax.nn import arguments
 from natjax.nn.layers import LayerOptions
-from natjax.nn.mode import Module
+from natjax.nn.mode import HasSummary, Module
 
 if TYPE_CHECKING:
     from natjax.weights.names import Naming
@@ -82,7 +82,7 @@ class UPerNetConfig:
         return max(0, len(self.levels) - 2)
 
 
-class UPerNet(Module):
+class UPerNet(HasSummary, Module):
     """Backbone, decode head (UPerNet's) and auxiliary head (an FCN).
 
     ``rngs`` of a call make it a training call: norms of the heads use the statistics of the batch

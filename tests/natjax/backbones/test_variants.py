@@ -202,3 +202,11 @@ def test_list_models_matches_patterns():
 def test_alternate():
     assert alternate((3, 2), (5, 7)) == ((1, 5, 1), (1, 7))
     assert alternate((1,), (9,)) == ((1,),)
+
+
+@pytest.mark.parametrize("name", ["nat_micro", "upernet_nat_micro", "mask_rcnn_micro"])
+def test_a_model_tells_what_its_name_does(name):
+    maker = getattr(natjax, natjax.registry.maker_of(name))
+    model = nnx.eval_shape(lambda: maker(name, rngs=nnx.Rngs(0)))
+    by_name = natjax.model_summary(name, (64, 96))
+    assert model.summary((64, 96)) == dataclasses.replace(by_name, name=type(model).__name__)
