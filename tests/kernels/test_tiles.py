@@ -2,6 +2,7 @@
 
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from windows import frames
 
+import natjax
 from natjax.kernels import checks
 from natjax.kernels.backends.xla import layout, tiles
 from natjax.kernels.neighborhood import AxisWindow
@@ -115,3 +117,14 @@ def test_tiles_keep_to_their_most_logits_where_they_can():
         chosen = tiles.choose_tiles(neighborhood, overhead=64, most_logits=most)
         logits = math.prod(t.size * t.halo for t in chosen)
         assert logits <= most or all(t.size == 1 for t in chosen)
+
+
+@pytest.mark.optimised
+@pytest.mark.parametrize(("shape", "dilation"), [((7, 8), 1), ((14, 14), 2)])
+def test_unfused_ops_compile_where_a_group_has_one_window(shape, dilation):
+    """XLA's compiler for CPUs failed where it fused reading the slot with reading its keys."""
+    x, rpb = jnp.ones((1, *shape, 3, 32)), jnp.zeros((3, 13, 13))
+    bias = None if dilation == 1 else rpb
+    logits = natjax.na2d_qk(x, x, 7, dilation=dilation, rpb=bias, implementation="xla")
+    out = natjax.na2d_av(jax.nn.softmax(logits), x, 7, dilation=dilation, implementation="xla")
+    np.testing.assert_allclose(out, x, atol=1e-5)

@@ -51,6 +51,7 @@ def _qk(
     bias = None if rpb is None else rpb.astype(dtype)
 
     def logits(slot: Array) -> Float[Array, "B *X N"]:
+        slot = _apart(slot)
         k = _slot_keys(key, neighborhood, slot)[..., None, :]
         z = scale * jnp.sum(q * k.astype(dtype), axis=-1)
         z = z.reshape(query.shape[:-1])
@@ -78,7 +79,7 @@ def av(
     grouped = (*weights.shape[:-2], heads, weights.shape[-2] // heads)
 
     def add(total: Array, xs: tuple[Array, Array]) -> tuple[Array, None]:
-        w, slot = xs
+        w, slot = xs[0], _apart(xs[1])
         w = jnp.where(_slot_mask(neighborhood, slot, key_mask), w, 0).astype(dtype)
         v = _slot_keys(value, neighborhood, slot).astype(dtype)
         return total + w.reshape(grouped)[..., None] * v[..., None, :], None
@@ -90,6 +91,15 @@ def av(
         jax.checkpoint(add, prevent_cse=False), start, (by_slot, _slots(neighborhood))
     )
     return total.reshape(*weights.shape[:-1], value.shape[-1]).astype(weights.dtype)
+
+
+def _apart(slot: Array) -> Array:
+    """The slot of a turn of a loop, computed by itself.
+
+    XLA's compiler for CPUs (jaxlib 0.12.0) fails on some programs in which reading the slot is
+    fused with reading the keys at it: "Incorrect number of arguments passed to called function".
+    """
+    return jax.lax.optimization_barrier(slot)
 
 
 def _slots(neighborhood: Neighborhood) -> Int[np.ndarray, "K axes"]:
