@@ -35,9 +35,18 @@ def require_local(name: str, path: Path | None) -> None:
 
 def write_whole(path: Path, text: str) -> None:
     """Write a text file; it is replaced at once, and never in part."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(text)
-    os.replace(partial, path)
+    write_whole_bytes(path, text.encode())
+
+
+def write_whole_bytes(path: Path, data: bytes) -> None:
+    """Write a file; it is replaced at once, and never in part."""
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        partial.write_bytes(data)
+        os.replace(partial, path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def picture_paths(images: Sequence[Path], folder: Path) -> list[Path]:
@@ -53,17 +62,6 @@ def picture_paths(images: Sequence[Path], folder: Path) -> list[Path]:
         suffix = "" if count == 1 else f"-{count}"
         paths.append(folder / f"{image.stem}{suffix}.png")
     return paths
-
-
-def write_whole_bytes(path: Path, data: bytes) -> None:
-    """Write a file; it is replaced at once, and never in part."""
-    partial = path.with_name(f"{path.name}.partial")
-    try:
-        partial.write_bytes(data)
-        os.replace(partial, path)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise
 
 
 def cache_folder() -> Path:
