@@ -61,7 +61,7 @@ test-latest:
 	scripts/test-latest $(LATEST)
 
 # A warning is an error: a broken link, a docstring that is no reStructuredText, a notebook that fails.
-docs-check: $(VENV)/docs
+docs-check: $(VENV)/dev
 	$(bin)/python -m sphinx --fail-on-warning --keep-going --quiet docs docs/_build/html
 	@echo "the site is docs/_build/html/index.html"
 
@@ -115,10 +115,6 @@ $(VENV)/train: pyproject.toml | $(VENV)/bin/python
 
 $(VENV)/dev: pyproject.toml | $(VENV)/bin/python
 	$(quiet_editable) $(bin)/python -m pip install --quiet --editable ".[dev]"
-	@touch $@ $(VENV)/train
-
-$(VENV)/docs: pyproject.toml | $(VENV)/bin/python
-	$(quiet_editable) $(bin)/python -m pip install --quiet --editable ".[docs]"
 	@touch $@ $(VENV)/train
 
 # The oldest versions that pyproject.toml allows, where newer ones could hide a fault.
