@@ -146,10 +146,7 @@ def _bench_task(args: argparse.Namespace) -> "Task[Any]":
             f"--data.image-size is not a setting of {args.preset}, whose images have several sizes;"
             f" leave it out, got {args.image_size}"
         )
-    return definition.build(
-        dataclasses.replace(
-            config,
-            data=dataclasses.replace(config.data, **given),
-            batch_size=args.batch_size or config.batch_size,
-        )
-    )
+    changed: dict[str, Any] = {"data": dataclasses.replace(config.data, **given)}
+    if args.batch_size is not None:
+        changed["batch_size"] = args.batch_size
+    return definition.build(dataclasses.replace(config, **changed))
