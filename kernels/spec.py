@@ -93,6 +93,11 @@ class Settings(Protocol):
         """Columns of a block along each token axis."""
         ...
 
+    @property
+    def whole_chunks(self) -> bool:
+        """Whether the chunks of a slab should end inside the axis; see `Blocks.of`."""
+        ...
+
 
 def blocks_of(kernel: Kernel, settings: Settings, neighborhood: Neighborhood) -> Blocks:
     """The blocks of a neighborhood that a kernel with these settings works on.
@@ -100,7 +105,13 @@ def blocks_of(kernel: Kernel, settings: Settings, neighborhood: Neighborhood) ->
     Raises:
       ValueError: tiles and chunks have not one side for each axis of the neighborhood.
     """
-    return Blocks.of(neighborhood, rows_of(kernel), settings.tile, settings.chunk)
+    return Blocks.of(
+        neighborhood,
+        rows_of(kernel),
+        settings.tile,
+        settings.chunk,
+        whole_chunks=settings.whole_chunks,
+    )
 
 
 @runtime_checkable

@@ -12,17 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tolerances
-from calls import FUSED_ONLY, KERNELS, assert_close, fused, unfused, value_and_gradients
+from calls import FUSED_ONLY, KERNELS, NAMES, assert_close, fused, unfused, value_and_gradients
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.test_util import check_grads
 
 import natjax
-from natjax.kernels import registry
 from natjax.kernels.tuning import problems
 from natjax.kernels.tuning.problems import Problem
 
-OTHERS = [*(name for name in registry.names() if name != "reference"), "toy"]
+OTHERS = [*(name for name in NAMES if name != "reference"), "toy"]
 
 # What quick tests run: each feature once. The goldens have many more for all but kernels,
 # which take seconds each interpreted.

@@ -1,0 +1,122 @@
+"""What a kernel is compiled with, by rule of thumb: sizes of its blocks and of its ring."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from natjax.kernels.plan.blocks import axis_blocks
+from natjax.kernels.spec import CallSpec, Kernel, rows_of
+
+# Rows that one warpgroup multiplies, and rows of shared memory that are swizzled together.
+GROUP_ROWS = 64
+SWIZZLED_ROWS = 8
+# Columns of a line of scalars, which a copy by 128 threads takes 4 bytes of for each.
+SCALAR_LINE = 32
+# From this many keys a window on, two warpgroups share what is copied.
+_LARGE_WINDOW = 512
+# What a chunk costs besides its logits, for a row: the reductions of a softmax; an estimate.
+_OVERHEAD = 16
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class KernelConfig:
+    """Settings of one kernel.
+
+    Attributes:
+      tile: rows of a block along each token axis, powers of two, 64 or 128 in all, and a multiple
+        of 8 along the last axis.
+      chunk: columns of a block along each token axis, powers of two, 64 to 256 in all, and a
+        multiple of 8 along the last axis.
+      num_stages: chunks in the ring, from 1 to 8.
+      boxes: whether a box of columns is one copy, as im2col takes them, where nothing is dilated
+        along the last two axes; otherwise, and where kernels are interpreted, it is one copy a
+        line.
+
+    Raises:
+      ValueError: a value breaks its rule.
+    """
+
+    tile: tuple[int, ...]
+    chunk: tuple[int, ...]
+    num_stages: int = 2
+    boxes: bool = True
+    # Chunks are copied as boxes, none of which may end outside the array.
+    whole_chunks: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        """Check the rules."""
+        for name, sizes in (("tile", (64, 128)), ("chunk", (64, 128, 256))):
+            sides = getattr(self, name)
+            good = isinstance(sides, tuple) and 1 <= len(sides) <= 3
+            good = good and all(map(_is_power_of_two, sides)) and math.prod(sides) in sizes
+            if not good or sides[-1] % SWIZZLED_ROWS:
+                raise ValueError(
+                    f"{name} must have 1 to 3 sides, powers of two whose product is one of "
+                    f"{sizes}, the last at least {SWIZZLED_ROWS}; got {sides!r}"
+                )
+        if len(self.tile) != len(self.chunk):
+            raise ValueError(
+                f"tile and chunk must have one side an axis each; got {self.tile} and {self.chunk}"
+            )
+        if type(self.num_stages) is not int or not 1 <= self.num_stages <= 8:
+            raise ValueError(f"num_stages must be from 1 to 8; got {self.num_stages!r}")
+        if type(self.boxes) is not bool:
+            raise ValueError(f"boxes must be True or False; got {self.boxes!r}")
+
+    @property
+    def warpgroups(self) -> int:
+        """Warpgroups that multiply; one more copies."""
+        return math.prod(self.tile) // GROUP_ROWS
+
+    @property
+    def num_warps(self) -> int:
+        """Warps in all."""
+        return 4 * (self.warpgroups + 1)
+
+    @classmethod
+    def suggest(cls, kernel: Kernel, spec: CallSpec) -> KernelConfig:
+        """Settings by rule of thumb: the fewest logits in blocks that fit a warpgroup's registers.
+
+        Small windows have tiles of 64 rows, which compute less that is not seen; large ones of 128,
+        so that what is copied serves more rows.
+        """
+        return _suggest(kernel, spec)
+
+
+def _is_power_of_two(x: Any) -> bool:
+    return isinstance(x, int) and not isinstance(x, bool) and x > 0 and x & (x - 1) == 0
+
+
+@functools.lru_cache(256)
+def _suggest(kernel: Kernel, spec: CallSpec) -> KernelConfig:
+    axes = len(spec.neighborhood.axes)
+    rows = 128 if spec.neighborhood.num_neighbors >= _LARGE_WINDOW else 64
+    columns = 128 if kernel == "forward" else 64
+    narrowest = SCALAR_LINE if kernel == "dkeyvalue" else SWIZZLED_ROWS
+    tiles = _boxes(axes, rows, SWIZZLED_ROWS)
+    chunks = _boxes(axes, columns, narrowest)
+    choices = itertools.product(tiles, chunks)
+    tile, chunk = min(choices, key=lambda choice: _cost(kernel, spec, *choice))
+    return KernelConfig(tile, chunk)
+
+
+def _boxes(axes: int, size: int, least: int) -> list[tuple[int, ...]]:
+    """Boxes of so many positions, whose sides are powers of two, the last not less than that."""
+    sides = [2**i for i in range(size.bit_length())]
+    boxes = itertools.product(sides, repeat=axes)
+    return [box for box in boxes if math.prod(box) == size and box[-1] >= least]
+
+
+def _cost(kernel: Kernel, spec: CallSpec, tile: Sequence[int], chunk: Sequence[int]) -> int:
+    """Logits of all blocks, and what chunks take besides."""
+    tiles = chunks = 1
+    for window, side, length in zip(spec.neighborhood.axes, tile, chunk, strict=True):
+        blocks = axis_blocks(window, rows_of(kernel), side, length, True)
+        tiles *= blocks.num_tiles
+        chunks *= blocks.num_chunks
+    return tiles * math.prod(tile) * chunks * (math.prod(chunk) + _OVERHEAD)

@@ -1,0 +1,137 @@
+"""What is added to the logits of a block: bias and mask."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from natjax.kernels.autodiff import LOG2_E
+from natjax.kernels.backends.mosaic_gpu.config import GROUP_ROWS
+from natjax.kernels.backends.mosaic_gpu.program import (
+    BLOCK,
+    OF_ROWS,
+    Chunk,
+    Ints,
+    Place,
+    Program,
+    Ref,
+    across,
+)
+from natjax.kernels.plan.pattern import HIDDEN
+
+
+@dataclasses.dataclass(frozen=True)
+class Penalty:
+    """What is added to the logits of a tile, in units of log2(e).
+
+    With a table, that is a block of it. Without one, logits outside of the windows of their rows
+    are hidden, in chunks that not every row sees whole.
+
+    Attributes:
+      program: what the kernel is compiled for.
+      table: blocks, or the windows of rows (`Layout.row_windows`).
+      kind: of each tile, or the windows of whole tiles (`Layout.whole_windows`).
+      has_table: which of both.
+    """
+
+    program: Program
+    table: Ref
+    kind: Ref
+    has_table: bool
+
+    def of_tile(self, place: Place, warpgroup: Ints) -> Any:
+        """What is known of a tile for all of its chunks."""
+        if self.has_table:
+            return self.kind[place.tile]
+        return {axis: self._windows(place, warpgroup, axis) for axis in self._axes}
+
+    def exponents(
+        self,
+        products: jax.Array,
+        tile: Any,
+        place: Place,
+        head: Ints,
+        chunk: Chunk,
+        warpgroup: Ints,
+        *,
+        select: bool = False,
+    ) -> jax.Array:
+        """The logits of a block of products.
+
+        Args:
+          products: of rows and columns.
+          tile: what `of_tile` gave.
+          place: the tile.
+          head: whose blocks of the table.
+          chunk: the chunk.
+          warpgroup: whose rows.
+          select: whether a hidden logit is hidden even where the product is nan.
+        """
+        logits = products * self.factor
+        if self.has_table:
+            added = self.block(tile, head, chunk.number, warpgroup)
+            if select:
+                return jnp.where(added > HIDDEN / 2, logits + added, HIDDEN)
+            return logits + added
+        return lax.cond(
+            self._is_whole(place, chunk),
+            lambda x: x,
+            lambda x: jnp.where(self._seen(tile, chunk), x, HIDDEN),
+            logits,
+        )
+
+    def block(self, kind: Ints, head: Ints, chunk: Ints, warpgroup: Ints) -> jax.Array:
+        """A block of the table, the rows of a warpgroup."""
+        own = head if self.table.shape[0] > 1 else 0
+        rows = pl.ds(warpgroup * GROUP_ROWS, GROUP_ROWS)
+        block = self.table.at[own, kind, chunk, rows]
+        return plgpu.load(block, layout=BLOCK, optimized=False)
+
+    @property
+    def factor(self) -> float:
+        """On products of queries and keys."""
+        return self.program.scale * LOG2_E
+
+    @property
+    def _axes(self) -> range:
+        """Axes of more than one token in front."""
+        return range(3 - self.program.layout.given, 3)
+
+    def _windows(self, place: Place, warpgroup: Ints, axis: int) -> tuple[jax.Array, ...]:
+        rows = pl.ds(warpgroup * GROUP_ROWS, GROUP_ROWS)
+        ends = (self.table.at[place.tile, axis, end, rows] for end in (0, 1))
+        return tuple(plgpu.load(x, layout=OF_ROWS, optimized=False) for x in ends)
+
+    def _is_whole(self, place: Place, chunk: Chunk) -> jax.Array:
+        """Whether every row sees every column of a chunk."""
+        conditions = []
+        for axis in self._axes:
+            start, side = chunk.start[axis], self.program.layout.chunk[axis]
+            conditions.append(self.kind[place.tile, axis, 0] <= start)
+            conditions.append(start + side <= self.kind[place.tile, axis, 1])
+        return functools.reduce(jnp.logical_and, conditions)
+
+    def _seen(self, tile: Any, chunk: Chunk) -> jax.Array:
+        """Which rows and columns of a block see one another.
+
+        Columns are counted row-major in a chunk whose sides are powers of two. So what is left of
+        a column's number by the sides up to an axis is compared with places times the sides beyond.
+        """
+        sides = self.program.layout.chunk
+        shape = (GROUP_ROWS, self.program.columns)
+        column = plgpu.broadcasted_iota(jnp.int32, shape, 1, layout=BLOCK)
+        conditions = []
+        for axis in self._axes:
+            unit = math.prod(sides[axis + 1 :])
+            place = column & (unit * sides[axis] - 1)
+            low, high = (across((end - chunk.start[axis]) * unit, shape[1]) for end in tile[axis])
+            conditions += [place >= low, place < high]
+        return functools.reduce(jnp.logical_and, conditions)

@@ -1,0 +1,497 @@
+"""What the kernels have in common: where tiles and chunks are, copies of lines, and products.
+
+Everything here but `Program` itself is done by a warpgroup, of which one copies columns and the
+others multiply.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from natjax.kernels.backends.mosaic_gpu.config import GROUP_ROWS, SWIZZLED_ROWS, KernelConfig
+from natjax.kernels.backends.mosaic_gpu.layout import Layout
+from natjax.kernels.plan.blocks import unravel
+
+type Ref = Any
+type Ints = Any
+type Index = tuple[Ints, Ints, Ints]
+
+# How tensor cores leave a block of products in the registers of a warpgroup, and what is left of
+# that for a number of each row, or of each column.
+BLOCK = plgpu.Layout.WGMMA
+OF_ROWS = BLOCK.reduce(1)
+OF_COLUMNS = BLOCK.reduce(0)
+# Bytes of channels that lie together in shared memory, the most that can be swizzled.
+_SWIZZLED_BYTES = 128
+# Registers of a thread, where two warpgroups multiply and one copies.
+_MULTIPLYING, _COPYING = 240, 24
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """What a block of threads works on.
+
+    Attributes:
+      image: its number.
+      head: of the rows.
+      tile: its number among those of an image.
+      groups: dilation group along each axis.
+      first: position of the first row along each axis.
+      slab: position of the first column along each axis.
+    """
+
+    image: Ints
+    head: Ints
+    tile: Ints
+    groups: Index
+    first: Index
+    slab: Index
+
+
+@dataclasses.dataclass(frozen=True)
+class Chunk:
+    """A chunk of a slab.
+
+    Attributes:
+      number: among those of the slab.
+      start: position of its first column along each axis.
+    """
+
+    number: Ints
+    start: Index
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """What a kernel is compiled for.
+
+    Attributes:
+      layout: tokens and blocks.
+      config: sizes of blocks and of the ring.
+      heads: query heads at hand.
+      kv_heads: key heads at hand.
+      width: head size.
+      dtype: of queries, keys and values.
+      scale: factor on the products of queries and keys.
+      skips_chunks: whether a table says which chunks of its slab a tile meets.
+      interpret: whether Pallas interprets the kernel.
+    """
+
+    layout: Layout
+    config: KernelConfig
+    heads: int
+    kv_heads: int
+    width: int
+    dtype: Any
+    scale: float
+    skips_chunks: bool
+    interpret: bool
+
+    @property
+    def groups(self) -> int:
+        """Query heads for each key head."""
+        return max(1, self.heads // self.kv_heads)
+
+    @property
+    def columns(self) -> int:
+        """Columns of a block."""
+        return self.layout.blocks.num_columns
+
+    @property
+    def elements(self) -> int:
+        """Channels of a part, which is what is swizzled together."""
+        most = _SWIZZLED_BYTES // self.dtype.itemsize
+        return next(n for n in (most, most // 2, most // 4) if self.width % n == 0)
+
+    @property
+    def parts(self) -> range:
+        """Parts of a head's channels."""
+        return range(self.width // self.elements)
+
+    @property
+    def row_line(self) -> int:
+        """Rows of a line that one warpgroup has."""
+        return min(self.layout.tile[2], GROUP_ROWS)
+
+    @property
+    def row_lines(self) -> int:
+        """Lines of rows that one warpgroup has."""
+        return GROUP_ROWS // self.row_line
+
+    @property
+    def copies_boxes(self) -> bool:
+        """Whether the lines of a chunk that follow one another are one copy."""
+        dilated = max(self.layout.dilation[1:]) > 1
+        return self.config.boxes and not dilated and not self.interpret
+
+    @property
+    def column_copies(self) -> int:
+        """Copies of the columns of a chunk."""
+        frames, lines, _ = self.layout.chunk
+        return len(self.parts) * frames * (1 if self.copies_boxes else lines)
+
+    def rows_memory(self, count: int) -> Any:
+        """Shared memory for the rows of a warpgroup, so many times."""
+        return self._memory(count, GROUP_ROWS)
+
+    def columns_memory(self) -> Any:
+        """Shared memory for the columns of a chunk, for each place of the ring."""
+        return self._memory(self.config.num_stages, self.columns)
+
+    def _memory(self, count: int, tokens: int) -> Any:
+        transforms = (
+            plgpu.TilingTransform((SWIZZLED_ROWS, self.elements)),
+            plgpu.SwizzleTransform(self.elements * self.dtype.itemsize),
+        )
+        shape = (count, len(self.parts), tokens, self.elements)
+        return plgpu.SMEM(shape, self.dtype, transforms=transforms)
+
+    def place(self, tile: Ints, head: Ints, image: Ints) -> Place:
+        """Where a tile of a head of an image is."""
+        axes = self.layout.blocks.axes
+        index = unravel(tile, [axis.num_tiles for axis in axes])
+        located = [axis.locate(i) for axis, i in zip(axes, index, strict=True)]
+        groups, first, slab = zip(*located, strict=True)
+        return Place(image, head, tile, groups, first, slab)
+
+    def place_of_block(self, heads: int) -> Place:
+        """What the block of threads at hand works on, of so many heads."""
+        tiles = self.layout.blocks.num_tiles
+        number = lax.axis_index("block")
+        return self.place(number % tiles, number // tiles % heads, number // (tiles * heads))
+
+    def met(self, reach: Ref, tile: Ints) -> tuple[list[Ints], list[Ints]]:
+        """Along each axis the first chunk that a tile meets, and how many there are from there."""
+        axes = self.layout.blocks.axes
+        if not self.skips_chunks:
+            return [0] * len(axes), [axis.num_chunks for axis in axes]
+        missing, given = len(axes) - self.layout.given, range(self.layout.given)
+        first = [reach[tile, axis, 0] for axis in given]
+        return [0] * missing + first, [1] * missing + [reach[tile, axis, 1] for axis in given]
+
+    def chunk(self, place: Place, met: tuple[list[Ints], list[Ints]], turn: Ints) -> Chunk:
+        """The chunk that comes at a turn."""
+        axes = self.layout.blocks.axes
+        index = [f + i for f, i in zip(met[0], unravel(turn, met[1]), strict=True)]
+        number = 0
+        for axis, i in zip(axes, index, strict=True):
+            number = number * axis.num_chunks + i
+        starts = (s + i * a.chunk for s, i, a in zip(place.slab, index, axes, strict=True))
+        return Chunk(number, tuple(starts))  # pyrefly: ignore[bad-argument-type]
+
+    def line(self, place: Place, frame: Ints, line: Ints) -> Ints:
+        """Number of the line of the first two positions of a token."""
+        places, dilation = self.layout.places, self.layout.dilation
+        number = (place.image * places[0] + frame) * dilation[0] + place.groups[0]
+        return (number * places[1] + line) * dilation[1] + place.groups[1]
+
+    def channels(self, place: Place, head: Ints, heads: int, part: int) -> Any:
+        """Channels of a part of a head in an array of lines."""
+        first = (place.groups[2] * heads + head) * self.width
+        return pl.ds(first + part * self.elements, self.elements)
+
+
+# Copies.
+
+
+def _row_line(program: Program, place: Place, warpgroup: Ints, number: int) -> tuple[Any, ...]:
+    """A line of a warpgroup's rows: its number, its first place, and whether it is in the array.
+
+    One that is not stands at the end of the array, and says None where all lines are inside.
+    """
+    tile, places = program.layout.tile, program.layout.places
+    row = (warpgroup * program.row_lines + number) * program.row_line
+    within = unravel(row, tile)
+    positions = [f + i for f, i in zip(place.first, within, strict=True)]
+    exists = None
+    for axis in (0, 1):
+        if places[axis] % tile[axis]:
+            inside = positions[axis] < places[axis]
+            exists = inside if exists is None else exists & inside
+            positions[axis] = jnp.minimum(positions[axis], places[axis] - 1)
+    return program.line(place, positions[0], positions[1]), positions[2], exists
+
+
+def fetch_rows(
+    program: Program,
+    source: Ref,
+    target: Ref,
+    barrier: Ref,
+    place: Place,
+    heads: int,
+    warpgroup: Ints,
+) -> None:
+    """Copy the rows of a warpgroup into shared memory; arrives once for each line and part."""
+    for number in range(program.row_lines):
+        line, first, _ = _row_line(program, place, warpgroup, number)
+        rows = pl.ds(number * program.row_line, program.row_line)
+        for part in program.parts:
+            channels = program.channels(place, place.head, heads, part)
+            plgpu.copy_gmem_to_smem(
+                source.at[line, pl.ds(first, program.row_line), channels],
+                target.at[part, rows],
+                barrier,
+            )
+
+
+def store_rows(
+    program: Program, source: Ref, target: Ref, place: Place, heads: int, warpgroup: Ints
+) -> None:
+    """Copy the rows of a warpgroup out of shared memory, those that there are."""
+    plgpu.commit_smem()
+    for number in range(program.row_lines):
+        line, first, exists = _row_line(program, place, warpgroup, number)
+        rows = pl.ds(number * program.row_line, program.row_line)
+        for part in program.parts:
+            channels = program.channels(place, place.head, heads, part)
+            plgpu.copy_smem_to_gmem(
+                source.at[part, rows],
+                target.at[line, pl.ds(first, program.row_line), channels],
+                predicate=exists,
+            )
+    plgpu.wait_smem_to_gmem(0)
+
+
+def fetch_columns(
+    program: Program,
+    source: Ref,
+    target: Ref,
+    barrier: Ref,
+    place: Place,
+    chunk: Chunk,
+    head: Ints,
+    heads: int,
+) -> None:
+    """Copy the columns of a chunk into shared memory; arrives `Program.column_copies` times."""
+    frames, lines, length = program.layout.chunk
+    places = program.layout.places
+    if program.copies_boxes:
+        # With as few windows as a line of the box has tokens, the windows of one row after the
+        # other are the tokens of the box.
+        view = plgpu.im2col_ref(source, window_shape=(places[2] - length + 1,))
+    for frame in range(frames):
+        line = program.line(place, chunk.start[0] + frame, chunk.start[1])
+        for part in program.parts:
+            channels = program.channels(place, head, heads, part)
+            if program.copies_boxes:
+                rows = pl.ds(frame * lines * length, lines * length)
+                box = view.at[pl.ds(line * length, lines * length), chunk.start[2], channels]
+                plgpu.copy_gmem_to_smem(box, target.at[part, rows], barrier)
+                continue
+            for i in range(lines):
+                rows = pl.ds((frame * lines + i) * length, length)
+                plgpu.copy_gmem_to_smem(
+                    source.at[
+                        line + i * program.layout.dilation[1],
+                        pl.ds(chunk.start[2], length),
+                        channels,
+                    ],
+                    target.at[part, rows],
+                    barrier,
+                )
+
+
+def fetch_scalars(
+    program: Program,
+    source: Ref,
+    target: Ref,
+    barrier: Ref,
+    place: Place,
+    chunk: Chunk,
+    head: Ints,
+    heads: int,
+) -> None:
+    """Copy a number of each column of a chunk into shared memory; arrives once a line."""
+    frames, lines, length = program.layout.chunk
+    for frame in range(frames):
+        line = program.line(place, chunk.start[0] + frame, chunk.start[1])
+        for i in range(lines):
+            plgpu.copy_gmem_to_smem(
+                source.at[
+                    line + i * program.layout.dilation[1],
+                    place.groups[2] * heads + head,
+                    pl.ds(chunk.start[2], length),
+                ],
+                target.at[pl.ds((frame * lines + i) * length, length)],
+                barrier,
+            )
+
+
+def load_scalars(source: Ref, place: Place, warpgroup: Ints) -> jax.Array:
+    """A number of each row of a warpgroup, of an array in the order of tiles."""
+    rows = source.at[place.image, place.head, place.tile, pl.ds(warpgroup * GROUP_ROWS, GROUP_ROWS)]
+    return plgpu.load(rows, layout=OF_ROWS, optimized=False)
+
+
+# The ring.
+
+
+@dataclasses.dataclass(frozen=True)
+class Stream:
+    """An operand of which chunk after chunk goes through the ring.
+
+    Attributes:
+      memory: shared memory, of a place of the ring.
+      full: barriers that a chunk has arrived.
+      free: barriers that all who multiply are done with it.
+    """
+
+    memory: Ref
+    full: Ref
+    free: Ref
+
+
+def produce(
+    program: Program,
+    total: Ints,
+    streams: Sequence[Stream],
+    fetches: Sequence[Callable[[Ints, Ref, Ref], None]],
+) -> None:
+    """Copy one chunk after the other into the ring, as places become free.
+
+    Args:
+      program: what the kernel is compiled for.
+      total: chunks in all.
+      streams: operands.
+      fetches: for each, a function of turn, place of the ring and barrier that begins its copies.
+    """
+    stages = program.config.num_stages
+
+    @pl.loop(0, total)
+    def _(turn: Ints) -> None:
+        slot = lax.rem(turn, jnp.int32(stages))
+        for stream, fetch in zip(streams, fetches, strict=True):
+
+            @pl.when(turn >= stages)
+            def _(stream: Stream = stream) -> None:
+                plgpu.barrier_wait(stream.free.at[slot])
+
+            fetch(turn, stream.memory.at[slot], stream.full.at[slot])
+
+
+# Products.
+
+
+def product(
+    program: Program,
+    rows: Ref,
+    columns: Ref,
+    begun: Callable[[], None] = lambda: None,
+) -> jax.Array:
+    """The products of a warpgroup's rows and the columns of a chunk, summed over channels.
+
+    Args:
+      program: what the kernel is compiled for.
+      rows: shared memory of rows.
+      columns: shared memory of columns.
+      begun: called when tensor cores have been given their work, and before it is waited for.
+    """
+
+    def multiply(acc: Ref) -> jax.Array:
+        for part in program.parts:
+            plgpu.wgmma(acc, rows.at[part], columns.at[part].transpose((1, 0)))
+        begun()
+        return acc[...]
+
+    return pl.run_scoped(multiply, plgpu.ACC((GROUP_ROWS, program.columns), jnp.float32))
+
+
+def accumulate(
+    program: Program, sums: Sequence[jax.Array], weights: jax.Array, columns: Ref, left: Ref
+) -> list[jax.Array]:
+    """Add to sums, part by part, the weighted sum of the columns of a chunk for each row.
+
+    Args:
+      program: what the kernel is compiled for.
+      sums: what is added to.
+      weights: of each row and column, in registers.
+      columns: shared memory of columns.
+      left: shared memory for the weights where the kernel is interpreted: Pallas' interpreter does
+        not multiply what is in registers, nor begin with sums.
+    """
+    weights = weights.astype(program.dtype)
+    if not program.interpret:
+        return [
+            pl.run_state(functools.partial(_multiply, weights=weights, columns=columns.at[part]))(
+                plgpu.ACC.init(x)
+            )
+            for part, x in enumerate(sums)
+        ]
+    left[...] = weights
+    plgpu.commit_smem()
+
+    def alone(acc: Ref, part: int) -> jax.Array:
+        plgpu.wgmma(acc, left, columns.at[part])
+        return acc[...]
+
+    shape = plgpu.ACC((GROUP_ROWS, program.elements), jnp.float32)
+    return [
+        x + pl.run_scoped(functools.partial(alone, part=part), shape) for part, x in enumerate(sums)
+    ]
+
+
+def _multiply(acc: Ref, weights: jax.Array, columns: Ref) -> None:
+    plgpu.wgmma(acc, weights, columns)
+
+
+def zeros(program: Program) -> list[jax.Array]:
+    """Sums over columns to begin with, part by part."""
+    empty = jnp.zeros((GROUP_ROWS, program.elements), jnp.float32)
+    return [plgpu.layout_cast(empty, BLOCK) for _ in program.parts]
+
+
+def per_row(value: float) -> jax.Array:
+    """A number of each row, the same for all."""
+    return plgpu.layout_cast(jnp.full((GROUP_ROWS,), value, jnp.float32), OF_ROWS)
+
+
+def across(x: jax.Array, columns: int) -> jax.Array:
+    """A number of each row, for all columns."""
+    return plgpu.layout_cast(lax.broadcast_in_dim(x, (GROUP_ROWS, columns), [0]), BLOCK)
+
+
+def along(x: jax.Array) -> jax.Array:
+    """A number of each column, for all rows."""
+    return plgpu.layout_cast(lax.broadcast_in_dim(x, (GROUP_ROWS, *x.shape), [1]), BLOCK)
+
+
+def write(program: Program, sums: Sequence[jax.Array], target: Ref) -> None:
+    """Put sums into shared memory, rounded."""
+    for part, x in enumerate(sums):
+        target[part] = x.astype(program.dtype)
+
+
+def total_of(met: tuple[list[Ints], list[Ints]]) -> Ints:
+    """Chunks that a tile meets."""
+    return math.prod(met[1])
+
+
+def split_work(
+    program: Program, warpgroup: Ints, multiply: Callable[[], None], copy: Callable[[], None]
+) -> None:
+    """Have the last warpgroup copy and the others multiply, with registers to match."""
+    multiplying = program.config.warpgroups
+    # With two that multiply, each thread of the three has 168 registers to begin with.
+    pair = multiplying == 2
+
+    @pl.when(warpgroup < multiplying)
+    def _() -> None:
+        if pair:
+            plgpu.set_max_registers(_MULTIPLYING, action="increase")
+        multiply()
+
+    @pl.when(warpgroup == multiplying)
+    def _() -> None:
+        if pair:
+            plgpu.set_max_registers(_COPYING, action="decrease")
+        copy()
