@@ -3,8 +3,8 @@
 A *line* is a run of tokens of one dilation group along the last axis. The unit for tensor copies
 takes lines, or boxes of them, out of an array ``[lines, places, channels]``: dilation groups of the
 last axis stand side by side in the channels, and those of the others are lines of their own. That
-is a view of the tokens as they are given where the dilation divides every axis, and no axis is
-shorter than the chunks of a slab together; otherwise zeros are added at the end of axes.
+is a view of the tokens as they are given where the dilation divides every axis; otherwise zeros are
+added at the end of axes.
 """
 
 from __future__ import annotations
@@ -63,15 +63,15 @@ class Layout:
         """Columns of a block along each axis."""
         return tuple(axis.chunk for axis in self.blocks.axes)
 
-    @functools.cached_property
+    @property
     def places(self) -> tuple[int, ...]:
         """Positions of a dilation group in an array of lines along each axis."""
-        last = self.blocks.axes[-1]
-        places = [
-            max(axis.window.max_group_length, axis.num_chunks * axis.chunk)
-            for axis in self.blocks.axes
-        ]
-        return *places[:-1], max(places[-1], last.tile)
+        return tuple(w.max_group_length for w in self.windows)
+
+    def chunks_fit(self, axis: int) -> bool:
+        """Whether all chunks of all slabs end inside an axis."""
+        blocks = self.blocks.axes[axis]
+        return blocks.num_chunks * blocks.chunk <= self.places[axis]
 
     def lines(self, x: Float[Array, "B T N D"]) -> Float[Array, "lines places channels"]:
         """Tokens as lines."""

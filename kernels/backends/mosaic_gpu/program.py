@@ -130,9 +130,13 @@ class Program:
 
     @property
     def copies_boxes(self) -> bool:
-        """Whether the lines of a chunk that follow one another are one copy."""
-        dilated = max(self.layout.dilation[1:]) > 1
-        return self.config.boxes and not dilated and not self.interpret
+        """Whether the lines of a chunk that follow one another are one copy.
+
+        They must, and every chunk must end inside of both axes.
+        """
+        layout = self.layout
+        follow = max(layout.dilation[1:]) == 1 and all(map(layout.chunks_fit, (1, 2)))
+        return self.config.boxes and follow and not self.interpret
 
     @property
     def column_copies(self) -> int:
@@ -262,6 +266,15 @@ def store_rows(
     plgpu.wait_smem_to_gmem(0)
 
 
+def _column_line(program: Program, place: Place, chunk: Chunk, frame: int, line: int) -> Ints:
+    """Number of a line of a chunk's columns; one past the end of an axis is the last there is."""
+    positions = [chunk.start[0] + frame, chunk.start[1] + line]
+    for axis in (0, 1):
+        if not program.layout.chunks_fit(axis):
+            positions[axis] = jnp.minimum(positions[axis], program.layout.places[axis] - 1)
+    return program.line(place, *positions)
+
+
 def fetch_columns(
     program: Program,
     source: Ref,
@@ -272,33 +285,29 @@ def fetch_columns(
     head: Ints,
     heads: int,
 ) -> None:
-    """Copy the columns of a chunk into shared memory; arrives `Program.column_copies` times."""
+    """Copy the columns of a chunk into shared memory; arrives `Program.column_copies` times.
+
+    Places past the end of a line are zeros.
+    """
     frames, lines, length = program.layout.chunk
-    places = program.layout.places
-    if program.copies_boxes:
-        # With as few windows as a line of the box has tokens, the windows of one row after the
-        # other are the tokens of the box.
-        view = plgpu.im2col_ref(source, window_shape=(places[2] - length + 1,))
-    for frame in range(frames):
-        line = program.line(place, chunk.start[0] + frame, chunk.start[1])
-        for part in program.parts:
-            channels = program.channels(place, head, heads, part)
+    for part in program.parts:
+        channels = program.channels(place, head, heads, part)
+        for frame in range(frames):
             if program.copies_boxes:
-                rows = pl.ds(frame * lines * length, lines * length)
+                line = _column_line(program, place, chunk, frame, 0)
+                # With as few windows as a line of the box has tokens, the windows of one row after
+                # the other are the tokens of the box.
+                windows = program.layout.places[2] - length + 1
+                view = plgpu.im2col_ref(source, window_shape=(windows,))
                 box = view.at[pl.ds(line * length, lines * length), chunk.start[2], channels]
+                rows = pl.ds(frame * lines * length, lines * length)
                 plgpu.copy_gmem_to_smem(box, target.at[part, rows], barrier)
                 continue
             for i in range(lines):
+                line = _column_line(program, place, chunk, frame, i)
+                columns = source.at[line, pl.ds(chunk.start[2], length), channels]
                 rows = pl.ds((frame * lines + i) * length, length)
-                plgpu.copy_gmem_to_smem(
-                    source.at[
-                        line + i * program.layout.dilation[1],
-                        pl.ds(chunk.start[2], length),
-                        channels,
-                    ],
-                    target.at[part, rows],
-                    barrier,
-                )
+                plgpu.copy_gmem_to_smem(columns, target.at[part, rows], barrier)
 
 
 def fetch_scalars(
@@ -313,18 +322,13 @@ def fetch_scalars(
 ) -> None:
     """Copy a number of each column of a chunk into shared memory; arrives once a line."""
     frames, lines, length = program.layout.chunk
+    group = place.groups[2] * heads + head
     for frame in range(frames):
-        line = program.line(place, chunk.start[0] + frame, chunk.start[1])
         for i in range(lines):
-            plgpu.copy_gmem_to_smem(
-                source.at[
-                    line + i * program.layout.dilation[1],
-                    place.groups[2] * heads + head,
-                    pl.ds(chunk.start[2], length),
-                ],
-                target.at[pl.ds((frame * lines + i) * length, length)],
-                barrier,
-            )
+            line = _column_line(program, place, chunk, frame, i)
+            columns = source.at[line, group, pl.ds(chunk.start[2], length)]
+            rows = pl.ds((frame * lines + i) * length, length)
+            plgpu.copy_gmem_to_smem(columns, target.at[rows], barrier)
 
 
 def load_scalars(source: Ref, place: Place, warpgroup: Ints) -> jax.Array:
