@@ -34,8 +34,8 @@ class Implementation:
       platform: the only platform that it is for, if any: elsewhere None passes over it unasked,
         since importing it takes longer than a call.
       aliases: further names that users may have written.
-      by_name_only: whether None passes over it, wherever a program is for: what has never run on the
-        device that it is for is nobody's default.
+      by_name_only: whether None passes over it on every platform: what has never run on the device
+        that it is for is nobody's default.
       package: where its module is.
     """
 

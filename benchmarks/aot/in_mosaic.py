@@ -22,8 +22,6 @@ import tempfile
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-
 from benchmarks.aot import __main__ as aot
 from benchmarks.aot import cases, compiler, pool, report, sass
 from benchmarks.aot.chips import CHIPS
@@ -196,10 +194,10 @@ run, and no time was measured.** bfloat16; the problems are those of [aot.md](ao
 
 Registers of a thread as ptxas gives them, and bytes that spill; where two warpgroups multiply (12
 warps), the kernel then gives their threads 240 of the registers, and the copying one's 24. Copies
-are the instructions that copy a line or, in brackets, a box of tokens. *Clocks of a chunk* are those
-that the loop over chunks takes of a quarter of a multiprocessor, for one warpgroup and one chunk:
-instructions at one a clock, exponentials at 4 lanes a clock, multiply-adds of matrix products at
-512. The largest limits a kernel that waits for nothing else; memory is not among them.
+are the instructions that copy a line or, in brackets, a box of tokens. *Clocks of a chunk* are
+those that the loop over chunks takes of a quarter of a multiprocessor, for one warpgroup and one
+chunk: instructions at one a clock, exponentials at 4 lanes a clock, multiply-adds of matrix
+products at 512. The largest limits a kernel that waits for nothing else; memory is not among them.
 """
 
 

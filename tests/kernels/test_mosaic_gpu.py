@@ -1,23 +1,16 @@
 """What is particular to the kernels for Hopper: half precision, lines of tokens, the ring."""
 
 import functools
-import importlib.util
-import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from calls import fused, value_and_gradients
-from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
 from test_implementations import plain_attention
 
-import natjax
-from natjax.kernels import checks, device, registry, specialise
-from natjax.kernels.plan.blocks import Blocks
-from natjax.kernels.spec import CallSpec, kernels_of, rows_of
-from natjax.kernels.tuning import settings
-from natjax.kernels.tuning.problems import DINAT_TINY, NAT_TINY, Problem
+from natjax.kernels import registry
+from natjax.kernels.tuning.problems import Problem
 
 pytestmark = pytest.mark.skipif(
     "mosaic_gpu" not in registry.names(), reason="the kernels for Hopper are not there"

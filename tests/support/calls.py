@@ -17,7 +17,7 @@ from natjax.kernels import registry
 KERNELS = tuple(name for name, x in registry.available().items() if x.platform is not None)
 # Those that decline the unfused ops.
 FUSED_ONLY = ("mosaic_tpu",)
-# Those that decline float32, and most head sizes of the problems here; they have tests of their own.
+# Those that decline float32 and most head sizes of the problems here; they have their own tests.
 HALF_ONLY = ("mosaic_gpu",)
 # What the tests of all implementations are of.
 NAMES = tuple(name for name in registry.names() if name not in HALF_ONLY)

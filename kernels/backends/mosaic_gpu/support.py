@@ -18,7 +18,7 @@ _LARGEST_HEAD = 128
 _LONGEST_LINE = 2**15
 _OLDEST_JAX = (0, 12)
 # Abstract devices tell their kind and not their compute capability.
-_HOPPER = re.compile(r"\b(H100|H200|H800|H20|GH200)\b")
+HOPPER = re.compile(r"\b(H100|H200|H800|H20|GH200)\b")
 
 
 def supports(op: Op, spec: CallSpec) -> None:
@@ -71,7 +71,7 @@ def _is_hopper(target: Any) -> bool:
         return False
     capability = getattr(target, "compute_capability", None)
     if capability is None:
-        return _HOPPER.search(target.device_kind) is not None
+        return HOPPER.search(target.device_kind) is not None
     return str(capability) == "9.0"
 
 
