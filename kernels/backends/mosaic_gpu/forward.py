@@ -34,7 +34,7 @@ def forward(
     columns: list[Ref],
     full: list[Ref],
     free: list[Ref],
-    turns: Ref,
+    turns: Ref | None = None,
     left: Ref | None = None,
 ) -> None:
     """The output of a tile of queries and its log-sum-exp.
