@@ -58,6 +58,8 @@ def program_of(problem: Problem, config: settings) -> Program:
         width=problem.head_dim,
         dtype=jnp.dtype("bfloat16"),
         scale=1.0,
+        batch=1,
+        images=1,
         skips_chunks=False,
         interpret=device.is_interpreted(),
     )

@@ -6,6 +6,7 @@ its output times the gradient of that, less the gradient of the log-sum-exp.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -17,7 +18,15 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from natjax.kernels.backends.mosaic_gpu import program as do
 from natjax.kernels.backends.mosaic_gpu.config import GROUP_ROWS
 from natjax.kernels.backends.mosaic_gpu.penalty import Penalty
-from natjax.kernels.backends.mosaic_gpu.program import BLOCK, OF_COLUMNS, Ints, Program, Ref, Stream
+from natjax.kernels.backends.mosaic_gpu.program import (
+    BLOCK,
+    OF_COLUMNS,
+    Ints,
+    Place,
+    Program,
+    Ref,
+    Stream,
+)
 
 
 def dquery(
@@ -39,18 +48,26 @@ def dquery(
     columns: list[Ref],
     full: list[Ref],
     free: list[Ref],
+    stored: tuple[Ref, Ref] | None = None,
     left: Ref | None = None,
 ) -> None:
     """The gradient of a tile of queries. ``lse`` is in units of log2(e), in the order of tiles."""
     keys, values = (Stream(*x) for x in zip(columns, full, free, strict=True))
     warpgroup = lax.axis_index("warpgroup")
-    place = program.place_of_block(program.heads)
-    met = program.met(reach, place.tile)
+    first = program.place_of_block(program.heads)
+    met = program.met(reach, first.tile)
     total = do.total_of(met)
-    penalty = Penalty(program, table, kind, has_table)
+    kept, kept_here = stored or (None, None)
+    penalty = Penalty(program, table, kind, has_table, kept)
     stages = jnp.int32(program.config.num_stages)
 
     def multiply() -> None:
+        tile = penalty.of_tile(first, warpgroup)
+        if kept_here is not None:
+            plgpu.barrier_wait(kept_here)
+        do.each_image(program, first, functools.partial(multiply_image, tile))
+
+    def multiply_image(tile: Any, before: Ints, place: Place) -> None:
         queries, douts = (x.at[warpgroup] for x in rows)
         for source, target in ((query, queries), (dout, douts)):
             do.fetch_rows(
@@ -63,11 +80,10 @@ def dquery(
                 warpgroup,
             )
         plgpu.barrier_wait(arrived.at[warpgroup])
-        tile = penalty.of_tile(place, warpgroup)
         ends, deltas = (do.load_scalars(x, place, warpgroup) for x in (lse, delta))
 
         def step(turn: Ints, sums: Any) -> Any:
-            slot = lax.rem(turn, stages)
+            slot = lax.rem(before * total + turn, stages)
             chunk = program.chunk(place, met, turn)
             plgpu.barrier_wait(keys.full.at[slot])
             products = do.product(program, queries, keys.memory.at[slot])
@@ -87,18 +103,11 @@ def dquery(
         do.store_rows(program, queries, dq, place, program.heads, warpgroup)
 
     def copy() -> None:
-        head = place.head // program.groups
-
-        def fetch(source: Ref) -> Any:
-            def begin(turn: Ints, memory: Ref, barrier: Ref) -> None:
-                chunk = program.chunk(place, met, turn)
-                do.fetch_columns(
-                    program, source, memory, barrier, place, chunk, head, program.kv_heads
-                )
-
-            return begin
-
-        do.produce(program, total, (keys, values), (fetch(key), fetch(value)))
+        if kept_here is not None:
+            penalty.fetch(first, first.head, kept_here)
+        do.produce_images(
+            program, first, met, (keys, values), (key, value), first.head // program.groups
+        )
 
     do.split_work(program, warpgroup, multiply, copy)
 

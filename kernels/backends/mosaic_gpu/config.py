@@ -17,6 +17,7 @@ GROUP_ROWS = 64
 SWIZZLED_ROWS = 8
 # Columns of a line of scalars, which a copy by 128 threads takes 4 bytes of for each.
 SCALAR_LINE = 32
+_MOST_IMAGES = 64
 # From this many keys a window on, two warpgroups share what is copied.
 _LARGE_WINDOW = 512
 # What a chunk costs besides its logits, for a row: the reductions of a softmax; an estimate.
@@ -36,6 +37,8 @@ class KernelConfig:
       boxes: whether a box of columns is one copy, as im2col takes them, where nothing is dilated
         along the last two axes; otherwise, and where kernels are interpreted, it is one copy a
         line.
+      images: that a block of threads works on, one after the other, where there is a table of what
+        is added to logits, whose blocks it then keeps in shared memory: 1 to 64.
 
     Raises:
       ValueError: a value breaks its rule.
@@ -45,6 +48,7 @@ class KernelConfig:
     chunk: tuple[int, ...]
     num_stages: int = 2
     boxes: bool = True
+    images: int = 1
     # Chunks are copied as boxes, none of which may end outside the array.
     whole_chunks: ClassVar[bool] = True
 
@@ -65,6 +69,8 @@ class KernelConfig:
             )
         if type(self.num_stages) is not int or not 1 <= self.num_stages <= 8:
             raise ValueError(f"num_stages must be from 1 to 8; got {self.num_stages!r}")
+        if type(self.images) is not int or not 1 <= self.images <= _MOST_IMAGES:
+            raise ValueError(f"images must be from 1 to {_MOST_IMAGES}; got {self.images!r}")
         if type(self.boxes) is not bool:
             raise ValueError(f"boxes must be True or False; got {self.boxes!r}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from natjax.kernels.autodiff import LOG2_E
 from natjax.kernels.backends.mosaic_gpu import program as do
 from natjax.kernels.backends.mosaic_gpu.config import GROUP_ROWS
 from natjax.kernels.backends.mosaic_gpu.penalty import Penalty
-from natjax.kernels.backends.mosaic_gpu.program import Ints, Program, Ref, Stream
+from natjax.kernels.backends.mosaic_gpu.program import Ints, Place, Program, Ref, Stream
 from natjax.kernels.plan.pattern import HIDDEN
 
 
@@ -35,6 +36,7 @@ def forward(
     full: list[Ref],
     free: list[Ref],
     turns: Ref | None = None,
+    stored: tuple[Ref, Ref] | None = None,
     left: Ref | None = None,
 ) -> None:
     """The output of a tile of queries and its log-sum-exp.
@@ -44,10 +46,11 @@ def forward(
     (queries,) = rows
     keys, values = (Stream(*x) for x in zip(columns, full, free, strict=True))
     warpgroup = lax.axis_index("warpgroup")
-    place = program.place_of_block(program.heads)
-    met = program.met(reach, place.tile)
+    first = program.place_of_block(program.heads)
+    met = program.met(reach, first.tile)
     total = do.total_of(met)
-    penalty = Penalty(program, table, kind, has_table)
+    kept, kept_here = stored or (None, None)
+    penalty = Penalty(program, table, kind, has_table, kept)
     stages = jnp.int32(program.config.num_stages)
     pair = program.config.warpgroups == 2
 
@@ -58,6 +61,16 @@ def forward(
             plgpu.barrier_wait(turns)
 
     def multiply() -> None:
+        tile = penalty.of_tile(first, warpgroup)
+        if kept_here is not None:
+            plgpu.barrier_wait(kept_here)
+        if pair:
+            pl.when(warpgroup == 1)(take_turns)
+        do.each_image(program, first, functools.partial(multiply_image, tile))
+        if pair:
+            pl.when(warpgroup == 0)(take_turns)
+
+    def multiply_image(tile: Any, before: Ints, place: Place) -> None:
         do.fetch_rows(
             program,
             query,
@@ -68,11 +81,10 @@ def forward(
             warpgroup,
         )
         plgpu.barrier_wait(arrived.at[warpgroup])
-        tile = penalty.of_tile(place, warpgroup)
 
         def step(turn: Ints, carry: Any) -> Any:
             sums, top, weight = carry
-            slot = lax.rem(turn, stages)
+            slot = lax.rem(before * total + turn, stages)
             chunk = program.chunk(place, met, turn)
             plgpu.barrier_wait(keys.full.at[slot])
             products = do.product(program, queries.at[warpgroup], keys.memory.at[slot], take_turns)
@@ -92,12 +104,8 @@ def forward(
             plgpu.barrier_arrive(values.free.at[slot])
             return sums, new, weight
 
-        if pair:
-            pl.when(warpgroup == 1)(take_turns)
         begin = do.zeros(program), do.per_row(HIDDEN), do.per_row(0.0)
         sums, top, weight = lax.fori_loop(0, total, step, begin)
-        if pair:
-            pl.when(warpgroup == 0)(take_turns)
         sums = [x / do.across(weight, program.elements) for x in sums]
         do.write(program, sums, queries.at[warpgroup])
         do.store_rows(program, queries.at[warpgroup], out, place, program.heads, warpgroup)
@@ -106,17 +114,10 @@ def forward(
         plgpu.store(lse.at[place.image, place.head, place.tile, own_rows], ends, optimized=False)
 
     def copy() -> None:
-        head = place.head // program.groups
-
-        def fetch(source: Ref) -> Any:
-            def begin(turn: Ints, memory: Ref, barrier: Ref) -> None:
-                chunk = program.chunk(place, met, turn)
-                do.fetch_columns(
-                    program, source, memory, barrier, place, chunk, head, program.kv_heads
-                )
-
-            return begin
-
-        do.produce(program, total, (keys, values), (fetch(key), fetch(value)))
+        if kept_here is not None:
+            penalty.fetch(first, first.head, kept_here)
+        do.produce_images(
+            program, first, met, (keys, values), (key, value), first.head // program.groups
+        )
 
     do.split_work(program, warpgroup, multiply, copy)

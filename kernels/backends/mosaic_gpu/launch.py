@@ -46,9 +46,17 @@ def _program(call: KernelCall, kernel: Kernel, q: Array, k: Array) -> Program:
         width=q.shape[-1],
         dtype=jnp.dtype(q.dtype),
         scale=float(call.scale),
+        batch=q.shape[0],
+        images=_images(call, kernel, q.shape[0]),
         skips_chunks=kernel != "dbias" and skipping_pays(blocks),
         interpret=call.interpret,
     )
+
+
+def _images(call: KernelCall, kernel: Kernel, batch: int) -> int:
+    """Images that a block of threads works on, one after the other."""
+    stays = kernel in call.with_table and kernel in ("forward", "dquery")
+    return min(call.config(kernel).images, batch) if stays else 1
 
 
 def _run(
@@ -112,6 +120,9 @@ def _scratch(program: Program, rows: int, extra: tuple[int, int] = (0, 0)) -> di
         "full": [_barriers(program, number) for number in copies],
         "free": [_barriers(program, config.warpgroups) for _ in range(2)],
     }
+    if program.images > 1:
+        chunks = program.layout.blocks.num_chunks
+        scratch["stored"] = program.table_memory(), plgpu.Barrier(num_arrivals=chunks)
     if program.interpret:
         shape = (config.warpgroups, GROUP_ROWS, program.columns)
         scratch["left"] = plgpu.SMEM(shape, program.dtype)
@@ -127,7 +138,7 @@ def _like(x: Array) -> jax.ShapeDtypeStruct:
 
 
 def _num_blocks(program: Program, q: Array, heads: int) -> int:
-    return q.shape[0] * heads * program.layout.blocks.num_tiles
+    return -(-q.shape[0] // program.images) * heads * program.layout.blocks.num_tiles
 
 
 def _forward(call: KernelCall, q: Array, k: Array, v: Array, *plan: Array) -> tuple[Array, ...]:

@@ -24,6 +24,7 @@ from natjax.kernels.backends.mosaic_gpu.program import (
     Program,
     Ref,
     across,
+    fetch_table,
 )
 from natjax.kernels.plan.pattern import HIDDEN
 
@@ -40,12 +41,14 @@ class Penalty:
       table: blocks, or the windows of rows (`Layout.row_windows`).
       kind: of each tile, or the windows of whole tiles (`Layout.whole_windows`).
       has_table: which of both.
+      stored: shared memory that the blocks of the tile are in, if they are.
     """
 
     program: Program
     table: Ref
     kind: Ref
     has_table: bool
+    stored: Ref | None = None
 
     def of_tile(self, place: Place, warpgroup: Ints) -> Any:
         """What is known of a tile for all of its chunks."""
@@ -90,10 +93,19 @@ class Penalty:
 
     def block(self, kind: Ints, head: Ints, chunk: Ints, warpgroup: Ints) -> jax.Array:
         """A block of the table, the rows of a warpgroup."""
-        own = head if self.table.shape[0] > 1 else 0
         rows = pl.ds(warpgroup * GROUP_ROWS, GROUP_ROWS)
-        block = self.table.at[own, kind, chunk, rows]
+        if self.stored is not None:
+            return plgpu.load(self.stored.at[chunk, rows], layout=BLOCK)
+        block = self.table.at[self._table_of(head), kind, chunk, rows]
         return plgpu.load(block, layout=BLOCK, optimized=False)
+
+    def fetch(self, place: Place, head: Ints, barrier: Ref) -> None:
+        """Copy the blocks of a tile into shared memory; see `program.fetch_table`."""
+        blocks = self.table.at[self._table_of(head), self.kind[place.tile]]
+        fetch_table(self.program, blocks, self.stored, barrier)
+
+    def _table_of(self, head: Ints) -> Ints:
+        return head if self.table.shape[0] > 1 else 0
 
     @property
     def factor(self) -> float:

@@ -83,6 +83,8 @@ class Program:
       width: head size.
       dtype: of queries, keys and values.
       scale: factor on the products of queries and keys.
+      batch: images.
+      images: that a block of threads works on, one after the other.
       skips_chunks: whether a table says which chunks of its slab a tile meets.
       interpret: whether Pallas interprets the kernel.
     """
@@ -94,6 +96,8 @@ class Program:
     width: int
     dtype: Any
     scale: float
+    batch: int
+    images: int
     skips_chunks: bool
     interpret: bool
 
@@ -148,6 +152,17 @@ class Program:
         """Shared memory for the rows of a warpgroup, so many times."""
         return self._memory(count, GROUP_ROWS)
 
+    def table_memory(self) -> Any:
+        """Shared memory for the blocks of a tile."""
+        blocks = self.layout.blocks
+        elements = _SWIZZLED_BYTES // 4
+        transforms = (
+            plgpu.TilingTransform((SWIZZLED_ROWS, elements)),
+            plgpu.SwizzleTransform(_SWIZZLED_BYTES),
+        )
+        shape = (blocks.num_chunks, blocks.num_rows, blocks.num_columns)
+        return plgpu.SMEM(shape, jnp.float32, transforms=transforms)
+
     def columns_memory(self) -> Any:
         """Shared memory for the columns of a chunk, for each place of the ring."""
         return self._memory(self.config.num_stages, self.columns)
@@ -169,10 +184,17 @@ class Program:
         return Place(image, head, tile, groups, first, slab)
 
     def place_of_block(self, heads: int) -> Place:
-        """What the block of threads at hand works on, of so many heads."""
+        """What the block of threads at hand works on first, of so many heads."""
         tiles = self.layout.blocks.num_tiles
         number = lax.axis_index("block")
-        return self.place(number % tiles, number // tiles % heads, number // (tiles * heads))
+        image = number // (tiles * heads) * self.images
+        return self.place(number % tiles, number // tiles % heads, image)
+
+    def count_images(self, first: Place) -> Ints:
+        """How many images a block of threads works on."""
+        if self.batch % self.images == 0:
+            return self.images
+        return jnp.minimum(self.images, self.batch - first.image)
 
     def met(self, reach: Ref, tile: Ints) -> tuple[list[Ints], list[Ints]]:
         """Along each axis the first chunk that a tile meets, and how many there are from there."""
@@ -203,6 +225,24 @@ class Program:
         """Channels of a part of a head in an array of lines."""
         first = (place.groups[2] * heads + head) * self.width
         return pl.ds(first + part * self.elements, self.elements)
+
+
+def each_image(program: Program, first: Place, body: Callable[[Ints, Place], None]) -> None:
+    """Work on one image after the other.
+
+    Args:
+      program: what the kernel is compiled for.
+      first: the tile in the first image.
+      body: a function of the images before and of the tile.
+    """
+
+    def at(before: Ints) -> None:
+        body(before, dataclasses.replace(first, image=first.image + before))
+
+    if program.images == 1:
+        at(jnp.int32(0))
+    else:
+        pl.loop(0, program.count_images(first))(at)
 
 
 # Copies.
@@ -331,6 +371,12 @@ def fetch_scalars(
             plgpu.copy_gmem_to_smem(columns, target.at[rows], barrier)
 
 
+def fetch_table(program: Program, source: Ref, target: Ref, barrier: Ref) -> None:
+    """Copy the blocks of a tile into shared memory; arrives once a chunk."""
+    for chunk in range(program.layout.blocks.num_chunks):
+        plgpu.copy_gmem_to_smem(source.at[chunk], target.at[chunk], barrier)
+
+
 def load_scalars(source: Ref, place: Place, warpgroup: Ints) -> jax.Array:
     """A number of each row of a warpgroup, of an array in the order of tiles."""
     rows = source.at[place.image, place.head, place.tile, pl.ds(warpgroup * GROUP_ROWS, GROUP_ROWS)]
@@ -381,6 +427,42 @@ def produce(
                 plgpu.barrier_wait(stream.free.at[slot])
 
             fetch(turn, stream.memory.at[slot], stream.full.at[slot])
+
+
+def produce_images(
+    program: Program,
+    first: Place,
+    met: tuple[list[Ints], list[Ints]],
+    streams: Sequence[Stream],
+    sources: Sequence[Ref],
+    head: Ints,
+) -> None:
+    """Copy the chunks of keys and of values of one image after the other into the ring.
+
+    Args:
+      program: what the kernel is compiled for.
+      first: the tile in the first image.
+      met: which chunks it meets.
+      streams: operands.
+      sources: lines of each.
+      head: whose channels.
+    """
+    total = total_of(met)
+
+    def fetch(source: Ref) -> Callable[[Ints, Ref, Ref], None]:
+        def begin(turn: Ints, memory: Ref, barrier: Ref) -> None:
+            place, own = first, turn
+            if program.images > 1:
+                # Of a tile that meets nothing there is no turn.
+                place = dataclasses.replace(first, image=first.image + turn // total)
+                own = turn % total
+            chunk = program.chunk(place, met, own)
+            fetch_columns(program, source, memory, barrier, place, chunk, head, program.kv_heads)
+
+        return begin
+
+    count = program.count_images(first) if program.images > 1 else 1
+    produce(program, total * count, streams, [fetch(source) for source in sources])
 
 
 # Products.
