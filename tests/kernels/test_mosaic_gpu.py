@@ -264,7 +264,7 @@ def test_what_is_declined_says_what_would_work(change, message, interpreted):
 @pytest.mark.parametrize("op", ["qk", "av"])
 def test_unfused_ops_are_declined(op, interpreted):
     x = jnp.zeros((1, 9, 1, 3), jnp.bfloat16)
-    with pytest.raises(NotImplementedError, match='no unfused ops; use .*"pallas_triton"'):
+    with pytest.raises(NotImplementedError, match=r'no unfused ops; use .*"pallas_triton"'):
         getattr(natjax, f"na1d_{op}")(x, x, 3, implementation="mosaic_gpu")
 
 
