@@ -15,7 +15,7 @@ from natjax.kernels.spec import CallSpec, Kernel, rows_of
 # Rows that one warpgroup multiplies, and rows of shared memory that are swizzled together.
 GROUP_ROWS = 64
 SWIZZLED_ROWS = 8
-# Columns of a line of scalars, which a copy by 128 threads takes 4 bytes of for each.
+# Columns of a line of scalars, at least: copies into shared memory begin at multiples of 128 bytes.
 SCALAR_LINE = 32
 _MOST_IMAGES = 64
 # From this many keys a window on, two warpgroups share what is copied.
