@@ -36,6 +36,8 @@ class Implementation:
       aliases: further names that users may have written.
       by_name_only: whether None passes over it on every platform: what has never run on the device
         that it is for is nobody's default.
+      interprets_in_order: whether its kernels, interpreted, have effects that JAX keeps in order,
+        as it cannot in functions that it partitions.
       package: where its module is.
     """
 
@@ -43,6 +45,7 @@ class Implementation:
     platform: str | None = None
     aliases: tuple[str, ...] = ()
     by_name_only: bool = False
+    interprets_in_order: bool = False
     package: str = "natjax.kernels.backends"
 
     @property
@@ -55,7 +58,7 @@ class Implementation:
 IMPLEMENTATIONS = (
     Implementation("jax_triton", platform="gpu"),
     Implementation("pallas_triton", platform="gpu", aliases=("triton",)),
-    Implementation("mosaic_gpu", platform="gpu", by_name_only=True),
+    Implementation("mosaic_gpu", platform="gpu", by_name_only=True, interprets_in_order=True),
     Implementation("mosaic_tpu", platform="tpu"),
     Implementation("xla"),
     Implementation("reference"),

@@ -151,6 +151,7 @@ class KernelCall:
       scale: factor on the products of queries and keys.
       groups: query heads for each key head.
       interpret: whether kernels run interpreted.
+      splits: whether a launch may be split over devices.
       tf32: whether float32 products may be rounded to TF32.
       settings: what each kernel is compiled with.
       with_table: kernels that take what to add to the logits from a table of blocks; the others
@@ -163,6 +164,7 @@ class KernelCall:
     scale: float
     groups: int
     interpret: bool
+    splits: bool
     tf32: bool
     settings: tuple[tuple[Kernel, Any], ...]
     with_table: frozenset[Kernel]

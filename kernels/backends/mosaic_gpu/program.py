@@ -296,14 +296,31 @@ def store_rows(
     for number in range(program.row_lines):
         line, first, exists = _row_line(program, place, warpgroup, number)
         rows = pl.ds(number * program.row_line, program.row_line)
-        for part in program.parts:
-            channels = program.channels(place, place.head, heads, part)
-            plgpu.copy_smem_to_gmem(
-                source.at[part, rows],
-                target.at[line, pl.ds(first, program.row_line), channels],
-                predicate=exists,
-            )
+        store = functools.partial(
+            _store_line, program, source, target, place, heads, rows, line, first
+        )
+        if exists is None:
+            store()
+        else:
+            # Pallas' interpreter knows no predicate of a copy.
+            pl.when(exists)(store)
     plgpu.wait_smem_to_gmem(0)
+
+
+def _store_line(
+    program: Program,
+    source: Ref,
+    target: Ref,
+    place: Place,
+    heads: int,
+    rows: Any,
+    line: Ints,
+    first: Ints,
+) -> None:
+    for part in program.parts:
+        channels = program.channels(place, place.head, heads, part)
+        own = target.at[line, pl.ds(first, program.row_line), channels]
+        plgpu.copy_smem_to_gmem(source.at[part, rows], own)
 
 
 def _column_line(program: Program, place: Place, chunk: Chunk, frame: int, line: int) -> Ints:
