@@ -194,9 +194,10 @@ def test_rows_of_tiles_and_their_windows_are_those_of_the_plan(case):
             token = token * w.length + position * w.dilation + group
         line = (at[0] * dilation[0] + groups[0]) * places[1] + at[1]
         line = line * dilation[1] + groups[1]
-        np.testing.assert_array_equal(tiles[number][exists], token[exists])
-        np.testing.assert_array_equal(lines[line, at[2], groups[2]][exists], token[exists])
-        np.testing.assert_array_equal(scalars[line, groups[2], at[2]][exists], token[exists])
+        token, line, place = token[exists], line[exists], at[2][exists]
+        np.testing.assert_array_equal(tiles[number][exists], token)
+        np.testing.assert_array_equal(lines[line, place, groups[2]], token)
+        np.testing.assert_array_equal(scalars[line, groups[2], place], token)
         for i, axis in enumerate(axes):
             own, column = at[i] < lengths[i], np.arange(lengths[i])
             seen = axis.is_neighbor(at[i][:, None], column[None], groups[i])[own]
@@ -221,7 +222,7 @@ def test_rows_of_tiles_and_their_windows_are_those_of_the_plan(case):
         (((8, 8), (4, 16), 2, True, 65), "images must be from 1 to 64; got 65"),
     ],
 )
-def test_settings_that_break_a_rule(values, message):
+def test_settings_that_break_a_rule(values, message, unchecked):
     with pytest.raises(ValueError, match=message):
         _settings()(*values)
 

@@ -48,8 +48,8 @@ def dquery(
     columns: list[Ref],
     full: list[Ref],
     free: list[Ref],
-    stored: tuple[Ref, Ref] | None = None,
-    left: Ref | None = None,
+    stored: Ref = None,
+    left: Ref = None,
 ) -> None:
     """The gradient of a tile of queries. ``lse`` is in units of log2(e), in the order of tiles."""
     keys, values = (Stream(*x) for x in zip(columns, full, free, strict=True))
@@ -133,7 +133,7 @@ def dkeyvalue(
     scalars: list[Ref],
     full: list[Ref],
     free: list[Ref],
-    left: Ref | None = None,
+    left: Ref = None,
 ) -> None:
     """The gradients of a tile of keys and of their values.
 

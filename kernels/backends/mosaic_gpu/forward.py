@@ -35,9 +35,9 @@ def forward(
     columns: list[Ref],
     full: list[Ref],
     free: list[Ref],
-    turns: Ref | None = None,
-    stored: tuple[Ref, Ref] | None = None,
-    left: Ref | None = None,
+    turns: Ref = None,
+    stored: Ref = None,
+    left: Ref = None,
 ) -> None:
     """The output of a tile of queries and its log-sum-exp.
 

@@ -48,7 +48,7 @@ class Penalty:
     table: Ref
     kind: Ref
     has_table: bool
-    stored: Ref | None = None
+    stored: Ref = None
 
     def of_tile(self, place: Place, warpgroup: Ints) -> Any:
         """What is known of a tile for all of its chunks."""
