@@ -62,7 +62,7 @@ def dquery(
     stages = jnp.int32(program.config.num_stages)
 
     def multiply() -> None:
-        tile = penalty.of_tile(first, warpgroup)
+        tile = penalty.of_tile(first)
         if kept_here is not None:
             plgpu.barrier_wait(kept_here)
         do.each_image(program, first, functools.partial(multiply_image, tile))
@@ -169,7 +169,7 @@ def dkeyvalue(
                 warpgroup,
             )
         plgpu.barrier_wait(arrived.at[warpgroup])
-        tile = penalty.of_tile(place, warpgroup)
+        tile = penalty.of_tile(place)
         own = None if left is None else left.at[warpgroup]
 
         def of_columns(source: Ref, slot: Ints) -> jax.Array:

@@ -31,7 +31,7 @@ class KernelConfig:
     Attributes:
       tile: rows of a block along each token axis, powers of two, 64 or 128 in all, and a multiple
         of 8 along the last axis.
-      chunk: columns of a block along each token axis, powers of two, 64 to 256 in all, and a
+      chunk: columns of a block along each token axis, powers of two, 32 to 256 in all, and a
         multiple of 8 along the last axis.
       num_stages: chunks in the ring, from 1 to 8.
       boxes: whether a box of columns is one copy, as im2col takes them, where nothing is dilated
@@ -54,7 +54,7 @@ class KernelConfig:
 
     def __post_init__(self) -> None:
         """Check the rules."""
-        for name, sizes in (("tile", (64, 128)), ("chunk", (64, 128, 256))):
+        for name, sizes in (("tile", (64, 128)), ("chunk", (32, 64, 128, 256))):
             sides = getattr(self, name)
             good = isinstance(sides, tuple) and 1 <= len(sides) <= 3
             good = good and all(map(_is_power_of_two, sides)) and math.prod(sides) in sizes
@@ -101,8 +101,13 @@ def _is_power_of_two(x: Any) -> bool:
 @functools.lru_cache(256)
 def _suggest(kernel: Kernel, spec: CallSpec) -> KernelConfig:
     axes = len(spec.neighborhood.axes)
-    rows = 128 if spec.neighborhood.num_neighbors >= _LARGE_WINDOW else 64
-    columns = 128 if kernel == "forward" else 64
+    is_large = spec.neighborhood.num_neighbors >= _LARGE_WINDOW
+    # Two warpgroups have fewer registers a thread than one, too few for two sums of wide heads.
+    shares = is_large and (kernel != "dkeyvalue" or spec.head_dim <= 64)
+    rows = 128 if shares else 64
+    # With more columns, fewer blocks of threads fit a multiprocessor; and a mask along three axes
+    # takes registers of its own.
+    columns = 128 if kernel == "forward" and is_large and axes < 3 else 64
     narrowest = SCALAR_LINE if kernel == "dkeyvalue" else SWIZZLED_ROWS
     tiles = _boxes(axes, rows, SWIZZLED_ROWS)
     chunks = _boxes(axes, columns, narrowest)

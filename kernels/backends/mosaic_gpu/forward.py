@@ -61,7 +61,7 @@ def forward(
             plgpu.barrier_wait(turns)
 
     def multiply() -> None:
-        tile = penalty.of_tile(first, warpgroup)
+        tile = penalty.of_tile(first)
         if kept_here is not None:
             plgpu.barrier_wait(kept_here)
         if pair:

@@ -3,8 +3,8 @@
 A *line* is a run of tokens of one dilation group along the last axis. The unit for tensor copies
 takes lines, or boxes of them, out of an array ``[lines, places, channels]``: dilation groups of the
 last axis stand side by side in the channels, and those of the others are lines of their own. That
-is a view of the tokens as they are given where the dilation divides every axis; otherwise zeros are
-added at the end of axes.
+is a view of the tokens as they are given where the dilation divides every axis, and 8 the places of
+a line, as Mosaic wants it; otherwise zeros are added at the end of axes.
 """
 
 from __future__ import annotations
@@ -17,11 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from natjax.kernels.backends.mosaic_gpu.config import SWIZZLED_ROWS
 from natjax.kernels.neighborhood import AxisWindow
 from natjax.kernels.plan.blocks import AxisBlocks, Blocks, axis_blocks, columns_met
-
-# Lines of scalars begin at multiples of 16 bytes.
-_ALIGNED_SCALARS = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +64,8 @@ class Layout:
     @property
     def places(self) -> tuple[int, ...]:
         """Positions of a dilation group in an array of lines along each axis."""
-        return tuple(w.max_group_length for w in self.windows)
+        *places, last = (w.max_group_length for w in self.windows)
+        return *places, -(-last // SWIZZLED_ROWS) * SWIZZLED_ROWS
 
     def chunks_fit(self, axis: int) -> bool:
         """Whether all chunks of all slabs end inside an axis."""
@@ -91,11 +90,9 @@ class Layout:
     def scalar_lines(self, x: Float[Array, "B T N"]) -> Float[Array, "lines groups places"]:
         """A number of each token and head as lines; groups of the last axis times heads."""
         batch, _, heads = x.shape
-        *places, last = self.places
-        places = [*places, -(-last // _ALIGNED_SCALARS) * _ALIGNED_SCALARS]
-        x = self._padded(x.reshape(batch, *self._lengths, heads), places)
-        x = x.reshape(-1, places[2], self.dilation[2], heads).transpose(0, 2, 3, 1)
-        return x.reshape(-1, self.dilation[2] * heads, places[2])
+        x = self._padded(x.reshape(batch, *self._lengths, heads), self.places)
+        x = x.reshape(-1, self.places[2], self.dilation[2], heads).transpose(0, 2, 3, 1)
+        return x.reshape(-1, self.dilation[2] * heads, self.places[2])
 
     def by_tile(self, x: Float[Array, "B T N"]) -> Float[Array, "B N tiles rows"]:
         """A number of each token and head, in the order of the rows of all tiles."""

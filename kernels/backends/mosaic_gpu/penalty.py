@@ -50,11 +50,9 @@ class Penalty:
     has_table: bool
     stored: Ref = None
 
-    def of_tile(self, place: Place, warpgroup: Ints) -> Any:
-        """What is known of a tile for all of its chunks."""
-        if self.has_table:
-            return self.kind[place.tile]
-        return {axis: self._windows(place, warpgroup, axis) for axis in self._axes}
+    def of_tile(self, place: Place) -> Any:
+        """The kind of a tile, where there is a table."""
+        return self.kind[place.tile] if self.has_table else None
 
     def exponents(
         self,
@@ -87,7 +85,7 @@ class Penalty:
         return lax.cond(
             self._is_whole(place, chunk),
             lambda x: x,
-            lambda x: jnp.where(self._seen(tile, chunk), x, HIDDEN),
+            lambda x: jnp.where(self._seen(place, chunk, warpgroup), x, HIDDEN),
             logits,
         )
 
@@ -131,7 +129,7 @@ class Penalty:
             conditions.append(start + side <= self.kind[place.tile, axis, 1])
         return functools.reduce(jnp.logical_and, conditions)
 
-    def _seen(self, tile: Any, chunk: Chunk) -> jax.Array:
+    def _seen(self, place: Place, chunk: Chunk, warpgroup: Ints) -> jax.Array:
         """Which rows and columns of a block see one another.
 
         Columns are counted row-major in a chunk whose sides are powers of two. So what is left of
@@ -143,7 +141,11 @@ class Penalty:
         conditions = []
         for axis in self._axes:
             unit = math.prod(sides[axis + 1 :])
-            place = column & (unit * sides[axis] - 1)
-            low, high = (across((end - chunk.start[axis]) * unit, shape[1]) for end in tile[axis])
-            conditions += [place >= low, place < high]
+            along = column & (unit * sides[axis] - 1)
+            # Loaded for each chunk that needs a mask, which are few, and not kept in registers.
+            low, high = (
+                across((end - chunk.start[axis]) * unit, shape[1])
+                for end in self._windows(place, warpgroup, axis)
+            )
+            conditions += [along >= low, along < high]
         return functools.reduce(jnp.logical_and, conditions)

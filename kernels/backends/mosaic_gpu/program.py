@@ -34,7 +34,7 @@ OF_COLUMNS = BLOCK.reduce(0)
 # Bytes of channels that lie together in shared memory, the most that can be swizzled.
 _SWIZZLED_BYTES = 128
 # Registers of a thread, where two warpgroups multiply and one copies.
-_MULTIPLYING, _COPYING = 240, 24
+_MULTIPLYING, _COPYING = 232, 40
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,9 +113,13 @@ class Program:
 
     @property
     def elements(self) -> int:
-        """Channels of a part, which is what is swizzled together."""
+        """Channels of a part, which is what is swizzled together.
+
+        Where columns are summed over, they come in as many at once.
+        """
         most = _SWIZZLED_BYTES // self.dtype.itemsize
-        return next(n for n in (most, most // 2, most // 4) if self.width % n == 0)
+        sizes = (most, most // 2, most // 4)
+        return next(n for n in sizes if self.width % n == 0 and self.columns % n == 0)
 
     @property
     def parts(self) -> range:
@@ -524,12 +528,8 @@ def accumulate(
     """
     weights = weights.astype(program.dtype)
     if not program.interpret:
-        return [
-            pl.run_state(functools.partial(_multiply, weights=weights, columns=columns.at[part]))(
-                plgpu.ACC.init(x)
-            )
-            for part, x in enumerate(sums)
-        ]
+        multiply = functools.partial(_multiply, weights=weights, columns=columns)
+        return list(pl.run_state(multiply)(tuple(map(plgpu.ACC.init, sums))))
     left[...] = weights
     plgpu.commit_smem()
 
@@ -543,8 +543,9 @@ def accumulate(
     ]
 
 
-def _multiply(acc: Ref, weights: jax.Array, columns: Ref) -> None:
-    plgpu.wgmma(acc, weights, columns)
+def _multiply(sums: tuple[Ref, ...], weights: jax.Array, columns: Ref) -> None:
+    for part, acc in enumerate(sums):
+        plgpu.wgmma(acc, weights, columns.at[part])
 
 
 def zeros(program: Program) -> list[jax.Array]:
