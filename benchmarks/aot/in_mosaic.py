@@ -104,6 +104,7 @@ def _figures(folder: str, problem: Problem, kernel: Kernel) -> dict[str, Any]:
     exponentials, products = sass.needed(kernel, 64, columns, problem.head_dim, 4)
     return row | {
         "loop": loop.instructions,
+        "loop_spills": loop.spills,
         "exponentials": [loop.exponentials, exponentials],
         "products": [loop.products, products],
     }
@@ -125,7 +126,9 @@ def failed(rows: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, str]:
         before = known.get(key)
         if "error" in row:
             reasons[key] = row["error"]
-        elif row["spill"] > (before or {}).get("spill", 0):
+        elif row.get("loop_spills"):
+            reasons[key] = f"spills registers in its loop, {row['spill']} bytes in all"
+        elif row["spill"] > (before or row).get("spill", 0):
             reasons[key] = f"spills {row['spill']} bytes of registers"
         elif before and row["instructions"] > 1.05 * before["instructions"]:
             reasons[key] = (
@@ -166,7 +169,8 @@ def _line(kernel: str, row: Mapping[str, Any]) -> list[str]:
     if "error" in row:
         return [kernel, f"**{row['error']}**", *[""] * (len(_HEADER) - 2)]
     sides = ["x".join(map(str, row[name])) for name in ("tile", "chunk")]
-    spill = f", **{row['spill']} B spilled**" if row["spill"] else ""
+    where = " in the loop" if row.get("loop_spills") else " outside of the loop"
+    spill = f", **{row['spill']} B spilled**{where}" if row["spill"] else ""
     cells = [
         kernel,
         *sides,

@@ -107,11 +107,10 @@ def test_two_warpgroups_and_computed_masks(interpreted, monkeypatch):
 
 
 @NEEDS_JAX
-def test_a_block_of_threads_works_on_several_images(interpreted):
+def test_a_block_of_threads_works_on_several_images(interpreted, monkeypatch):
     """The last one has fewer than the others, and the ring goes on from one to the next."""
-    problem = Problem(
-        name="images", shape=(5, 9), kernel_size=(3, 3), batch=3, heads=2, head_dim=16
-    )
+    monkeypatch.setattr("natjax.kernels.backends.mosaic_gpu.launch._LEAST_BLOCKS", 1)
+    problem = Problem(name="images", shape=(5, 8), kernel_size=(3, 3), batch=3, head_dim=16)
     arrays = problem.arrays(dtype="bfloat16")
 
     def run(images):
@@ -122,6 +121,24 @@ def test_a_block_of_threads_works_on_several_images(interpreted):
             return outputs, pull(outputs)
 
     jax.tree.map(np.testing.assert_array_equal, run(2), run(1))
+
+
+@NEEDS_JAX
+def test_blocks_of_threads_stay_where_that_leaves_enough_of_them():
+    from natjax.kernels.backends.mosaic_gpu import launch, support
+
+    assert support.NAME == "mosaic_gpu"
+    problem = NAT_TINY[0]
+    spec = CallSpec(problem.neighborhood, 32, 32, "bfloat16", True)
+    config = _settings().suggest("forward", spec)
+    assert config.images > 1
+    blocks = Blocks.of(problem.neighborhood, "queries", config.tile, config.chunk)
+    call = types.SimpleNamespace(
+        with_table=frozenset(["forward"]), config=lambda _: config, blocks=lambda _: blocks
+    )
+    for batch, expected in ((128, config.images), (8, 1), (1, 1)):
+        x = jax.ShapeDtypeStruct((batch, 56 * 56, 2, 32), jnp.bfloat16)
+        assert launch._images(call, "forward", x) == expected
 
 
 @NEEDS_JAX

@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from natjax.kernels.plan.blocks import axis_blocks
+from natjax.kernels.plan.blocks import AxisBlocks, axis_blocks
 from natjax.kernels.spec import CallSpec, Kernel, rows_of
 
 # Rows that one warpgroup multiplies, and rows of shared memory that are swizzled together.
@@ -18,6 +18,8 @@ SWIZZLED_ROWS = 8
 # Columns of a line of scalars, at least: copies into shared memory begin at multiples of 128 bytes.
 SCALAR_LINE = 32
 _MOST_IMAGES = 64
+# How many images a block of threads works on whose table takes at most so many bytes.
+_STAYS, _LARGEST_STORED = 8, 96 * 1024
 # From this many keys a window on, two warpgroups share what is copied.
 _LARGE_WINDOW = 512
 # What a chunk costs besides its logits, for a row: the reductions of a softmax; an estimate.
@@ -38,7 +40,8 @@ class KernelConfig:
         along the last two axes; otherwise, and where kernels are interpreted, it is one copy a
         line.
       images: that a block of threads works on, one after the other, where there is a table of what
-        is added to logits, whose blocks it then keeps in shared memory: 1 to 64.
+        is added to logits, whose blocks it then keeps in shared memory: 1 to 64; fewer where there
+        would be too few blocks of threads.
 
     Raises:
       ValueError: a value breaks its rule.
@@ -113,7 +116,11 @@ def _suggest(kernel: Kernel, spec: CallSpec) -> KernelConfig:
     chunks = _boxes(axes, columns, narrowest)
     choices = itertools.product(tiles, chunks)
     tile, chunk = min(choices, key=lambda choice: _cost(kernel, spec, *choice))
-    return KernelConfig(tile, chunk)
+    stays = (
+        kernel in ("forward", "dquery")
+        and 4 * rows * columns * _chunks(kernel, spec, tile, chunk) <= _LARGEST_STORED
+    )
+    return KernelConfig(tile, chunk, images=_STAYS if stays else 1)
 
 
 def _boxes(axes: int, size: int, least: int) -> list[tuple[int, ...]]:
@@ -125,9 +132,18 @@ def _boxes(axes: int, size: int, least: int) -> list[tuple[int, ...]]:
 
 def _cost(kernel: Kernel, spec: CallSpec, tile: Sequence[int], chunk: Sequence[int]) -> int:
     """Logits of all blocks, and what chunks take besides."""
-    tiles = chunks = 1
-    for window, side, length in zip(spec.neighborhood.axes, tile, chunk, strict=True):
-        blocks = axis_blocks(window, rows_of(kernel), side, length, True)
-        tiles *= blocks.num_tiles
-        chunks *= blocks.num_chunks
-    return tiles * math.prod(tile) * chunks * (math.prod(chunk) + _OVERHEAD)
+    axes = _axes(kernel, spec, tile, chunk)
+    blocks = math.prod(axis.num_tiles * axis.num_chunks for axis in axes)
+    return blocks * math.prod(tile) * (math.prod(chunk) + _OVERHEAD)
+
+
+def _chunks(kernel: Kernel, spec: CallSpec, tile: Sequence[int], chunk: Sequence[int]) -> int:
+    """Chunks of a slab."""
+    return math.prod(axis.num_chunks for axis in _axes(kernel, spec, tile, chunk))
+
+
+def _axes(
+    kernel: Kernel, spec: CallSpec, tile: Sequence[int], chunk: Sequence[int]
+) -> list[AxisBlocks]:
+    sides = zip(spec.neighborhood.axes, tile, chunk, strict=True)
+    return [axis_blocks(window, rows_of(kernel), t, c, True) for window, t, c in sides]

@@ -22,6 +22,8 @@ from natjax.kernels.plan.reach import skipping_pays
 from natjax.kernels.sharding.partitioning import align_varying
 from natjax.kernels.spec import Kernel, KernelCall
 
+# Blocks of threads that keep an H100's 132 multiprocessors busy: four for each.
+_LEAST_BLOCKS = 4 * 132
 # What the blocks of threads that sum for the gradient of the bias should number, at most, and the
 # entries of what they sum into.
 _DBIAS_BLOCKS = 2048
@@ -47,16 +49,19 @@ def _program(call: KernelCall, kernel: Kernel, q: Array, k: Array) -> Program:
         dtype=jnp.dtype(q.dtype),
         scale=float(call.scale),
         batch=q.shape[0],
-        images=_images(call, kernel, q.shape[0]),
+        images=_images(call, kernel, q),
         skips_chunks=kernel != "dbias" and skipping_pays(blocks),
         interpret=call.interpret,
     )
 
 
-def _images(call: KernelCall, kernel: Kernel, batch: int) -> int:
+def _images(call: KernelCall, kernel: Kernel, q: Array) -> int:
     """Images that a block of threads works on, one after the other."""
-    stays = kernel in call.with_table and kernel in ("forward", "dquery")
-    return min(call.config(kernel).images, batch) if stays else 1
+    if kernel not in call.with_table or kernel not in ("forward", "dquery"):
+        return 1
+    batch, _, heads, _ = q.shape
+    tiles = batch * heads * call.blocks(kernel).num_tiles
+    return max(1, min(call.config(kernel).images, batch, tiles // _LEAST_BLOCKS))
 
 
 def _run(
