@@ -125,21 +125,17 @@ def test_a_block_of_threads_works_on_several_images(interpreted, monkeypatch):
     jax.tree.map(np.testing.assert_array_equal, run(2), run(1))
 
 
-@NEEDS_JAX
 def test_blocks_of_threads_stay_where_that_leaves_enough_of_them():
     launching = importlib.import_module("natjax.kernels.backends.mosaic_gpu.launch")
-
-    problem = NAT_TINY[0]
-    spec = CallSpec(problem.neighborhood, 32, 32, "bfloat16", True)
-    config = _settings().suggest("forward", spec)
-    assert config.images > 1
-    blocks = Blocks.of(problem.neighborhood, "queries", config.tile, config.chunk)
-    call = types.SimpleNamespace(
-        with_table=frozenset(["forward"]), config=lambda _: config, blocks=lambda _: blocks
-    )
-    for batch, expected in ((128, config.images), (8, 1), (1, 1)):
-        x = jax.ShapeDtypeStruct((batch, 56 * 56, 2, 32), jnp.bfloat16)
-        assert launching._images(call, "forward", x) == expected
+    # NAT-Tiny's first stage: two heads of 49 tiles.
+    for batch, images in ((128, 8), (16, 2), (8, 1), (1, 1)):
+        assert launching.images_of_a_block(8, batch, 2 * 49) == images
+    assert launching.images_of_a_block(8, 3, 4096) == 3
+    spec = CallSpec(NAT_TINY[0].neighborhood, 32, 32, "bfloat16", True)
+    assert _settings().suggest("forward", spec).images == 8
+    large = Problem(name="large", shape=(64, 64), kernel_size=(31, 31))
+    spec = CallSpec(large.neighborhood, 32, 32, "bfloat16", True)
+    assert _settings().suggest("forward", spec).images == 1
 
 
 @NEEDS_JAX

@@ -60,8 +60,19 @@ def _images(call: KernelCall, kernel: Kernel, q: Array) -> int:
     if kernel not in call.with_table or kernel not in ("forward", "dquery"):
         return 1
     batch, _, heads, _ = q.shape
-    tiles = batch * heads * call.blocks(kernel).num_tiles
-    return max(1, min(call.config(kernel).images, batch, tiles // _LEAST_BLOCKS))
+    tiles = heads * call.blocks(kernel).num_tiles
+    return images_of_a_block(call.config(kernel).images, batch, tiles)
+
+
+def images_of_a_block(most: int, batch: int, tiles: int) -> int:
+    """At most so many, and fewer where there would be too few blocks of threads.
+
+    Args:
+      most: the setting.
+      batch: images.
+      tiles: of all heads of an image.
+    """
+    return max(1, min(most, batch, batch * tiles // _LEAST_BLOCKS))
 
 
 def _run(
