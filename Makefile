@@ -74,6 +74,7 @@ bench: $(VENV)/dev
 aot: $(AOT)/ready
 	$(AOT)/bin/python -m benchmarks.aot
 	$(AOT)/bin/python -m benchmarks.aot.in_triton
+	$(AOT)/bin/python -m benchmarks.aot.in_mosaic
 
 aot-tpu: $(AOT)/ready
 	$(AOT)/bin/python -m benchmarks.aot.tpu
@@ -84,6 +85,7 @@ aot-check: $(AOT)/ready
 	$(AOT)/bin/python -m benchmarks.aot --check
 	$(AOT)/bin/python -m benchmarks.aot.tpu --check --workers $(WORKERS)
 	$(AOT)/bin/python -m benchmarks.aot.in_triton --check
+	$(AOT)/bin/python -m benchmarks.aot.in_mosaic --check
 
 # The whole training step, for GPUs and TPUs: benchmarks/results/aot_step.md. Two hours or three.
 aot-step: $(AOT)/ready

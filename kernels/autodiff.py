@@ -36,7 +36,7 @@ from natjax.kernels.merge import merge_attentions
 from natjax.kernels.neighborhood import Neighborhood
 from natjax.kernels.plan.pattern import HIDDEN, pattern_of
 from natjax.kernels.plan.reach import reach_of
-from natjax.kernels.sharding.batching import in_indexable_parts
+from natjax.kernels.sharding.batching import in_indexable_parts, vmap_into_batch
 from natjax.kernels.sharding.operands import Dim, Dims, Signature
 from natjax.kernels.sharding.partitioning import align_varying, split_over_batch_and_heads
 from natjax.kernels.spec import Kernel, KernelBackend, KernelCall, Op
@@ -285,6 +285,8 @@ def _launch(call: KernelCall, kernel: Kernel, signature: Signature) -> Callable[
     function = functools.partial(call.launch, kernel, call)
     slots = call.spec.neighborhood.num_neighbors if kernel == "qk" else 1
     function = in_indexable_parts(function, signature, INDEXABLE // slots)
+    if not call.splits:
+        return vmap_into_batch(function, signature)
     return split_over_batch_and_heads(function, signature, call.groups)
 
 

@@ -85,6 +85,7 @@ def explain(*args: Any, op: Op = "attention", **kwargs: Any) -> Explanation:
     na2d on cpu: implementation "xla"
       not "jax_triton":     implementation "jax_triton" needs ...
       not "pallas_triton":  implementation "pallas_triton" needs an NVIDIA GPU, Ampere or later; ...
+      not "mosaic_gpu":     not asked: it has never run on a GPU, and runs only where it is named
       not "mosaic_tpu":     implementation "mosaic_tpu" needs a TPU; ...
       not "reference":      not asked: "xla" comes first
     """
@@ -98,6 +99,8 @@ def explain(*args: Any, op: Op = "attention", **kwargs: Any) -> Explanation:
     for name in (x.name for x in registry.IMPLEMENTATIONS):
         if name not in registry.available():
             reasons[name] = "its module is not there"
+        elif named is None and registry.available()[name].by_name_only:
+            reasons[name] = "not asked: it has never run on a GPU, and runs only where it is named"
         elif named not in (None, name):
             reasons[name] = f'not asked: the call names "{named}"'
         elif chosen is not None:

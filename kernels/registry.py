@@ -34,12 +34,18 @@ class Implementation:
       platform: the only platform that it is for, if any: elsewhere None passes over it unasked,
         since importing it takes longer than a call.
       aliases: further names that users may have written.
+      by_name_only: whether None passes over it on every platform: what has never run on the device
+        that it is for is nobody's default.
+      interprets_in_order: whether its kernels, interpreted, have effects that JAX keeps in order,
+        as it cannot in functions that it partitions.
       package: where its module is.
     """
 
     name: str
     platform: str | None = None
     aliases: tuple[str, ...] = ()
+    by_name_only: bool = False
+    interprets_in_order: bool = False
     package: str = "natjax.kernels.backends"
 
     @property
@@ -52,6 +58,7 @@ class Implementation:
 IMPLEMENTATIONS = (
     Implementation("jax_triton", platform="gpu"),
     Implementation("pallas_triton", platform="gpu", aliases=("triton",)),
+    Implementation("mosaic_gpu", platform="gpu", by_name_only=True, interprets_in_order=True),
     Implementation("mosaic_tpu", platform="tpu"),
     Implementation("xla"),
     Implementation("reference"),
@@ -103,6 +110,8 @@ def call(op: Op, implementation: str | None, *args: Any, **kwargs: Any) -> Any:
         return load(op, canonical(implementation))(*args, **kwargs)
     refusals = []
     for candidate in available().values():
+        if candidate.by_name_only:
+            continue
         try:
             platform = _platform_of(candidate)
             return load(op, candidate.name, platform)(*args, **kwargs)

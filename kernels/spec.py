@@ -93,6 +93,11 @@ class Settings(Protocol):
         """Columns of a block along each token axis."""
         ...
 
+    @property
+    def whole_chunks(self) -> bool:
+        """Whether the chunks of a slab should end inside the axis; see `Blocks.of`."""
+        ...
+
 
 def blocks_of(kernel: Kernel, settings: Settings, neighborhood: Neighborhood) -> Blocks:
     """The blocks of a neighborhood that a kernel with these settings works on.
@@ -100,7 +105,13 @@ def blocks_of(kernel: Kernel, settings: Settings, neighborhood: Neighborhood) ->
     Raises:
       ValueError: tiles and chunks have not one side for each axis of the neighborhood.
     """
-    return Blocks.of(neighborhood, rows_of(kernel), settings.tile, settings.chunk)
+    return Blocks.of(
+        neighborhood,
+        rows_of(kernel),
+        settings.tile,
+        settings.chunk,
+        whole_chunks=settings.whole_chunks,
+    )
 
 
 @runtime_checkable
@@ -140,6 +151,7 @@ class KernelCall:
       scale: factor on the products of queries and keys.
       groups: query heads for each key head.
       interpret: whether kernels run interpreted.
+      splits: whether a launch may be split over devices.
       tf32: whether float32 products may be rounded to TF32.
       settings: what each kernel is compiled with.
       with_table: kernels that take what to add to the logits from a table of blocks; the others
@@ -152,6 +164,7 @@ class KernelCall:
     scale: float
     groups: int
     interpret: bool
+    splits: bool
     tf32: bool
     settings: tuple[tuple[Kernel, Any], ...]
     with_table: frozenset[Kernel]

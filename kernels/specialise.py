@@ -66,7 +66,8 @@ def specialise(
     )
     backend.supports(op, spec)
     _require_indexable(backend, op, spec, query.shape[-2])
-    kind = device.kind(registry.available()[backend.NAME].platform)
+    implementation = registry.available()[backend.NAME]
+    kind = device.kind(implementation.platform)
     chosen = tuple(
         (kernel, settings.resolve(backend, kernel, spec, kind)[0])
         for kernel in kernels_of(op, spec.has_bias)
@@ -78,6 +79,7 @@ def specialise(
         scale=scale,
         groups=query.shape[-2] // key.shape[-2],
         interpret=device.is_interpreted(),
+        splits=not (device.is_interpreted() and implementation.interprets_in_order),
         tf32=_allows_tf32(),
         settings=chosen,
         with_table=frozenset(),

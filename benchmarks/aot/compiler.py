@@ -67,10 +67,15 @@ def compile_case(case: Case) -> dict[str, Any]:
 
 def hlo_of(case: Case) -> str:
     """The program that XLA makes of the whole op of a case."""
+    return compile_op(case).as_text()
+
+
+def compile_op(case: Case, implementation: str = "pallas_triton") -> Any:
+    """The whole op of a case, compiled."""
     chip = CHIPS[case.chip]
     with _target(chip) as sharding:
         arrays = _arrays(case.problem, case.dtype, sharding)
-        return jax.jit(function_of(case)).lower(arrays).compile().as_text()
+        return jax.jit(function_of(case, implementation)).lower(arrays).compile()
 
 
 @contextlib.contextmanager

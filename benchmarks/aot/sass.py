@@ -9,6 +9,7 @@ _LABEL = re.compile(r"^(\.L_x_\d+):")
 _INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(.*?);")
 _BRANCH = re.compile(r"\bBRA\b.*`\((\.L_x_\d+)\)")
 _EXPONENTIAL = re.compile(r"\bMUFU\.EX2\b")
+_SPILL = re.compile(r"\b(?:LDL|STL)\b")
 # Products of 16 x 8 x 16 entries a warp, and of 64 x N x 16 four warps; Blackwell's are started by
 # one thread and are not counted.
 _WARP_PRODUCT = re.compile(r"\bHMMA\.16816\b")
@@ -23,11 +24,13 @@ class Loop:
       instructions: of machine code.
       exponentials: among them.
       products: multiply-adds of its matrix products.
+      spills: loads and stores of registers that are spilled.
     """
 
     instructions: int
     exponentials: int
     products: int
+    spills: int = 0
 
 
 def length(text: str) -> int:
@@ -70,6 +73,7 @@ def _count(loop: list[str]) -> Loop:
     return Loop(
         instructions=len(loop),
         exponentials=len(_EXPONENTIAL.findall(text)),
+        spills=len(_SPILL.findall(text)),
         products=len(_WARP_PRODUCT.findall(text)) * 16 * 8 * 16 + wide * 64 * 16 // 4,
     )
 

@@ -32,7 +32,7 @@ import jax
 import jax.numpy as jnp
 
 import natjax
-from benchmarks.gpu import functions, plan, report, suite, timing, torch_worker
+from benchmarks.gpu import functions, hopper, plan, report, suite, timing, torch_worker
 from benchmarks.gpu.plan import MODES, VARIANTS
 from natjax.kernels.tuning.problems import Problem
 
@@ -56,7 +56,9 @@ def main() -> int:
         print("there is no GPU here; --dry-run runs all of the code without one", file=sys.stderr)
         return 2
     end = time.monotonic() + options.seconds
-    passed = not options.tests or _test(options.dry_run, options.seconds * _TEST_SHARE)
+    kind = jax.devices()[0].device_kind
+    passed = not options.tests or not hopper.is_for(kind) or hopper.check_all()
+    passed &= not options.tests or _test(options.dry_run, options.seconds * _TEST_SHARE)
     measurements = _Measurements(
         problems=plan.tiny() if options.dry_run else plan.full(),
         path=options.json or report.path_of(jax.devices()[0].device_kind),

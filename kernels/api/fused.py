@@ -90,8 +90,8 @@ def na2d(
         whatever part of the tokens is at hand.
       return_lse: whether to return ``log(sum_j exp(logits[i, j]))`` too. Its gradient is honoured.
       implementation: None picks the best for device, dtype and shape and never fails; a name
-        ("jax_triton", "pallas_triton", "mosaic_tpu", "xla", "reference") means that one or an
-        error.
+        ("jax_triton", "pallas_triton", "mosaic_gpu", "mosaic_tpu", "xla", "reference") means that
+        one or an error.
 
     Returns:
       The output, and the log-sum-exp (natural, float32 or float64) if asked for.

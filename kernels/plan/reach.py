@@ -13,6 +13,9 @@ from jaxtyping import Int
 
 from natjax.kernels.plan.blocks import AxisBlocks, Blocks, columns_met
 
+# The share of a slab's chunks below which skipping the others pays.
+_WORTHWHILE = 0.85
+
 
 @functools.lru_cache(256)
 def axis_reach(blocks: AxisBlocks) -> Int[np.ndarray, "tiles 2"]:
@@ -41,6 +44,14 @@ def reach_of(blocks: Blocks) -> Int[np.ndarray, "tiles axes 2"]:
     grids = np.meshgrid(*(np.arange(axis.num_tiles) for axis in blocks.axes), indexing="ij")
     along = [axis_reach(axis)[grid.ravel()] for axis, grid in zip(blocks.axes, grids, strict=True)]
     return np.stack(along, axis=1)
+
+
+def skipping_pays(blocks: Blocks) -> bool:
+    """Whether kernels should skip the chunks of a slab that a tile does not meet.
+
+    Finding those that it meets costs divisions in every round.
+    """
+    return num_blocks(blocks) < _WORTHWHILE * blocks.num_tiles * blocks.num_chunks
 
 
 def num_blocks(blocks: Blocks) -> int:

@@ -2,7 +2,7 @@
 
 import jax
 import pytest
-from calls import KERNELS
+from calls import KERNELS, NAMES
 
 from natjax.kernels import registry
 
@@ -12,12 +12,12 @@ def _param(name):
     return pytest.param(name, marks=[pytest.mark.slow] if name == "jax_triton" else [])
 
 
-@pytest.fixture(params=[*map(_param, registry.names()), "toy"])
+@pytest.fixture(params=[*map(_param, NAMES), "toy"])
 def implementation(request, interpreted):
     return request.param
 
 
-@pytest.fixture(params=[name for name in registry.names() if name not in KERNELS])
+@pytest.fixture(params=[name for name in NAMES if name not in KERNELS])
 def exact_implementation(request):
     """Those that take float64 and give derivatives of any order, in both modes."""
     return request.param

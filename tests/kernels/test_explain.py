@@ -30,13 +30,20 @@ def on_cpu():
 def test_on_a_cpu(on_cpu):
     told = natjax.explain(X, X, X, kernel_size=7)
     assert (told.op, told.device, told.chosen) == ("na2d", "cpu", "xla")
-    assert list(told.reasons) == ["jax_triton", "pallas_triton", "mosaic_tpu", "reference"]
+    assert list(told.reasons) == [
+        "jax_triton",
+        "pallas_triton",
+        "mosaic_gpu",
+        "mosaic_tpu",
+        "reference",
+    ]
     assert "needs an NVIDIA GPU" in told.reasons["pallas_triton"]
+    assert "runs only where it is named" in told.reasons["mosaic_gpu"]
     assert "needs a TPU" in told.reasons["mosaic_tpu"]
     assert told.reasons["reference"] == 'not asked: "xla" comes first'
     assert told.settings == ()
     assert str(told).startswith('na2d on cpu: implementation "xla"\n  not "jax_triton":')
-    assert len(str(told).splitlines()) == 5
+    assert len(str(told).splitlines()) == 6
 
 
 def test_settings_of_kernels_and_their_sources(interpreted):

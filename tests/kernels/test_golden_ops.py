@@ -9,10 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tolerances
-from calls import FUSED_ONLY, KERNELS
+from calls import FUSED_ONLY, KERNELS, NAMES
 
 import natjax
-from natjax.kernels import registry
 
 OPS = {1: natjax.na1d, 2: natjax.na2d, 3: natjax.na3d}
 QK = {1: natjax.na1d_qk, 2: natjax.na2d_qk, 3: natjax.na3d_qk}
@@ -34,7 +33,7 @@ def cases(name):
         case(record, dtype, implementation, record["name"] in committed)
         for record in goldens.record(name, "index")
         for dtype in ("float64", "float32")
-        for implementation in registry.names()
+        for implementation in NAMES
         if name != "ops_unfused" or implementation not in FUSED_ONLY
         if (dtype == "float64" and implementation not in KERNELS)
         or (dtype == "float32" and record["name"] in committed)

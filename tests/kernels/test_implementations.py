@@ -12,17 +12,25 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tolerances
-from calls import FUSED_ONLY, KERNELS, assert_close, fused, unfused, value_and_gradients
+from calls import (
+    FUSED_ONLY,
+    KERNELS,
+    NAMES,
+    assert_close,
+    fused,
+    plain_attention,
+    unfused,
+    value_and_gradients,
+)
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.test_util import check_grads
 
 import natjax
-from natjax.kernels import registry
 from natjax.kernels.tuning import problems
 from natjax.kernels.tuning.problems import Problem
 
-OTHERS = [*(name for name in registry.names() if name != "reference"), "toy"]
+OTHERS = [*(name for name in NAMES if name != "reference"), "toy"]
 
 # What quick tests run: each feature once. The goldens have many more for all but kernels,
 # which take seconds each interpreted.
@@ -171,29 +179,6 @@ def test_low_precision_errs_at_most_twice_as_much_as_a_plain_version(
         error = np.abs(np.asarray(x, np.float64) - z).max()
         allowed = 2 * np.abs(np.asarray(y, np.float64) - z).max()
         assert error <= allowed, (key, error, allowed)
-
-
-def plain_attention(problem, arrays):
-    """Dense masked attention, all of it in the dtype of the inputs."""
-    neighborhood = problem.neighborhood
-    heads = problem.heads // (problem.kv_heads or problem.heads)
-
-    def flat(x, repeats=heads):
-        return jnp.repeat(x.reshape(x.shape[0], -1, *x.shape[-2:]), repeats, axis=-2)
-
-    q, k, v = flat(arrays["query"], 1), flat(arrays["key"]), flat(arrays["value"])
-    logits = jnp.einsum("bqnd,bknd->bnqk", q, k) * q.shape[-1] ** -0.5
-    logits += arrays["rpb"][:, *neighborhood.dense_bias_index()][None]
-    logits = jnp.where(neighborhood.dense_mask()[None, None], logits, -jnp.inf)
-    if "additional_keys" in arrays:
-        extra = jnp.einsum("bqnd,bknd->bnqk", q, flat(arrays["additional_keys"]))
-        logits = jnp.concatenate([logits, extra * q.shape[-1] ** -0.5], axis=-1)
-        v = jnp.concatenate([v, flat(arrays["additional_values"])], axis=1)
-    lse = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
-    out = jnp.einsum("bnqk,bknd->bqnd", jnp.exp(logits - lse), v)
-    shape = arrays["query"].shape[:-1]
-    lse = jnp.moveaxis(lse[..., 0], 1, 2).reshape(shape).astype(jnp.float32)
-    return out.reshape(*shape, -1), lse
 
 
 SMALL = Problem(

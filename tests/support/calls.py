@@ -17,6 +17,10 @@ from natjax.kernels import registry
 KERNELS = tuple(name for name, x in registry.available().items() if x.platform is not None)
 # Those that decline the unfused ops.
 FUSED_ONLY = ("mosaic_tpu",)
+# Those that decline float32 and most head sizes of the problems here; they have their own tests.
+HALF_ONLY = ("mosaic_gpu",)
+# What the tests of all implementations are of.
+NAMES = tuple(name for name in registry.names() if name not in HALF_ONLY)
 
 
 def fused(problem, implementation):
@@ -64,3 +68,27 @@ def assert_close(actual, expected, dtype="float32"):
         scale = max(1, np.abs(y).max())
         error = np.abs(actual[1][name] - y).max() / scale
         assert error <= tolerances.GRADIENT[dtype], f"d{name}: {error}"
+
+
+def plain_attention(problem, arrays):
+    """Dense masked attention, all of it in the dtype of the inputs."""
+    neighborhood = problem.neighborhood
+    heads = problem.heads // (problem.kv_heads or problem.heads)
+
+    def flat(x, repeats=heads):
+        return jnp.repeat(x.reshape(x.shape[0], -1, *x.shape[-2:]), repeats, axis=-2)
+
+    q, k, v = flat(arrays["query"], 1), flat(arrays["key"]), flat(arrays["value"])
+    logits = jnp.einsum("bqnd,bknd->bnqk", q, k) * q.shape[-1] ** -0.5
+    if problem.rpb:
+        logits += arrays["rpb"][:, *neighborhood.dense_bias_index()][None]
+    logits = jnp.where(neighborhood.dense_mask()[None, None], logits, -jnp.inf)
+    if "additional_keys" in arrays:
+        extra = jnp.einsum("bqnd,bknd->bnqk", q, flat(arrays["additional_keys"]))
+        logits = jnp.concatenate([logits, extra * q.shape[-1] ** -0.5], axis=-1)
+        v = jnp.concatenate([v, flat(arrays["additional_values"])], axis=1)
+    lse = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+    out = jnp.einsum("bnqk,bknd->bqnd", jnp.exp(logits - lse), v)
+    shape = arrays["query"].shape[:-1]
+    lse = jnp.moveaxis(lse[..., 0], 1, 2).reshape(shape).astype(jnp.float32)
+    return out.reshape(*shape, -1), lse

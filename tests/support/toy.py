@@ -17,6 +17,7 @@ product = functools.partial(jnp.einsum, precision="highest", preferred_element_t
 class settings:  # noqa: N801
     tile: tuple[int, ...]
     chunk: tuple[int, ...]
+    whole_chunks = False
 
     @classmethod
     def suggest(cls, kernel, spec):

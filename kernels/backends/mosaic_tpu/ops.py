@@ -70,6 +70,7 @@ def attention(
         scale=scale,
         groups=heads // kv_heads,
         interpret=device.is_interpreted(),
+        splits=True,
         tf32=False,
         settings=(),
         with_table=frozenset(),

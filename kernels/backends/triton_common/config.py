@@ -7,7 +7,7 @@ import functools
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Float
@@ -37,6 +37,8 @@ class KernelConfig:
     chunk: tuple[int, ...]
     num_warps: int = 4
     num_stages: int = 2
+    # Threads load single tokens, and leave out those that there are not.
+    whole_chunks: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Check the rules."""

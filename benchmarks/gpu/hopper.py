@@ -1,0 +1,288 @@
+"""What of the kernels for Hopper only a GPU can show, in the order of risk.
+
+    python -m benchmarks.gpu.hopper            # every check, each in a process of its own
+    python -m benchmarks.gpu.hopper boxes      # one of them, here
+
+Pallas' interpreter shows that indices, masks, sums and barriers are right. It does not know how
+boxes of tokens come out of im2col copies and how shared memory is swizzled, multiplies nothing that
+is in registers, and has no registers to hand from one warpgroup to another. So that comes first,
+each thing alone, and then whole kernels. A check that hangs is ended, and says so. Interpreted
+(NATJAX_INTERPRET=1), the same checks show that they are right themselves.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from natjax.kernels import device
+from natjax.kernels.backends.mosaic_gpu import interpreter, settings, support
+from natjax.kernels.backends.mosaic_gpu import program as do
+from natjax.kernels.backends.mosaic_gpu.config import GROUP_ROWS
+from natjax.kernels.backends.mosaic_gpu.layout import Layout
+from natjax.kernels.backends.mosaic_gpu.program import BLOCK, Program
+from natjax.kernels.plan.blocks import unravel
+from natjax.kernels.spec import blocks_of
+from natjax.kernels.tuning import settings as chosen
+from natjax.kernels.tuning.problems import Problem
+
+_SECONDS = 180
+_SMALL = Problem(name="small", shape=(16, 32), kernel_size=(5, 5), heads=2, head_dim=32)
+_WIDE = Problem(name="wide", shape=(16, 32), kernel_size=(7, 9), heads=1, head_dim=128, rpb=False)
+_ONE = settings((8, 8), (4, 16))
+_TWO = settings((8, 16), (4, 16))
+
+
+# Parts of kernels.
+
+
+def program_of(problem: Problem, config: settings) -> Program:
+    """A program for queries of a problem."""
+    return Program(
+        layout=Layout.of(blocks_of("forward", config, problem.neighborhood)),
+        config=config,
+        heads=problem.heads,
+        kv_heads=problem.heads,
+        width=problem.head_dim,
+        dtype=jnp.dtype("bfloat16"),
+        scale=1.0,
+        batch=1,
+        images=1,
+        skips_chunks=False,
+        interpret=device.is_interpreted(),
+    )
+
+
+def copied_chunks(program: Program, x: jax.Array) -> jax.Array:
+    """What `program.fetch_columns` copies: the first chunk of each tile of the last head.
+
+    Args:
+      program: what the copies are of.
+      x: lines of tokens of one image.
+
+    Returns:
+      ``[tiles, parts, columns, elements]``.
+    """
+    tiles = program.layout.blocks.num_tiles
+    shape = (tiles, len(program.parts), program.columns, program.elements)
+
+    def body(source: Any, out: Any, memory: Any, arrived: Any) -> None:
+        tile = lax.axis_index("block")
+        head = jnp.int32(program.heads - 1)
+        place = program.place(tile, head, jnp.int32(0))
+        chunk = program.chunk(place, program.met(None, tile), jnp.int32(0))
+        do.fetch_columns(program, source, memory.at[0], arrived, place, chunk, head, program.heads)
+        plgpu.barrier_wait(arrived)
+        for part in program.parts:
+            plgpu.copy_smem_to_gmem(memory.at[0, part], out.at[tile, part])
+        plgpu.wait_smem_to_gmem(0)
+
+    scratch = [program.columns_memory(), plgpu.Barrier(num_arrivals=program.column_copies)]
+    return _run(body, jax.ShapeDtypeStruct(shape, x.dtype), tiles, scratch, program)(x)
+
+
+def expected_chunks(program: Program, x: np.ndarray) -> np.ndarray:
+    """The same by indexing tokens ``[*X, N, D]``, zeros past the end of the last axis."""
+    layout, tiles = program.layout, []
+    axes = layout.blocks.axes
+    x = x.reshape(*(w.length for w in layout.windows), *x.shape[-2:])
+    for tile in range(layout.blocks.num_tiles):
+        index = unravel(tile, [axis.num_tiles for axis in axes])
+        slab = [int(axis.locate(np.asarray(i))[2]) for axis, i in zip(axes, index, strict=True)]
+        box = np.zeros((*layout.chunk, program.width), x.dtype)
+        for at in itertools.product(*map(range, layout.chunk)):
+            token = [s + i for s, i in zip(slab, at, strict=True)]
+            token[:2] = [min(t, p - 1) for t, p in zip(token[:2], layout.places[:2], strict=True)]
+            if token[2] < layout.places[2]:
+                box[at] = x[*token, -1]
+        parts = box.reshape(-1, len(program.parts), program.elements)
+        tiles.append(parts.transpose(1, 0, 2))
+    return np.stack(tiles)
+
+
+def weighted_sum(program: Program, weights: jax.Array, x: jax.Array) -> jax.Array:
+    """Weights ``[64, columns]`` times ``[columns, width]``, by `program.accumulate`."""
+
+    def body(given: Any, source: Any, out: Any, memory: Any, arrived: Any, left: Any) -> None:
+        for part in program.parts:
+            channels = pl.ds(part * program.elements, program.elements)
+            plgpu.copy_gmem_to_smem(source.at[:, channels], memory.at[0, part], arrived)
+        plgpu.barrier_wait(arrived)
+        own = plgpu.load(given.at[:, :], layout=BLOCK, optimized=False)
+        sums = do.accumulate(program, do.zeros(program), own, memory.at[0], left)
+        for part, result in enumerate(sums):
+            plgpu.store(out.at[part, :, :], result, optimized=False)
+
+    shape = (len(program.parts), GROUP_ROWS, program.elements)
+    scratch = [
+        program.columns_memory(),
+        plgpu.Barrier(num_arrivals=len(program.parts)),
+        plgpu.SMEM((GROUP_ROWS, program.columns), program.dtype),
+    ]
+    run = _run(body, jax.ShapeDtypeStruct(shape, jnp.float32), 1, scratch, program)
+    return jnp.concatenate(list(run(weights, x)), axis=1)
+
+
+def _run(body: Any, out: Any, blocks: int, scratch: Any, program: Program) -> Callable[..., Any]:
+    return jax.jit(
+        plgpu.kernel(
+            body,
+            out_type=out,
+            grid=(blocks,),
+            grid_names=("block",),
+            num_threads=1,
+            thread_name="warpgroup",
+            scratch_types=scratch,
+            compiler_params=plgpu.CompilerParams(lowering_semantics=plgpu.LoweringSemantics.Lane),
+            interpret=interpreter.params() if program.interpret else None,
+        )
+    )
+
+
+# Checks. Each returns an error and what is allowed.
+
+
+def check_copies(config: settings, problem: Problem = _SMALL) -> tuple[float, float]:
+    """Tokens that are copied are those that should be."""
+    program = program_of(problem, config)
+    x = problem.arrays(dtype="bfloat16")["key"]
+    lines = program.layout.lines(x.reshape(1, -1, *x.shape[-2:]))
+    actual = np.asarray(copied_chunks(program, lines), np.float32)
+    return _error(actual, expected_chunks(program, np.asarray(x[0], np.float32))), 0.0
+
+
+def check_registers() -> tuple[float, float]:
+    """A product whose left operand is in registers is the product."""
+    program = program_of(_WIDE, _ONE)
+    rng = np.random.default_rng(0)
+    weights = jnp.asarray(rng.integers(-8, 8, (GROUP_ROWS, program.columns)), jnp.float32)
+    x = jnp.asarray(rng.integers(-8, 8, (program.columns, program.width)), jnp.bfloat16)
+    expected = np.asarray(weights) @ np.asarray(x, np.float32)
+    return _error(weighted_sum(program, weights, x), expected), 0.0
+
+
+def check_op(
+    problem: Problem, config: settings, gradients: tuple[str, ...] = ()
+) -> tuple[float, float]:
+    """The op, or some of its gradients, against "xla"."""
+    arrays = problem.arrays(dtype="bfloat16")
+
+    def run(implementation: str) -> Any:
+        op = functools.partial(
+            problem.op, **problem.arguments, return_lse=True, implementation=implementation
+        )
+        if not gradients:
+            return op(**arrays)
+        own = {name: arrays[name] for name in gradients}
+        outputs, pull = jax.vjp(lambda own: op(**arrays | own), own)
+        return pull(jax.tree.map(jnp.ones_like, outputs))
+
+    kernels = ("forward", "dquery", "dkeyvalue", "dbias")
+    narrow = {name: _with_long_lines(name, config) for name in kernels}
+    with chosen.using(narrow):
+        actual = jax.tree.leaves(run(support.NAME))
+    pairs = zip(actual, jax.tree.leaves(run("xla")), strict=True)
+    return max(_error(x, y) / max(1.0, float(np.abs(y).max())) for x, y in pairs), 0.02
+
+
+def _with_long_lines(kernel: str, config: settings) -> settings:
+    """Lines of scalars come with the columns of "dkeyvalue", and are longer."""
+    return dataclasses.replace(config, chunk=(2, 32)) if kernel == "dkeyvalue" else config
+
+
+def check_repeats() -> tuple[float, float]:
+    """A thousand runs give the same bits."""
+    arrays = _SMALL.arrays(dtype="bfloat16")
+    op = functools.partial(_SMALL.op, **_SMALL.arguments, implementation=support.NAME)
+    step = jax.jit(lambda a: jax.vjp(lambda a: op(**a), a)[1](a["query"])[0])
+    first = jax.tree.map(np.asarray, step(arrays))
+    count = 2 if device.is_interpreted() else 1000
+    worst = 0.0
+    for _ in range(count):
+        again = step(arrays)
+        worst = max(worst, *(_error(again[name], first[name]) for name in first))
+    return worst, 0.0
+
+
+def _error(actual: Any, expected: Any) -> float:
+    """The largest difference; infinite where a number is nan."""
+    difference = np.abs(np.asarray(actual, np.float32) - np.asarray(expected, np.float32))
+    return float(np.nan_to_num(difference, nan=np.inf).max())
+
+
+_WITHOUT_BIAS = dataclasses.replace(_SMALL, name="no-bias", rpb=False)
+_DILATED = Problem(
+    name="dilated", shape=(30, 40), kernel_size=(5, 5), dilation=2, heads=2, kv_heads=1, head_dim=64
+)
+CHECKS: dict[str, Callable[[], tuple[float, float]]] = {
+    # Copies of lines, which know nothing of im2col, then of boxes: bytes, and their swizzle.
+    "lines": functools.partial(check_copies, dataclasses.replace(_ONE, boxes=False)),
+    "boxes": functools.partial(check_copies, _ONE),
+    "boxes-of-parts": functools.partial(check_copies, _ONE, _WIDE),
+    "products-of-registers": check_registers,
+    # Whole kernels: one multiplying warpgroup, then two, which take turns and get more registers.
+    "forward": functools.partial(check_op, _SMALL, _ONE),
+    "forward-two-warpgroups": functools.partial(check_op, _WIDE, _TWO),
+    "dquery": functools.partial(check_op, _SMALL, _ONE, ("query",)),
+    "dkeyvalue": functools.partial(check_op, _SMALL, _ONE, ("key", "value")),
+    "dbias": functools.partial(check_op, _SMALL, _ONE, ("rpb",)),
+    "backward-two-warpgroups": functools.partial(check_op, _WIDE, _TWO, ("query", "key", "value")),
+    "dilated": functools.partial(check_op, _DILATED, _ONE, ("query", "key", "value", "rpb")),
+    # Races that neither shows.
+    "repeats": check_repeats,
+}
+
+
+def run_all() -> Iterator[tuple[str, bool, str]]:
+    """Each check, in a process of its own: its name, whether it passed, and what it said."""
+    for name in CHECKS:
+        command = [sys.executable, "-m", "benchmarks.gpu.hopper", name]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS)
+        except subprocess.TimeoutExpired:
+            yield name, False, f"took longer than {_SECONDS} s"
+            continue
+        said = (done.stdout if done.returncode == 0 else done.stderr or done.stdout).strip()
+        yield name, done.returncode == 0, said.splitlines()[-1] if said else "said nothing"
+
+
+def main() -> int:
+    """Run the checks that are named, or all."""
+    if len(sys.argv) > 1:
+        for name in sys.argv[1:]:
+            error, allowed = CHECKS[name]()
+            print(f"{name}: error {error:g}, {allowed:g} allowed")
+            if error > allowed:
+                return 1
+        return 0
+    return int(not check_all())
+
+
+def check_all() -> bool:
+    """Run all checks and print what they say; whether all passed."""
+    passed = True
+    for name, good, said in run_all():
+        print(f"{'passed' if good else 'FAILED'} {name}: {said}", flush=True)
+        passed &= good
+    return passed
+
+
+def is_for(device_kind: str) -> bool:
+    """Whether a device, as JAX names its kind, is one that the checks are for."""
+    return support.HOPPER.search(device_kind) is not None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,149 @@
+"""What a kernel is compiled with, by rule of thumb: sizes of its blocks and of its ring."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from natjax.kernels.plan.blocks import AxisBlocks, axis_blocks
+from natjax.kernels.spec import CallSpec, Kernel, rows_of
+
+# Rows that one warpgroup multiplies, and rows of shared memory that are swizzled together.
+GROUP_ROWS = 64
+SWIZZLED_ROWS = 8
+# Columns of a line of scalars, at least: copies into shared memory begin at multiples of 128 bytes.
+SCALAR_LINE = 32
+_MOST_IMAGES = 64
+# How many images a block of threads works on whose table takes at most so many bytes.
+_STAYS, _LARGEST_STORED = 8, 96 * 1024
+# From this many keys a window on, two warpgroups share what is copied.
+_LARGE_WINDOW = 512
+# What a chunk costs besides its logits, for a row: the reductions of a softmax; an estimate.
+_OVERHEAD = 16
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class KernelConfig:
+    """Settings of one kernel.
+
+    Attributes:
+      tile: rows of a block along each token axis, powers of two, 64 or 128 in all, and a multiple
+        of 8 along the last axis.
+      chunk: columns of a block along each token axis, powers of two, 32 to 256 in all, and a
+        multiple of 8 along the last axis.
+      num_stages: chunks in the ring, from 1 to 8.
+      boxes: whether a box of columns is one copy, as im2col takes them, where nothing is dilated
+        along the last two axes; otherwise, and where kernels are interpreted, it is one copy a
+        line.
+      images: that a block of threads works on, one after the other, where there is a table of what
+        is added to logits, whose blocks it then keeps in shared memory: 1 to 64; fewer where there
+        would be too few blocks of threads.
+
+    Raises:
+      ValueError: a value breaks its rule.
+    """
+
+    tile: tuple[int, ...]
+    chunk: tuple[int, ...]
+    num_stages: int = 2
+    boxes: bool = True
+    images: int = 1
+    # Chunks are copied as boxes, none of which may end outside the array.
+    whole_chunks: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        """Check the rules."""
+        for name, sizes in (("tile", (64, 128)), ("chunk", (32, 64, 128, 256))):
+            sides = getattr(self, name)
+            good = isinstance(sides, tuple) and 1 <= len(sides) <= 3
+            good = good and all(map(_is_power_of_two, sides)) and math.prod(sides) in sizes
+            if not good or sides[-1] % SWIZZLED_ROWS:
+                raise ValueError(
+                    f"{name} must have 1 to 3 sides, powers of two whose product is one of "
+                    f"{sizes}, the last at least {SWIZZLED_ROWS}; got {sides!r}"
+                )
+        if len(self.tile) != len(self.chunk):
+            raise ValueError(
+                f"tile and chunk must have one side an axis each; got {self.tile} and {self.chunk}"
+            )
+        if type(self.num_stages) is not int or not 1 <= self.num_stages <= 8:
+            raise ValueError(f"num_stages must be from 1 to 8; got {self.num_stages!r}")
+        if type(self.images) is not int or not 1 <= self.images <= _MOST_IMAGES:
+            raise ValueError(f"images must be from 1 to {_MOST_IMAGES}; got {self.images!r}")
+        if type(self.boxes) is not bool:
+            raise ValueError(f"boxes must be True or False; got {self.boxes!r}")
+
+    @property
+    def warpgroups(self) -> int:
+        """Warpgroups that multiply; one more copies."""
+        return math.prod(self.tile) // GROUP_ROWS
+
+    @property
+    def num_warps(self) -> int:
+        """Warps in all."""
+        return 4 * (self.warpgroups + 1)
+
+    @classmethod
+    def suggest(cls, kernel: Kernel, spec: CallSpec) -> KernelConfig:
+        """Settings by rule of thumb: the fewest logits in blocks that fit a warpgroup's registers.
+
+        Small windows have tiles of 64 rows, which compute less that is not seen; large ones of 128,
+        so that what is copied serves more rows.
+        """
+        return _suggest(kernel, spec)
+
+
+def _is_power_of_two(x: Any) -> bool:
+    return isinstance(x, int) and not isinstance(x, bool) and x > 0 and x & (x - 1) == 0
+
+
+@functools.lru_cache(256)
+def _suggest(kernel: Kernel, spec: CallSpec) -> KernelConfig:
+    axes = len(spec.neighborhood.axes)
+    is_large = spec.neighborhood.num_neighbors >= _LARGE_WINDOW
+    # Two warpgroups have fewer registers a thread than one, too few for two sums of wide heads.
+    shares = is_large and (kernel != "dkeyvalue" or spec.head_dim <= 64)
+    rows = 128 if shares else 64
+    # With more columns, fewer blocks of threads fit a multiprocessor; and a mask along three axes
+    # takes registers of its own.
+    columns = 128 if kernel == "forward" and is_large and axes < 3 else 64
+    narrowest = SCALAR_LINE if kernel == "dkeyvalue" else SWIZZLED_ROWS
+    tiles = _boxes(axes, rows, SWIZZLED_ROWS)
+    chunks = _boxes(axes, columns, narrowest)
+    choices = itertools.product(tiles, chunks)
+    tile, chunk = min(choices, key=lambda choice: _cost(kernel, spec, *choice))
+    stays = (
+        kernel in ("forward", "dquery")
+        and 4 * rows * columns * _chunks(kernel, spec, tile, chunk) <= _LARGEST_STORED
+    )
+    return KernelConfig(tile, chunk, images=_STAYS if stays else 1)
+
+
+def _boxes(axes: int, size: int, least: int) -> list[tuple[int, ...]]:
+    """Boxes of so many positions, whose sides are powers of two, the last not less than that."""
+    sides = [2**i for i in range(size.bit_length())]
+    boxes = itertools.product(sides, repeat=axes)
+    return [box for box in boxes if math.prod(box) == size and box[-1] >= least]
+
+
+def _cost(kernel: Kernel, spec: CallSpec, tile: Sequence[int], chunk: Sequence[int]) -> int:
+    """Logits of all blocks, and what chunks take besides."""
+    axes = _axes(kernel, spec, tile, chunk)
+    blocks = math.prod(axis.num_tiles * axis.num_chunks for axis in axes)
+    return blocks * math.prod(tile) * (math.prod(chunk) + _OVERHEAD)
+
+
+def _chunks(kernel: Kernel, spec: CallSpec, tile: Sequence[int], chunk: Sequence[int]) -> int:
+    """Chunks of a slab."""
+    return math.prod(axis.num_chunks for axis in _axes(kernel, spec, tile, chunk))
+
+
+def _axes(
+    kernel: Kernel, spec: CallSpec, tile: Sequence[int], chunk: Sequence[int]
+) -> list[AxisBlocks]:
+    sides = zip(spec.neighborhood.axes, tile, chunk, strict=True)
+    return [axis_blocks(window, rows_of(kernel), t, c, True) for window, t, c in sides]

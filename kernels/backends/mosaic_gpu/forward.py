@@ -1,0 +1,123 @@
+"""The forward kernel."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from natjax.kernels.autodiff import LOG2_E
+from natjax.kernels.backends.mosaic_gpu import program as do
+from natjax.kernels.backends.mosaic_gpu.config import GROUP_ROWS
+from natjax.kernels.backends.mosaic_gpu.penalty import Penalty
+from natjax.kernels.backends.mosaic_gpu.program import Ints, Place, Program, Ref, Stream
+from natjax.kernels.plan.pattern import HIDDEN
+
+
+def forward(
+    program: Program,
+    has_table: bool,
+    query: Ref,
+    key: Ref,
+    value: Ref,
+    table: Ref,
+    kind: Ref,
+    reach: Ref,
+    out: Ref,
+    lse: Ref,
+    *,
+    rows: list[Ref],
+    arrived: Ref,
+    columns: list[Ref],
+    full: list[Ref],
+    free: list[Ref],
+    turns: Ref = None,
+    stored: Ref = None,
+    left: Ref = None,
+) -> None:
+    """The output of a tile of queries and its log-sum-exp.
+
+    Logits are in units of log2(e), so that exp2 is all they need.
+    """
+    (queries,) = rows
+    keys, values = (Stream(*x) for x in zip(columns, full, free, strict=True))
+    warpgroup = lax.axis_index("warpgroup")
+    first = program.place_of_block(program.heads)
+    met = program.met(reach, first.tile)
+    total = do.total_of(met)
+    kept, kept_here = stored or (None, None)
+    penalty = Penalty(program, table, kind, has_table, kept)
+    stages = jnp.int32(program.config.num_stages)
+    pair = program.config.warpgroups == 2
+
+    def take_turns() -> None:
+        """Let one warpgroup have the tensor cores while the other has its exponentials."""
+        if pair:
+            plgpu.barrier_arrive(turns)
+            plgpu.barrier_wait(turns)
+
+    def multiply() -> None:
+        tile = penalty.of_tile(first)
+        if kept_here is not None:
+            plgpu.barrier_wait(kept_here)
+        if pair:
+            pl.when(warpgroup == 1)(take_turns)
+        do.each_image(program, first, functools.partial(multiply_image, tile))
+        if pair:
+            pl.when(warpgroup == 0)(take_turns)
+
+    def multiply_image(tile: Any, before: Ints, place: Place) -> None:
+        do.fetch_rows(
+            program,
+            query,
+            queries.at[warpgroup],
+            arrived.at[warpgroup],
+            place,
+            program.heads,
+            warpgroup,
+        )
+        plgpu.barrier_wait(arrived.at[warpgroup])
+
+        def step(turn: Ints, carry: Any) -> Any:
+            sums, top, weight = carry
+            slot = lax.rem(before * total + turn, stages)
+            chunk = program.chunk(place, met, turn)
+            plgpu.barrier_wait(keys.full.at[slot])
+            products = do.product(program, queries.at[warpgroup], keys.memory.at[slot], take_turns)
+            plgpu.barrier_arrive(keys.free.at[slot])
+            logits = penalty.exponents(
+                products, tile, place, place.head, chunk, warpgroup, select=True
+            )
+            new = jnp.maximum(top, logits.max(axis=1))
+            shrink = jnp.exp2(top - new)
+            weights = jnp.exp2(logits - do.across(new, program.columns))
+            weight = weight * shrink + weights.sum(axis=1)
+            sums = [x * do.across(shrink, program.elements) for x in sums]
+            take_turns()
+            plgpu.barrier_wait(values.full.at[slot])
+            own = None if left is None else left.at[warpgroup]
+            sums = do.accumulate(program, sums, weights, values.memory.at[slot], own)
+            plgpu.barrier_arrive(values.free.at[slot])
+            return sums, new, weight
+
+        begin = do.zeros(program), do.per_row(HIDDEN), do.per_row(0.0)
+        sums, top, weight = lax.fori_loop(0, total, step, begin)
+        sums = [x / do.across(weight, program.elements) for x in sums]
+        do.write(program, sums, queries.at[warpgroup])
+        do.store_rows(program, queries.at[warpgroup], out, place, program.heads, warpgroup)
+        own_rows = pl.ds(warpgroup * GROUP_ROWS, GROUP_ROWS)
+        ends = (top + jnp.log2(weight)) * (1 / LOG2_E)
+        plgpu.store(lse.at[place.image, place.head, place.tile, own_rows], ends, optimized=False)
+
+    def copy() -> None:
+        if kept_here is not None:
+            penalty.fetch(first, first.head, kept_here)
+        do.produce_images(
+            program, first, met, (keys, values), (key, value), first.head // program.groups
+        )
+
+    do.split_work(program, warpgroup, multiply, copy)

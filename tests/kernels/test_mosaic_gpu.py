@@ -1,0 +1,324 @@
+"""What is particular to the kernels for Hopper: half precision, lines of tokens, the ring."""
+
+import functools
+import importlib
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from calls import fused, plain_attention, value_and_gradients
+
+import natjax
+from natjax.kernels import checks, device, registry
+from natjax.kernels.plan.blocks import Blocks, unravel
+from natjax.kernels.spec import KERNELS, CallSpec, kernels_of, rows_of
+from natjax.kernels.tuning import settings
+from natjax.kernels.tuning.problems import DINAT_TINY, NAT_TINY, Problem
+
+pytestmark = pytest.mark.skipif(
+    "mosaic_gpu" not in registry.names(), reason="the kernels for Hopper are not there"
+)
+NEEDS_JAX = pytest.mark.skipif(
+    jax.__version_info__ < (0, 12), reason="the kernels need jax 0.12 or later"
+)
+H100 = types.SimpleNamespace(
+    platform="gpu", device_kind="NVIDIA H100 80GB HBM3", compute_capability="9.0"
+)
+
+
+# Numbers.
+
+
+def assert_errs_little(problem, dtype="bfloat16"):
+    """At most twice as much as plain attention in the same dtype, in values and gradients."""
+    low = problem.arrays(dtype=dtype)
+    exact = {k: v.astype(jnp.float32) for k, v in low.items()}
+    truth = value_and_gradients(fused(problem, "reference"), exact)
+    plain = value_and_gradients(functools.partial(plain_attention, problem), low)
+    actual = value_and_gradients(fused(problem, "mosaic_gpu"), low)
+    assert actual[0][0].dtype == dtype
+    assert actual[0][1].dtype == jnp.float32
+    np.testing.assert_allclose(actual[0][1], truth[0][1], atol=1e-2)
+    pairs = {"out": (actual[0][0], plain[0][0], truth[0][0])}
+    pairs |= {f"d{k}": (actual[1][k], plain[1][k], truth[1][k]) for k in low}
+    for name, (x, y, z) in pairs.items():
+        error, allowed = (np.abs(np.asarray(a, np.float32) - z).max() for a in (x, y))
+        assert error <= 2 * allowed, (name, error, allowed)
+
+
+# Ragged tiles, chunks and dilation groups, a mask, shared key heads, one chunk after the other.
+EVERYTHING = Problem(
+    name="everything",
+    shape=(7, 22),
+    kernel_size=(3, 4),
+    stride=(1, 2),
+    dilation=(2, 1),
+    is_causal=(True, False),
+    heads=2,
+    kv_heads=1,
+    head_dim=16,
+    extra=2,
+)
+CASES = {
+    "1d-causal": Problem(
+        name="1d-causal", shape=(70,), kernel_size=(9,), is_causal=True, head_dim=32
+    ),
+    "1d-ragged-dilation": Problem(
+        name="1d-ragged-dilation", shape=(37,), kernel_size=(3,), dilation=3, heads=2, head_dim=48
+    ),
+    "2d-two-parts": Problem(name="2d", shape=(19, 23), kernel_size=(7, 7), head_dim=128),
+    "2d-window-is-input": Problem(
+        name="2d-window-is-input", shape=(7, 7), kernel_size=(7, 7), heads=2, head_dim=32
+    ),
+    "3d": Problem(
+        name="3d", shape=(3, 9, 10), kernel_size=(2, 3, 5), dilation=(1, 3, 2), head_dim=64
+    ),
+}
+
+
+@NEEDS_JAX
+def test_errs_as_little_as_plain_attention(interpreted):
+    assert_errs_little(EVERYTHING)
+
+
+@NEEDS_JAX
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("problem", CASES.values(), ids=CASES)
+def test_errs_as_little_in_every_layout(problem, dtype, interpreted):
+    assert_errs_little(problem, dtype)
+
+
+TWO_WARPGROUPS = Problem(
+    name="two-warpgroups", shape=(16, 24), kernel_size=(12, 9), head_dim=32, rpb=False
+)
+
+
+@NEEDS_JAX
+def test_two_warpgroups_and_computed_masks(interpreted, monkeypatch):
+    """As for large windows: no table, chunks that are seen whole, and more than fit the ring."""
+    from natjax.kernels import specialise
+
+    monkeypatch.setattr(specialise, "_SMALL_TABLE", 0)
+    config = _settings()((8, 16), (4, 16))
+    with settings.using(dict.fromkeys(("forward", "dquery"), config)):
+        assert_errs_little(TWO_WARPGROUPS)
+
+
+@NEEDS_JAX
+def test_a_block_of_threads_works_on_several_images(interpreted, monkeypatch):
+    """The last one has fewer than the others, and the ring goes on from one to the next."""
+    launching = importlib.import_module("natjax.kernels.backends.mosaic_gpu.launch")
+    monkeypatch.setattr(launching, "_LEAST_BLOCKS", 1)
+    problem = Problem(name="images", shape=(5, 8), kernel_size=(3, 3), batch=3, head_dim=16)
+    arrays = problem.arrays(dtype="bfloat16")
+
+    def run(images):
+        config = _settings()((8, 8), (4, 16), num_stages=3, images=images)
+        with settings.using(dict.fromkeys(("forward", "dquery"), config)):
+            run = fused(problem, "mosaic_gpu")
+            outputs, pull = jax.vjp(lambda query: run(arrays | {"query": query}), arrays["query"])
+            return outputs, pull(outputs)
+
+    jax.tree.map(np.testing.assert_array_equal, run(2), run(1))
+
+
+def test_blocks_of_threads_stay_where_that_leaves_enough_of_them():
+    launching = importlib.import_module("natjax.kernels.backends.mosaic_gpu.launch")
+    # NAT-Tiny's first stage: two heads of 49 tiles.
+    for batch, images in ((128, 8), (16, 2), (8, 1), (1, 1)):
+        assert launching.images_of_a_block(8, batch, 2 * 49) == images
+    assert launching.images_of_a_block(8, 3, 4096) == 3
+    spec = CallSpec(NAT_TINY[0].neighborhood, 32, 32, "bfloat16", True)
+    assert _settings().suggest("forward", spec).images == 8
+    large = Problem(name="large", shape=(64, 64), kernel_size=(31, 31))
+    spec = CallSpec(large.neighborhood, 32, 32, "bfloat16", True)
+    assert _settings().suggest("forward", spec).images == 1
+
+
+@NEEDS_JAX
+def test_nan_in_a_key_stays_with_those_who_see_it(interpreted):
+    problem = Problem(name="nan", shape=(9, 8), kernel_size=(3, 3), head_dim=16)
+    arrays = problem.arrays(dtype="bfloat16")
+    broken = arrays | {"key": arrays["key"].at[0, 4, 3].set(jnp.nan)}
+    seen = problem.neighborhood.dense_mask()[:, 4 * 8 + 3].reshape(9, 8)
+    expected, actual = (fused(problem, "mosaic_gpu")(x) for x in (arrays, broken))
+    for x, y in zip(actual, expected, strict=True):
+        assert np.isnan(np.asarray(x, np.float32)[0, seen]).all()
+        np.testing.assert_array_equal(np.asarray(x)[0, ~seen], np.asarray(y)[0, ~seen])
+
+
+# Layouts.
+
+
+def _settings():
+    from natjax.kernels.backends import mosaic_gpu
+
+    return mosaic_gpu.settings
+
+
+def _layout(shape, kernel_size, dilation, rows, tile, chunk):
+    from natjax.kernels.backends.mosaic_gpu.layout import Layout
+
+    neighborhood = checks.neighborhood(shape, kernel_size, 1, dilation, False)
+    return Layout.of(Blocks.of(neighborhood, rows, tile, chunk, whole_chunks=True))
+
+
+LAYOUTS = [
+    ((13, 22), (4, 3), (2, 1), "queries", (8, 8), (4, 16)),
+    ((13, 22), (4, 3), (2, 3), "keys", (8, 8), (2, 32)),
+    ((5, 9, 17), (3, 3, 5), (1, 2, 3), "queries", (2, 4, 8), (2, 4, 8)),
+    ((200,), (9,), (3,), "keys", (128,), (64,)),
+]
+
+
+@pytest.mark.parametrize("case", LAYOUTS)
+def test_what_is_laid_out_is_found_again(case):
+    layout = _layout(*case)
+    tokens = layout.blocks.num_tokens
+    x = np.random.default_rng(0).standard_normal((2, tokens, 3, 4)).astype(np.float32)
+    np.testing.assert_array_equal(layout.tokens(layout.lines(jnp.asarray(x)), 3), x)
+    scalars = x[..., 0]
+    tiles = layout.by_tile(jnp.asarray(scalars))
+    np.testing.assert_array_equal(layout.of_tiles(tiles), scalars)
+
+
+@pytest.mark.parametrize("case", LAYOUTS)
+def test_rows_of_tiles_and_their_windows_are_those_of_the_plan(case):
+    layout = _layout(*case)
+    tokens = np.arange(layout.blocks.num_tokens, dtype=np.float32)[None, :, None]
+    tiles = np.asarray(layout.by_tile(jnp.asarray(tokens)))[0, 0]
+    lines = np.asarray(layout.lines(jnp.asarray(tokens[..., None])))
+    scalars = np.asarray(layout.scalar_lines(jnp.asarray(tokens)))
+    windows, whole = np.asarray(layout.row_windows()), layout.whole_windows()
+    axes, places, dilation = layout.blocks.axes, layout.places, layout.dilation
+    for number in range(layout.blocks.num_tiles):
+        index = unravel(number, [axis.num_tiles for axis in axes])
+        located = [axis.locate(np.asarray(i)) for axis, i in zip(axes, index, strict=True)]
+        within = unravel(np.arange(layout.blocks.num_rows), layout.tile)
+        at = [first + i for (_, first, _), i in zip(located, within, strict=True)]
+        groups = [group for group, _, _ in located]
+        lengths = [a.window.group_length(g) for a, g in zip(axes, groups, strict=True)]
+        exists = np.all([p < n for p, n in zip(at, lengths, strict=True)], axis=0)
+        token = 0
+        for axis, group, position in zip(axes, groups, at, strict=True):
+            w = axis.window
+            token = token * w.length + position * w.dilation + group
+        line = (at[0] * dilation[0] + groups[0]) * places[1] + at[1]
+        line = line * dilation[1] + groups[1]
+        token, line, place = token[exists], line[exists], at[2][exists]
+        np.testing.assert_array_equal(tiles[number][exists], token)
+        np.testing.assert_array_equal(lines[line, place, groups[2]], token)
+        np.testing.assert_array_equal(scalars[line, groups[2], place], token)
+        for i, axis in enumerate(axes):
+            own, column = at[i] < lengths[i], np.arange(lengths[i])
+            seen = axis.is_neighbor(at[i][:, None], column[None], groups[i])[own]
+            low, high = windows[number, i, :, :, None]
+            np.testing.assert_array_equal(((low <= column) & (column < high))[own], seen)
+            of_all = (whole[number, i, 0] <= column) & (column < whole[number, i, 1])
+            np.testing.assert_array_equal(of_all, seen.all(axis=0) & own.any())
+
+
+# Settings, and what is declined.
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (((4, 8), (4, 16)), r"tile must have .* one of \(64, 128\).*got \(4, 8\)"),
+        (((16, 4), (4, 16)), r"tile must have .* the last at least 8; got \(16, 4\)"),
+        (((8, 8), (3, 16)), r"chunk must have .* powers of two .* got \(3, 16\)"),
+        (((8, 8), (64,)), r"one side an axis each; got \(8, 8\) and \(64,\)"),
+        (((8, 8), (4, 16), 0), "num_stages must be from 1 to 8; got 0"),
+        (((8, 8), (4, 16), 2, 1), "boxes must be True or False; got 1"),
+        (((8, 8), (4, 16), 2, True, 65), "images must be from 1 to 64; got 65"),
+    ],
+)
+def test_settings_that_break_a_rule(values, message, unchecked):
+    with pytest.raises(ValueError, match=message):
+        _settings()(*values)
+
+
+@pytest.mark.parametrize("problem", [*NAT_TINY, *DINAT_TINY, *CASES.values()], ids=str)
+def test_lines_of_scalars_are_long_enough_to_be_copied(problem):
+    spec = CallSpec(problem.neighborhood, problem.head_dim, problem.head_dim, "bfloat16", True)
+    for kernel in kernels_of("attention", has_bias=True):
+        config = _settings().suggest(kernel, spec)
+        assert kernel != "dkeyvalue" or config.chunk[-1] >= 32
+        blocks = Blocks.of(problem.neighborhood, rows_of(kernel), config.tile, config.chunk)
+        assert blocks.num_rows == 64 * config.warpgroups
+    assert set(kernels_of("attention", has_bias=True)) < set(KERNELS)
+
+
+@NEEDS_JAX
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dtype": jnp.float32}, r"takes the dtypes \('bfloat16', 'float16'\); got float32"),
+        ({"head_dim": 24}, "multiples of 16, up to 128; got 24"),
+        ({"head_dim": 144}, "multiples of 16, up to 128; got 144"),
+        ({"value_dim": 16}, "values as wide as keys; got head sizes of 32 and 16"),
+        ({"width": 2**15}, "fewer than 32768 tokens along the last axis; got 32768"),
+    ],
+)
+def test_what_is_declined_says_what_would_work(change, message, interpreted):
+    head_dim = change.get("head_dim", 32)
+    shape = (1, 9, change.get("width", 9), 4)
+    x, value = (
+        jax.ShapeDtypeStruct((*shape, size), change.get("dtype", jnp.bfloat16))
+        for size in (head_dim, change.get("value_dim", head_dim))
+    )
+    attend = functools.partial(natjax.na2d, kernel_size=3, implementation="mosaic_gpu")
+    with pytest.raises(NotImplementedError, match=f'"mosaic_gpu" .*{message}.*; use .*"xla"'):
+        jax.eval_shape(attend, x, x, value)
+
+
+@NEEDS_JAX
+@pytest.mark.parametrize("op", ["qk", "av"])
+def test_unfused_ops_are_declined(op, interpreted):
+    x = jnp.zeros((1, 9, 1, 3), jnp.bfloat16)
+    with pytest.raises(NotImplementedError, match=r'no unfused ops; use .*"pallas_triton"'):
+        getattr(natjax, f"na1d_{op}")(x, x, 3, implementation="mosaic_gpu")
+
+
+@NEEDS_JAX
+@pytest.mark.parametrize(
+    "target",
+    [
+        H100.__dict__ | {"device_kind": "NVIDIA B200", "compute_capability": "10.0"},
+        H100.__dict__ | {"device_kind": "NVIDIA A100-SXM4-80GB", "compute_capability": "8.0"},
+        {"platform": "gpu", "device_kind": "NVIDIA B200"},
+        {"platform": "cpu", "device_kind": "cpu"},
+    ],
+    ids=lambda x: "-".join(map(str, x.values())),
+)
+def test_another_chip_is_declined_before_anything_is_compiled(target, monkeypatch):
+    """Where Mosaic would end the process."""
+    monkeypatch.delenv("NATJAX_INTERPRET", raising=False)
+    monkeypatch.setattr(device, "targets", lambda: (types.SimpleNamespace(**target),))
+    x = jax.ShapeDtypeStruct((1, 9, 1, 16), jnp.bfloat16)
+    with pytest.raises(NotImplementedError, match=f"needs a Hopper GPU.*{target['device_kind']}"):
+        jax.eval_shape(lambda x: natjax.na1d(x, x, x, 3, implementation="mosaic_gpu"), x)
+
+
+@pytest.mark.oldest
+def test_an_older_jax_is_declined(monkeypatch, interpreted):
+    monkeypatch.setattr(jax, "__version_info__", (0, 11, 2))
+    x = jax.ShapeDtypeStruct((1, 9, 1, 16), jnp.bfloat16)
+    with pytest.raises(NotImplementedError, match=r"needs jax 0\.12 or later; got .*use"):
+        jax.eval_shape(lambda x: natjax.na1d(x, x, x, 3, implementation="mosaic_gpu"), x)
+
+
+def test_none_passes_over_what_has_never_run(monkeypatch):
+    monkeypatch.delenv("NATJAX_INTERPRET", raising=False)
+    monkeypatch.setattr(device, "targets", lambda: (H100,))
+    x = jax.ShapeDtypeStruct((1, 9, 1, 16), jnp.bfloat16)
+    told = natjax.explain(x, x, x, 3)
+    assert told.chosen in ("jax_triton", "pallas_triton")
+    assert "runs only where it is named" in told.reasons["mosaic_gpu"]
+    text = str(jax.make_jaxpr(lambda x: natjax.na1d(x, x, x, 3))(x))
+    assert "warpgroup" not in text
+    if jax.__version_info__ >= (0, 12):
+        assert natjax.explain(x, x, x, 3, implementation="mosaic_gpu").chosen == "mosaic_gpu"
