@@ -37,6 +37,7 @@ from natjax.kernels.neighborhood import Neighborhood
 from natjax.kernels.plan.pattern import HIDDEN, pattern_of
 from natjax.kernels.plan.reach import reach_of
 from natjax.kernels.sharding.batching import in_indexable_parts
+from natjax.kernels.sharding.one_device import on_one_device
 from natjax.kernels.sharding.operands import Dim, Dims, Signature
 from natjax.kernels.sharding.partitioning import align_varying, split_over_batch_and_heads
 from natjax.kernels.spec import Kernel, KernelBackend, KernelCall, Op
@@ -273,6 +274,9 @@ def _by_platform(
     """Kernels on their platform and plain JAX elsewhere, known when the program is lowered."""
     if call.platform is None:
         return kernels(*args)
+    if call.placement is not None and call.placement.mesh is None:
+        # Nobody partitions them, and of several devices nothing is known.
+        kernels = functools.partial(on_one_device, kernels, plain)
     return jax.lax.platform_dependent(*args, default=plain, **{call.platform: kernels})
 
 

@@ -12,6 +12,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
+from natjax.kernels.autodiff import LOG2_E
 from natjax.kernels.backends.mosaic_tpu import packing
 from natjax.kernels.backends.mosaic_tpu.backward import backward
 from natjax.kernels.backends.mosaic_tpu.forward import forward
@@ -20,6 +21,7 @@ from natjax.kernels.backends.mosaic_tpu.maps import Groups, Images
 from natjax.kernels.backends.mosaic_tpu.memory import VMEM_LIMIT, block_of, steps_of
 from natjax.kernels.backends.mosaic_tpu.program import Program, Steps
 from natjax.kernels.plan.blocks import Rows
+from natjax.kernels.plan.pattern import HIDDEN, pattern_of
 from natjax.kernels.sharding.partitioning import align_varying
 from natjax.kernels.spec import KernelCall
 
@@ -126,12 +128,12 @@ class _Launch:
         self,
         name: str,
         body: Callable[..., None],
-        plan: Array,
         inputs: list[tuple[Array, pl.BlockSpec]],
         outputs: list[tuple[jax.ShapeDtypeStruct, pl.BlockSpec]],
         scratch: list[Any],
     ) -> tuple[Array, ...]:
         """Run a kernel over blocks of lanes and, within those, over the batch in order."""
+        plan = jnp.asarray(self.layout.plan())
         arrays = align_varying(plan, *(x for x, _ in inputs))
         varying = jax.typeof(arrays[0]).manual_axis_type
         grid = (packing.num_blocks(self.heads, self.layout), self.batch // self.steps.images)
@@ -162,8 +164,7 @@ def attention(
     q: Float[Array, "B T N D"],
     k: Float[Array, "B T M D"],
     v: Float[Array, "B T M Dv"],
-    table: Float[Array, "_ kinds 1 queries keys"],
-    plan: Array,
+    *rpb: Float[Array, "N R"],
 ) -> tuple[Float[Array, "B T N Dv"], Float[Array, "B T N"]]:
     """The output and its log-sum-exp.
 
@@ -173,15 +174,14 @@ def attention(
       q: queries.
       k: keys.
       v: values.
-      table: what is added to the logits of each kind of tile, for each head or all alike.
-      plan: `Layout.plan`.
+      *rpb: the biases of each head, if there are any.
     """
     launch = _Launch.of(call, layout, q)
     layout = launch.layout
     if not launch.batch:
         return jnp.zeros((*q.shape[:3], v.shape[-1]), q.dtype), jnp.zeros(q.shape[:3])
     maps = _maps(launch, [q], [k, v])
-    packed = packing.pack_table(table, layout)
+    packed = _table(layout, rpb)
 
     def body(plan_ref: Any, *refs: Any) -> None:
         q_ref, k_ref, v_ref, table_ref, out_ref, lse_ref, keys, values, *raised = refs
@@ -203,7 +203,6 @@ def attention(
     out, lse = launch.run(
         "natjax_tpu_forward",
         body,
-        plan,
         [*maps, (packed, launch.table_spec(packed.shape))],
         [
             (launch.map_result("queries"), launch.map_spec("queries")),
@@ -225,10 +224,9 @@ def attention_gradients(
     v: Float[Array, "B T M Dv"],
     do: Float[Array, "B T N Dv"],
     dlse: Float[Array, "B T N"],
-    table: Float[Array, "_ kinds 1 queries keys"],
-    plan: Array,
+    *rpb: Float[Array, "N R"],
 ) -> tuple[Array, ...]:
-    """Gradients of queries, keys, values and, if there is a bias, of the table.
+    """Gradients of queries, keys, values and, if there are any, of the biases.
 
     Args:
       call: as in `attention`, and so are the other arguments but these.
@@ -238,15 +236,14 @@ def attention_gradients(
       v: values.
       do: gradient of the output.
       dlse: gradient of the log-sum-exp.
-      table: what is added to the logits.
-      plan: `Layout.plan`.
+      *rpb: the biases of each head, if there are any.
     """
     launch = _Launch.of(call, layout, q)
-    layout, has_bias = launch.layout, call.spec.has_bias
+    layout, has_bias = launch.layout, bool(rpb)
     if not launch.batch:
-        return tuple(jnp.zeros(x.shape, x.dtype) for x in (q, k, v, table)[: 3 + has_bias])
+        return tuple(jnp.zeros(x.shape, x.dtype) for x in (q, k, v, *rpb))
     q_map, do_map, k_map, v_map = _maps(launch, [q, do], [k, v])
-    rows, packed = packing.pack_rows(dlse, layout), packing.pack_table(table, layout)
+    rows, packed = packing.pack_rows(dlse, layout), _table(layout, rpb)
 
     def body(plan_ref: Any, *refs: Any) -> None:
         q_ref, k_ref, v_ref, do_ref, dlse_ref, table_ref, dq_ref, dk_ref, dv_ref, *rest = refs
@@ -283,7 +280,6 @@ def attention_gradients(
     dq, dk, dv, *dtable = launch.run(
         "natjax_tpu_backward",
         body,
-        plan,
         [q_map, k_map, v_map, do_map, (rows, launch.row_spec), (packed, table_spec)],
         results,
         launch.copies(4) + launch.raised(3, 4),
@@ -293,7 +289,20 @@ def attention_gradients(
         _per_key_head(packing.from_map(dk, layout, k.shape[-1], "keys"), k),
         _per_key_head(packing.from_map(dv, layout, v.shape[-1], "keys"), v),
     ]
-    return *gradients, *(packing.unpack_table(x, layout, launch.heads) for x in dtable)
+    return *gradients, *(_bias_gradient(x, layout, launch.heads) for x in dtable)
+
+
+def _table(layout: Layout, rpb: tuple[Array, ...]) -> Array:
+    """What is added to the logits of each kind of tile, for each block of lanes or all alike."""
+    pattern = pattern_of(layout.blocks)
+    bias = rpb[0].reshape(-1, *pattern.bias_shape) if rpb else None
+    return packing.pack_table(pattern.table(bias, HIDDEN, LOG2_E), layout)
+
+
+def _bias_gradient(table: Array, layout: Layout, heads: int) -> Float[Array, "N R"]:
+    """The transpose of `_table`."""
+    gradient = pattern_of(layout.blocks).bias_gradient(packing.unpack_table(table, layout, heads))
+    return gradient.reshape(heads, -1)
 
 
 def _maps(

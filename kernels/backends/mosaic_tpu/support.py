@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
-import jax
-from jax.sharding import AxisType
-
 from natjax.kernels import device
 from natjax.kernels.backends.mosaic_tpu.layout import LANES
 from natjax.kernels.backends.mosaic_tpu.memory import fits
@@ -27,7 +22,6 @@ def require_support(spec: CallSpec, heads: int) -> None:
       NotImplementedError: they do not; the message says what would work.
     """
     _require_device()
-    _require_one_device()
     if spec.dtype not in _DTYPES:
         raise _refusal(f"takes the dtypes {_DTYPES}; got {spec.dtype}")
     largest = max(spec.head_dim, spec.value_dim)
@@ -50,22 +44,6 @@ def _require_device() -> None:
             f'({target.platform}); use implementation="xla", or set the environment variable '
             f"{device.INTERPRET}=1 to run the kernels interpreted, slowly, for tests"
         )
-
-
-def _require_one_device() -> None:
-    """Libtpu does not partition custom calls, so only what is for one device has kernels.
-
-    The mesh of the context tells, of which axes that `jax.shard_map` has made manual do not count;
-    without one, all devices might take part.
-    """
-    if device.is_interpreted():
-        return
-    mesh = jax.sharding.get_abstract_mesh()
-    axes = zip(mesh.axis_sizes, mesh.axis_types, strict=True)
-    shared = [size for size, kind in axes if kind != AxisType.Manual]
-    devices = jax.device_count() if mesh.empty else math.prod(shared)
-    if devices > 1:
-        raise _refusal(f"runs on one device, or inside of jax.shard_map; got {devices} devices")
 
 
 def _refusal(reason: str) -> NotImplementedError:
