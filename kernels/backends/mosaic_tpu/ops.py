@@ -26,10 +26,10 @@ from natjax.kernels.sharding.placement import placement_of
 from natjax.kernels.spec import CallSpec, KernelCall
 from natjax.kernels.specialise import require_plain
 
-_QUERY = (Dim.BATCH, Dim.WHOLE, Dim.HEADS, Dim.WHOLE)
-_KEY = (Dim.BATCH, Dim.WHOLE, Dim.KV_HEADS, Dim.WHOLE)
+QUERY = (Dim.BATCH, Dim.WHOLE, Dim.HEADS, Dim.WHOLE)
+KEY = (Dim.BATCH, Dim.WHOLE, Dim.KV_HEADS, Dim.WHOLE)
 _PER_QUERY = (Dim.BATCH, Dim.WHOLE, Dim.HEADS)
-_BIAS = (Dim.HEADS, Dim.WHOLE)
+BIAS = (Dim.HEADS, Dim.WHOLE)
 
 
 def attention(
@@ -51,6 +51,33 @@ def attention(
     Raises:
       NotImplementedError: the kernels do not take the call.
     """
+    arrays = query, key, value
+    call = call_of(run.attention, platform, arrays, neighborhood, rpb, scale, beyond)
+    extra = () if additional_keys is None else (additional_keys, additional_values)
+    return autodiff.attend(_ATTENTION, call, arrays, rpb, extra)
+
+
+def call_of(
+    launch: Callable[..., Arrays],
+    platform: str | None,
+    arrays: tuple[Array, Array, Array],
+    neighborhood: Neighborhood,
+    rpb: Array | None,
+    scale: float,
+    beyond: dict[str, Any],
+) -> KernelCall:
+    """The call that kernels are specialised for, if they take it.
+
+    Args:
+      launch: of the kernel of the op itself.
+      platform: the only one on which to run kernels; None for any.
+      arrays: queries or weights, keys and values; in the unfused ops one of these stands for both.
+      neighborhood: which keys a query sees.
+      rpb: relative position bias.
+      scale: factor on the products of queries and keys.
+      beyond: arguments that kernels do not have.
+    """
+    query, key, value = arrays
     require_plain(NAME, neighborhood, beyond)
     spec = CallSpec(
         neighborhood=neighborhood,
@@ -59,66 +86,37 @@ def attention(
         dtype=query.dtype.name,
         has_bias=rpb is not None,
     )
-    heads, kv_heads = query.shape[-2], key.shape[-2]
-    require_support(spec, heads)
-    call = KernelCall(
-        launch=run.attention,
+    require_support(spec, query.shape[-2], is_unfused=launch != run.attention)
+    return KernelCall(
+        launch=launch,
         platform=platform,
         spec=spec,
         scale=scale,
-        groups=heads // kv_heads,
+        groups=query.shape[-2] // key.shape[-2],
         interpret=device.is_interpreted(),
         tf32=False,
         settings=(),
         with_table=frozenset(),
         placement=placement_of(query),
     )
-    extra = () if additional_keys is None else (additional_keys, additional_values)
-    return autodiff.attend(_ATTENTION, call, (query, key, value), rpb, extra)
-
-
-def qk(platform: str | None, *args: Any, **kwargs: Any) -> Array:
-    """Refuse: there is no kernel for it.
-
-    Raises:
-      NotImplementedError: always.
-    """
-    raise _no_unfused()
-
-
-def av(platform: str | None, *args: Any, **kwargs: Any) -> Array:
-    """Refuse: there is no kernel for it.
-
-    Raises:
-      NotImplementedError: always.
-    """
-    raise _no_unfused()
-
-
-def _no_unfused() -> NotImplementedError:
-    return NotImplementedError(
-        f'implementation "{NAME}" has no unfused ops; use implementation="xla"'
-    )
 
 
 def _attention(call: KernelCall, q: Array, k: Array, v: Array, *rpb: Array) -> Arrays:
-    signature = Signature((_QUERY, _KEY, _KEY, *(_BIAS,) * len(rpb)), (_QUERY, _PER_QUERY))
-    return _wrapped(run.attention, call, layout_of(call.spec, q.shape[2]), signature)(q, k, v, *rpb)
+    signature = Signature((QUERY, KEY, KEY, *(BIAS,) * len(rpb)), (QUERY, _PER_QUERY))
+    return wrapped(run.attention, call, layout_of(call.spec, q.shape[2]), signature)(q, k, v, *rpb)
 
 
 def _attention_gradients(call: KernelCall, arrays: Arrays, _: Arrays, cotangents: Arrays) -> Arrays:
     q, k, v, *rpb = arrays
-    bias = (_BIAS,) * len(rpb)
-    signature = Signature(
-        (_QUERY, _KEY, _KEY, _QUERY, _PER_QUERY, *bias), (_QUERY, _KEY, _KEY, *bias)
-    )
-    kernel = _wrapped(run.attention_gradients, call, layout_of(call.spec, q.shape[2]), signature)
+    bias = (BIAS,) * len(rpb)
+    signature = Signature((QUERY, KEY, KEY, QUERY, _PER_QUERY, *bias), (QUERY, KEY, KEY, *bias))
+    kernel = wrapped(run.attention_gradients, call, layout_of(call.spec, q.shape[2]), signature)
     gradients = kernel(q, k, v, *cotangents, *rpb)
     return tuple(dx.astype(x.dtype) for dx, x in zip(gradients, arrays, strict=True))
 
 
 @functools.lru_cache(256)
-def _wrapped(
+def wrapped(
     function: Callable[..., Arrays], call: KernelCall, layout: Layout, signature: Signature
 ) -> Callable[..., Arrays]:
     """A launch that is vmapped, and mapped over devices."""

@@ -30,7 +30,7 @@ INTERPRETER: Any = True
 
 
 @dataclasses.dataclass(frozen=True)
-class _Launch:
+class Launch:
     """A call of one kernel.
 
     Attributes:
@@ -50,13 +50,25 @@ class _Launch:
     dtype: Any
 
     @classmethod
-    def of(cls, call: KernelCall, layout: Layout, query: Array) -> _Launch:
+    def of(cls, call: KernelCall, layout: Layout, query: Array) -> Launch:
+        """A launch of a call, whose batch and heads are those of an array ``[B, T, N, ...]``."""
         # A device may have fewer heads than there are in all.
         layout = dataclasses.replace(layout, heads=min(layout.heads, query.shape[2]))
         # An empty batch has no steps, and reaches no kernel.
         steps = steps_of(layout, max(1, query.shape[0]), query.dtype.itemsize)
         batch = query.shape[0] * layout.num_strips
         return cls(call, layout, steps, batch, query.shape[2], query.dtype)
+
+    def maps(self, queries: list[Array], keys: list[Array]) -> list[tuple[Array, pl.BlockSpec]]:
+        """Maps and their blocks, with keys for every query head."""
+        groups = self.heads // keys[0].shape[2]
+        if groups > 1:
+            keys = [jnp.repeat(x, groups, axis=2) for x in keys]
+        return [
+            (packing.as_map(x, self.layout, of), self.map_spec(of))
+            for of, arrays in (("queries", queries), ("keys", keys))
+            for x in arrays
+        ]
 
     def map_spec(self, of: Rows) -> pl.BlockSpec:
         """Images with a block of lanes; without dilation as far as tiles reach."""
@@ -77,10 +89,19 @@ class _Launch:
         is_shared = table[0] == 1
         return pl.BlockSpec((None, *table[1:]), lambda g, b, *_: (0 if is_shared else g, 0, 0, 0))
 
-    def map_result(self, of: Rows, dtype: Any = None) -> jax.ShapeDtypeStruct:
-        """A map of all heads."""
+    def written(self, of: Rows, dtype: Any = None) -> tuple[jax.ShapeDtypeStruct, pl.BlockSpec]:
+        """A result that is a map of all heads, and its blocks."""
         shape = (*self.layout.tokens_of_strip(of), self.heads * self.layout.head_dim)
-        return jax.ShapeDtypeStruct((self.batch, *shape), dtype or self.dtype)
+        result = jax.ShapeDtypeStruct((self.batch, *shape), dtype or self.dtype)
+        return result, self.map_spec(of)
+
+    def summed(self, key: Array) -> tuple[jax.ShapeDtypeStruct, pl.BlockSpec]:
+        """The gradient of keys or values, as `written`.
+
+        Those that are still to be summed, over queries of a group or strips, are not rounded.
+        """
+        is_summed = self.heads > key.shape[2] or self.layout.num_strips > 1
+        return self.written("keys", jnp.float32 if is_summed else None)
 
     @property
     def row_result(self) -> jax.ShapeDtypeStruct:
@@ -176,12 +197,12 @@ def attention(
       v: values.
       *rpb: the biases of each head, if there are any.
     """
-    launch = _Launch.of(call, layout, q)
+    launch = Launch.of(call, layout, q)
     layout = launch.layout
     if not launch.batch:
         return jnp.zeros((*q.shape[:3], v.shape[-1]), q.dtype), jnp.zeros(q.shape[:3])
-    maps = _maps(launch, [q], [k, v])
-    packed = _table(layout, rpb)
+    maps = launch.maps([q], [k, v])
+    packed = table_of(layout, rpb)
 
     def body(plan_ref: Any, *refs: Any) -> None:
         q_ref, k_ref, v_ref, table_ref, out_ref, lse_ref, keys, values, *raised = refs
@@ -205,7 +226,7 @@ def attention(
         body,
         [*maps, (packed, launch.table_spec(packed.shape))],
         [
-            (launch.map_result("queries"), launch.map_spec("queries")),
+            launch.written("queries"),
             (launch.row_result, launch.row_spec),
         ],
         launch.copies(2) + launch.raised(2, 2),
@@ -238,12 +259,12 @@ def attention_gradients(
       dlse: gradient of the log-sum-exp.
       *rpb: the biases of each head, if there are any.
     """
-    launch = _Launch.of(call, layout, q)
+    launch = Launch.of(call, layout, q)
     layout, has_bias = launch.layout, bool(rpb)
     if not launch.batch:
         return tuple(jnp.zeros(x.shape, x.dtype) for x in (q, k, v, *rpb))
-    q_map, do_map, k_map, v_map = _maps(launch, [q, do], [k, v])
-    rows, packed = packing.pack_rows(dlse, layout), _table(layout, rpb)
+    q_map, do_map, k_map, v_map = launch.maps([q, do], [k, v])
+    rows, packed = packing.pack_rows(dlse, layout), table_of(layout, rpb)
 
     def body(plan_ref: Any, *refs: Any) -> None:
         q_ref, k_ref, v_ref, do_ref, dlse_ref, table_ref, dq_ref, dk_ref, dv_ref, *rest = refs
@@ -269,11 +290,7 @@ def attention_gradients(
             scale=call.scale,
         )
 
-    # Gradients that are still to be summed, over queries of a group or strips, are not rounded.
-    is_summed = q.shape[2] > k.shape[2] or layout.num_strips > 1
-    key_result = launch.map_result("keys", jnp.float32 if is_summed else None)
-    results = [(launch.map_result("queries"), launch.map_spec("queries"))]
-    results += [(key_result, launch.map_spec("keys"))] * 2
+    results = [launch.written("queries"), launch.summed(k), launch.summed(v)]
     table_spec = launch.table_spec(packed.shape)
     if has_bias:
         results.append((jax.ShapeDtypeStruct(packed.shape, jnp.float32), table_spec))
@@ -286,40 +303,28 @@ def attention_gradients(
     )
     gradients = [
         packing.from_map(dq, layout, q.shape[-1], "queries"),
-        _per_key_head(packing.from_map(dk, layout, k.shape[-1], "keys"), k),
-        _per_key_head(packing.from_map(dv, layout, v.shape[-1], "keys"), v),
+        per_key_head(packing.from_map(dk, layout, k.shape[-1], "keys"), k),
+        per_key_head(packing.from_map(dv, layout, v.shape[-1], "keys"), v),
     ]
-    return *gradients, *(_bias_gradient(x, layout, launch.heads) for x in dtable)
+    return *gradients, *(bias_gradient(x, layout, launch.heads) for x in dtable)
 
 
-def _table(layout: Layout, rpb: tuple[Array, ...]) -> Array:
+def table_of(
+    layout: Layout, rpb: tuple[Array, ...], hidden: float = HIDDEN, factor: float = LOG2_E
+) -> Array:
     """What is added to the logits of each kind of tile, for each block of lanes or all alike."""
     pattern = pattern_of(layout.blocks)
     bias = rpb[0].reshape(-1, *pattern.bias_shape) if rpb else None
-    return packing.pack_table(pattern.table(bias, HIDDEN, LOG2_E), layout)
+    return packing.pack_table(pattern.table(bias, hidden, factor), layout)
 
 
-def _bias_gradient(table: Array, layout: Layout, heads: int) -> Float[Array, "N R"]:
-    """The transpose of `_table`."""
+def bias_gradient(table: Array, layout: Layout, heads: int) -> Float[Array, "N R"]:
+    """The transpose of `table_of`."""
     gradient = pattern_of(layout.blocks).bias_gradient(packing.unpack_table(table, layout, heads))
     return gradient.reshape(heads, -1)
 
 
-def _maps(
-    launch: _Launch, queries: list[Array], keys: list[Array]
-) -> list[tuple[Array, pl.BlockSpec]]:
-    """Maps and their blocks, with keys for every query head."""
-    groups = queries[0].shape[2] // keys[0].shape[2]
-    if groups > 1:
-        keys = [jnp.repeat(x, groups, axis=2) for x in keys]
-    return [
-        (packing.as_map(x, launch.layout, of), launch.map_spec(of))
-        for of, arrays in (("queries", queries), ("keys", keys))
-        for x in arrays
-    ]
-
-
-def _per_key_head(gradient: Array, like: Array) -> Array:
+def per_key_head(gradient: Array, like: Array) -> Array:
     """Sum over the query heads of each key head."""
     if gradient.shape == like.shape:
         return gradient.astype(like.dtype)

@@ -11,12 +11,13 @@ NAME = "mosaic_tpu"
 _DTYPES = ("bfloat16", "float32")
 
 
-def require_support(spec: CallSpec, heads: int) -> None:
+def require_support(spec: CallSpec, heads: int, *, is_unfused: bool = False) -> None:
     """Check that the kernels take a call.
 
     Args:
       spec: what the kernels are specialised for.
       heads: query heads.
+      is_unfused: whether it is of an unfused op.
 
     Raises:
       NotImplementedError: they do not; the message says what would work.
@@ -27,10 +28,10 @@ def require_support(spec: CallSpec, heads: int) -> None:
     largest = max(spec.head_dim, spec.value_dim)
     if largest > LANES:
         raise _refusal(f"takes head sizes up to {LANES}; got {largest}")
-    if not fits(spec, heads):
+    if not fits(spec, heads, is_unfused=is_unfused):
         raise _refusal(
-            "takes maps of which rows that see each other, and the table of biases, fit the memory "
-            f"of a core; got "
+            "takes maps of which rows that see each other, the table of biases, and the weights of "
+            "unfused ops fit the memory of a core; got "
             f"{spec.neighborhood.shape} tokens of {spec.dtype}, "
             f"kernel_size={spec.neighborhood.kernel_size}"
         )
