@@ -27,6 +27,7 @@ from benchmarks.aot.step import report as step_report
 from benchmarks.aot.step.tasks import TASKS
 from benchmarks.gpu import flex, functions, plan, suite, timing, torch_worker
 from benchmarks.gpu import report as gpu_report
+from benchmarks.tpu import variants
 from natjax.kernels.backends import jax_triton, pallas_triton
 from natjax.kernels.spec import KERNELS, CallSpec
 from natjax.kernels.tuning import problems, settings
@@ -189,6 +190,35 @@ def test_dry_run(tmp_path):
             assert row["ms"] > 0, row
     last = run.stdout.splitlines()[-1]
     assert last.startswith(f"| {plan.tiny()[-1].name} | forward+backward | ")
+
+
+def test_dry_run_for_tpus(tmp_path):
+    """All of the benchmark that runs without a TPU, as on a machine that has one."""
+    path = tmp_path / "results.json"
+    command = [sys.executable, "-m", "benchmarks.tpu", "--dry-run", "--json", str(path)]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "tests: passed" in run.stdout
+    document = json.loads(path.read_text())
+    assert document["environment"]["dry_run"]
+    rows = {(row["mode"], row["variant"]): row for row in document["rows"]}
+    assert set(rows) == {(mode, variant) for mode in plan.MODES for variant in variants.VARIANTS}
+    for row in rows.values():
+        assert row.get("ms", 0) > 0, row
+    assert run.stdout.splitlines()[-1].startswith("| tiny | forward+backward | ")
+
+
+def test_splash_attention_is_given_the_neighborhood():
+    problem = variants.tiny()[0]
+    arrays = variants.arrays_of(problem, "splash-128", "float32")
+    tokens = problem.neighborhood.num_tokens
+    out = variants.step(problem, "splash-128", "forward", interpret=True)(arrays)["query"]
+    maps = {
+        name: x[:, :, :tokens].swapaxes(1, 2).reshape(1, *problem.shape, 2, 16)
+        for name, x in arrays.items()
+    }
+    expected = problem.op(**maps, kernel_size=problem.kernel_size).reshape(1, tokens, 2, 16)
+    np.testing.assert_allclose(out[:, :, :tokens].swapaxes(1, 2), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.skipif(torch_worker.is_available(), reason="PyTorch is installed: nothing breaks down")

@@ -19,6 +19,7 @@ from jax.test_util import check_grads
 
 import natjax
 from natjax.kernels import registry
+from natjax.kernels.backends.xla.fused import Tiling
 from natjax.kernels.tuning import problems
 from natjax.kernels.tuning.problems import Problem
 
@@ -424,7 +425,8 @@ def test_knowing_the_mesh_changes_nothing(batch, on_cpu_mesh, mesh_of):
 @pytest.mark.parametrize("function", [fused, unfused])
 def test_xla_sums_the_bias_gradient_over_devices_once(function, monkeypatch, mesh_of):
     """Not in every turn of a loop, and no more of it than there is."""
-    monkeypatch.setattr("natjax.kernels.backends.xla.fused._LOGITS_AT_ONCE", {"cpu": 2**15})
+    tilings = "natjax.kernels.backends.xla.fused.TILINGS"
+    monkeypatch.setattr(tilings, {"cpu": Tiling(64, 2**15, 8)})
     problem = problems.Problem(
         name="2d", shape=(24, 22), kernel_size=(5, 7), batch=8, heads=2, head_dim=8
     )

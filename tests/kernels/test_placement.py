@@ -17,9 +17,15 @@ from natjax.kernels.sharding.one_device import on_one_device
 from natjax.kernels.sharding.placement import Split
 from natjax.kernels.tuning.problems import Problem
 
-pytestmark = pytest.mark.skipif(
-    "mosaic_tpu" not in registry.names(), reason="the kernels for TPUs are not there"
-)
+pytestmark = [
+    pytest.mark.skipif(
+        "mosaic_tpu" not in registry.names(), reason="the kernels for TPUs are not there"
+    ),
+    pytest.mark.skipif(
+        jax.default_backend() != "cpu",
+        reason="kernels that are not interpreted do not run on the CPU devices of a mesh",
+    ),
+]
 
 PROBLEM = Problem(
     name="mapped", shape=(6, 5), kernel_size=(3, 3), batch=8, heads=4, kv_heads=2, head_dim=8
