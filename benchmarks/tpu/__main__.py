@@ -135,10 +135,10 @@ def document(environment: dict[str, Any], rows: list[Row], tests: str) -> str:
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return f"""# The kernels on {environment["device"]}
 
-Made by `{environment["command"]}` on {environment["date"]}, with jax {environment["jax"]} and natjax
-{environment["natjax"]}; arrays in {environment["dtype"]}. In the same run the device reached {copied}
-copying and {multiplied} multiplying matrices. Tests of the kernels on this device, in the same run:
-{tests}.
+Made by `{environment["command"]}` on {environment["date"]}, with jax {environment["jax"]} and
+natjax {environment["natjax"]}; arrays in {environment["dtype"]}. In the same run the device reached
+{copied} copying and {multiplied} multiplying matrices. Tests of the kernels on this device, in the
+same run: {tests}.
 
 Times are of natjax's kernels; the last columns tell how many times as long the others take: "xla",
 our plain implementation, and splash attention, which takes no bias, at each size of its blocks.

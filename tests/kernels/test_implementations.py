@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tolerances
-from calls import FUSED_ONLY, KERNELS, assert_close, fused, unfused, value_and_gradients
+from calls import KERNELS, assert_close, fused, unfused, value_and_gradients
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.test_util import check_grads
@@ -94,7 +94,7 @@ def test_fused_agrees_with_the_reference(problem, dtype, name, interpreted, x64)
         )
         for p in edges.EDGES
         for x in OTHERS
-        if not p.extra and x not in FUSED_ONLY
+        if not p.extra
     ],
 )
 def test_unfused_agrees_with_the_reference_and_with_fused(problem, name, interpreted):

@@ -197,11 +197,11 @@ def test_what_is_declined_says_what_would_work(change, message, interpreted):
     assert jax.eval_shape(attend, x, x, x).shape == x.shape
 
 
-@pytest.mark.parametrize("op", ["qk", "av"])
-def test_unfused_ops_are_declined(op, interpreted):
-    x = jnp.zeros((1, 9, 1, 3))
-    with pytest.raises(NotImplementedError, match='no unfused ops; use implementation="xla"'):
-        getattr(natjax, f"na1d_{op}")(x, x, 3, implementation="mosaic_tpu")
+def test_windows_whose_weights_do_not_fit_are_declined_unfused(interpreted):
+    x = jax.ShapeDtypeStruct((1, 64, 64, 1, 128), jnp.float32)
+    attend = functools.partial(natjax.na2d_qk, kernel_size=41, implementation="mosaic_tpu")
+    with pytest.raises(NotImplementedError, match=r'the weights of unfused .*; use .*"xla"'):
+        jax.eval_shape(attend, x, x)
 
 
 def test_a_machine_without_a_tpu_says_so(monkeypatch):
