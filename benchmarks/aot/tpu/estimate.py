@@ -7,7 +7,10 @@ import re
 _COMPUTATION = re.compile(r"^(ENTRY )?%?(\S+) \(.*\{\s*$")
 _CYCLES = re.compile(r'"estimated_cycles":"?(\d+)')
 _BODY = re.compile(r" while\(.*body=%?([\w.\-]+)")
-_TURNS = re.compile(r'"?known_trip_count"?:\{"n":"(\d+)"')
+_CONDITION = re.compile(r" while\(.*condition=%?([\w.\-]+)")
+# How long a loop goes on: as long as its counter, from 0, is less than a constant.
+_CONSTANT = re.compile(r"%(\S+) = s32\[\]\S* constant\((\d+)\)")
+_COMPARED = re.compile(r"ROOT .* compare\(%\S+, %([\w.\-]+)\), direction=LT")
 _CALLED = re.compile(r" (?:call|conditional)\(.*?(?:to_apply|branch_computations)=\{?%?([\w.\-]+)")
 
 
@@ -32,16 +35,22 @@ def cycles(text: str) -> int:
     if entry is None:
         raise LookupError("the program has no entry")
 
+    def turns(loop: str) -> int:
+        condition = _CONDITION.search(loop)
+        text = "\n".join(lines.get(condition.group(1), ())) if condition else ""
+        compared = _COMPARED.search(text)
+        constants = dict(_CONSTANT.findall(text))
+        if compared is None or compared.group(1) not in constants:
+            raise LookupError(f"a loop of unknown length: {loop.strip()[:80]}")
+        return int(constants[compared.group(1)])
+
     def total(computation: str) -> int:
         found = 0
         for line in lines[computation]:
             if estimate := _CYCLES.search(line):
                 found += int(estimate.group(1))
             if body := _BODY.search(line):
-                turns = _TURNS.search(line)
-                if turns is None:
-                    raise LookupError(f"a loop of unknown length: {line.strip()[:80]}")
-                found += int(turns.group(1)) * total(body.group(1))
+                found += turns(line) * total(body.group(1))
             elif called := _CALLED.search(line):
                 found += total(called.group(1))
         return found

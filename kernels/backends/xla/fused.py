@@ -51,7 +51,7 @@ class Tiling:
 
 
 # On a CPU by `python benchmarks/ops.py --sweep`, for TPUs by `python -m benchmarks.aot.tpu.tiling`.
-TILINGS = {"cpu": Tiling(64, 2**19, 8), "tpu": Tiling(64, 2**26, 32)}
+TILINGS = {"cpu": Tiling(64, 2**19, 8), "tpu": Tiling(256, 2**19, 8)}
 _ELSEWHERE = Tiling(64, 2**26, 32)
 # The most logits of a tile, of all images and heads together, which bounds memory. Those of one
 # image and head may always be the second number, since smaller tiles mostly move keys.
