@@ -95,7 +95,7 @@ def _options() -> argparse.Namespace:
 def _test(dry_run: bool, seconds: float) -> bool:
     # One process: no two can have the same TPU.
     if dry_run:
-        return suite.run(["tests/kernels/test_merge.py"], 1, seconds)
+        return suite.run(["tests/kernels/test_registry.py"], 1, seconds)
     return suite.run(["tests/kernels"], 1, seconds, _SELECTED)
 
 
