@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from calls import assert_close, fused, value_and_gradients
+from calls import assert_close, fused, unfused, value_and_gradients
 from edges import named
 from hypothesis import given
 from hypothesis import strategies as st
@@ -66,13 +66,14 @@ def strict(monkeypatch, interpreted):
     ],
     ids=lambda x: getattr(x, "name", x),
 )
-def test_nothing_is_read_that_nobody_wrote(problem, dtype, strict):
+@pytest.mark.parametrize("function", [fused, unfused])
+def test_nothing_is_read_that_nobody_wrote(function, problem, dtype, strict):
     from jax._src.pallas.mosaic.interpret import interpret_pallas_call
 
     arrays = problem.arrays(dtype=dtype)
     exact = {name: x.astype(jnp.float32) for name, x in arrays.items()}
-    expected = value_and_gradients(fused(problem, "reference"), exact)
-    actual = value_and_gradients(fused(problem, "mosaic_tpu"), arrays)
+    expected = value_and_gradients(function(problem, "reference"), exact)
+    actual = value_and_gradients(function(problem, "mosaic_tpu"), arrays)
     assert not interpret_pallas_call.races.races_found
     if dtype == "float32":
         assert_close(actual, expected)

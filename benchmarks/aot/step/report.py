@@ -47,7 +47,8 @@ segmentation: sums over the batch, and their gradients, of the heads' 13 batch n
 the function that the compiler says they come from. Nothing else is new, and no activation crosses
 devices; `make aot-step-check` fails if one does.
 
-The row of nat_tiny with "xla" on v5e:4x4 of 2026-11-27 is from before "xla" chose its tiles for TPUs.
+The row of nat_tiny with "xla" on v5e:4x4 of 2026-11-27 is from before "xla" chose its tiles by
+platform.
 
 Rows of before 2026-11-26 are of an older step, with the residual stream, and the gradients that
 devices exchange, in bfloat16. Both are in float32 now. That took the first row from 12.20 to
