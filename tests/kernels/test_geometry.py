@@ -14,6 +14,7 @@ from jax.test_util import check_grads
 
 import natjax
 from natjax.kernels import checks, registry
+from natjax.kernels.backends.xla.fused import Tiling
 from natjax.kernels.neighborhood import Neighborhood
 
 # What quick tests run: each feature once. Other cases have the same features one by one.
