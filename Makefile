@@ -8,6 +8,7 @@
 # make test-slow  the full product of cases that `make test` chooses from
 # make test-latest  against JAX's latest pre-release: says what broke, and never fails
 # make gpu     on a machine with a GPU: the tests of the kernels, then their speed
+# make tpu     the same on a machine with a TPU
 
 VENV ?= .venv
 OLDEST ?= .venv-oldest
@@ -21,7 +22,7 @@ bin = $(VENV)/bin
 # it, which does not concern us: natjax/ here is the package. Only that one warning is left out.
 quiet_editable = PYTHONWARNINGS="ignore:Editable installation."
 
-.PHONY: demo test test-oldest test-slow test-latest format lint types pytest wheel bench aot docs docs-check aot-check aot-tpu aot-step aot-step-check bench-step gpu gpu-step clean \
+.PHONY: demo test test-oldest test-slow test-latest format lint types pytest wheel bench aot docs docs-check aot-check aot-tpu aot-step aot-step-check bench-step gpu gpu-step tpu clean \
   environments
 
 demo: $(VENV)/train
@@ -106,6 +107,10 @@ gpu-step:
 # With the Python that has JAX for GPUs, whose environment this leaves alone.
 gpu:
 	$(PYTHON) -m benchmarks.gpu
+
+# With the Python that has JAX for TPUs.
+tpu:
+	$(PYTHON) -m benchmarks.tpu
 
 $(VENV)/bin/python $(OLDEST)/bin/python:
 	@python=$$(scripts/find-python) && echo "using $$python" && "$$python" -m venv $(@D)/..

@@ -169,7 +169,8 @@ def sweep(chosen: list[Problem], repeats: int) -> None:
     print_row("slab overhead", *(f"{problem.name} ms" for problem in chosen))
     print_row(*["---"] * (len(chosen) + 1))
     for overhead in (16, 32, 64, 128, 256):
-        fused._SLAB_OVERHEAD = overhead
+        cpu = fused.TILINGS["cpu"]
+        fused.TILINGS["cpu"] = dataclasses.replace(cpu, slab_overhead=overhead)
         jax.clear_caches()
         compiled = {problem.name: Compiled.of(tiled_attention, problem) for problem in chosen}
         times = [

@@ -36,7 +36,9 @@ from natjax.kernels.merge import merge_attentions
 from natjax.kernels.neighborhood import Neighborhood
 from natjax.kernels.plan.pattern import HIDDEN, pattern_of
 from natjax.kernels.plan.reach import reach_of
+from natjax.kernels.plan.slots import fill_hidden, sum_by_bias
 from natjax.kernels.sharding.batching import in_indexable_parts, vmap_into_batch
+from natjax.kernels.sharding.one_device import on_one_device
 from natjax.kernels.sharding.operands import Dim, Dims, Signature
 from natjax.kernels.sharding.partitioning import align_varying, split_over_batch_and_heads
 from natjax.kernels.spec import Kernel, KernelBackend, KernelCall, Op
@@ -156,8 +158,7 @@ def qk(
     """
     require_plain(backend.NAME, neighborhood, beyond)
     call = specialise(backend, "qk", platform, query, key, key, neighborhood, rpb, scale)
-    logits = _half(_QK, call, _flat(query), _flat(key), *_flat_bias(rpb))
-    return logits.reshape(*query.shape[:-1], neighborhood.num_neighbors)
+    return half(_QK, call, query, key, rpb)
 
 
 def av(
@@ -175,14 +176,23 @@ def av(
     """
     require_plain(backend.NAME, neighborhood, beyond)
     call = specialise(backend, "av", platform, weights, value, value, neighborhood, None, 1.0)
-    out = _half(_AV, call, _flat(weights), _flat(value))
-    return out.reshape(*weights.shape[:-1], value.shape[-1])
+    return half(_AV, call, weights, value, None)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _half(op: Operation, call: KernelCall, *arrays: Array) -> Array:
-    (result,) = _apply(op, call, *align_varying(*arrays))
-    return result
+def half(op: Operation, call: KernelCall, first: Array, second: Array, rpb: Array | None) -> Array:
+    """An unfused op.
+
+    Args:
+      op: gives one result.
+      call: what it is specialised for.
+      first: queries, or weights, tokens along their axes.
+      second: keys, or values.
+      rpb: relative position bias.
+    """
+    flat = align_varying(_flat(first), _flat(second), *_flat_bias(rpb))
+    (result,) = _apply(op, call, *flat)
+    return result.reshape(*first.shape[:-1], result.shape[-1])
 
 
 def _flat(x: Array) -> Array:
@@ -273,6 +283,9 @@ def _by_platform(
     """Kernels on their platform and plain JAX elsewhere, known when the program is lowered."""
     if call.platform is None:
         return kernels(*args)
+    if call.placement is not None and call.placement.mesh is None:
+        # Nobody partitions them, and of several devices nothing is known.
+        kernels = functools.partial(on_one_device, kernels, plain)
     return jax.lax.platform_dependent(*args, default=plain, **{call.platform: kernels})
 
 
@@ -345,7 +358,7 @@ def _dbias_plan(call: KernelCall) -> tuple[Array, Array]:
 
 def _qk(call: KernelCall, q: Array, k: Array, *rpb: Array) -> Arrays:
     (logits,) = _run(call, "qk", (q, k), rpb)
-    return (_fill_hidden(call, logits, -jnp.inf),)
+    return (fill_hidden(call.spec.neighborhood, logits, -jnp.inf),)
 
 
 def _qk_gradients(call: KernelCall, arrays: Arrays, _: Arrays, cotangents: Arrays) -> Arrays:
@@ -354,7 +367,8 @@ def _qk_gradients(call: KernelCall, arrays: Arrays, _: Arrays, cotangents: Array
     (dk,) = _run(call, "av_transposed", (dlogits, q))
     if not rpb:
         return dq, dk
-    return dq, dk, _qk_dbias(call, dlogits).reshape(rpb[0].shape).astype(rpb[0].dtype)
+    drpb = sum_by_bias(call.spec.neighborhood, dlogits)
+    return dq, dk, drpb.reshape(rpb[0].shape).astype(rpb[0].dtype)
 
 
 def _av(call: KernelCall, w: Array, v: Array) -> Arrays:
@@ -364,45 +378,7 @@ def _av(call: KernelCall, w: Array, v: Array) -> Arrays:
 def _av_gradients(call: KernelCall, arrays: Arrays, _: Arrays, cotangents: Arrays) -> Arrays:
     (w, v), (do,) = arrays, cotangents
     (dw,), (dv,) = _run(call, "qk", (do, v)), _run(call, "av_transposed", (w, do))
-    return _fill_hidden(call, dw, 0.0), dv
-
-
-def _visible_slots(neighborhood: Neighborhood) -> Array:
-    """Which window slots of each query hold a key, ``[T, 1, K]``."""
-    n = len(neighborhood.axes)
-    masks = []
-    for i, axis in enumerate(neighborhood.axes):
-        query = jnp.arange(axis.length, dtype=jnp.int32)[:, None]
-        mask = axis.slot_is_visible(query, jnp.arange(axis.kernel_size, dtype=jnp.int32)[None, :])
-        shape = [1] * (2 * n)
-        shape[i], shape[n + i] = mask.shape
-        masks.append(mask.reshape(shape))
-    return functools.reduce(jnp.logical_and, masks).reshape(neighborhood.num_tokens, 1, -1)
-
-
-def _fill_hidden(call: KernelCall, weights: Array, value: float) -> Array:
-    """Set the empty slots of causal windows, which kernels leave as they are."""
-    if not any(axis.is_causal for axis in call.spec.neighborhood.axes):
-        return weights
-    visible = _visible_slots(call.spec.neighborhood)
-    return jnp.where(visible[None], weights, jnp.asarray(value, weights.dtype))
-
-
-def _qk_dbias(call: KernelCall, dlogits: Float[Array, "B T N K"]) -> Float[Array, "N *R"]:
-    """Sum over images, then over tokens and slots by bias, one axis at a time."""
-    neighborhood = call.spec.neighborhood
-    sums = _fill_hidden(call, dlogits, 0.0).astype(jnp.float32).sum(axis=0)
-    x = sums.transpose(1, 0, 2).reshape(
-        sums.shape[1], *neighborhood.shape, *neighborhood.kernel_size
-    )
-    for i, axis in enumerate(neighborhood.axes):
-        # Tokens and slots of one axis go, its biases come last.
-        query = np.arange(axis.length)[:, None]
-        index = axis.bias_index(query, axis.neighbor(query, np.arange(axis.kernel_size)[None]))
-        one_hot = jax.nn.one_hot(index, 2 * axis.kernel_size - 1, dtype=jnp.float32)
-        axes = ((1, 1 + len(neighborhood.axes) - i), (0, 1))
-        x = jnp.tensordot(x, one_hot, axes=axes, precision="highest")
-    return x
+    return fill_hidden(call.spec.neighborhood, dw, 0.0), dv
 
 
 # The same in plain JAX.
@@ -427,14 +403,16 @@ def plain_attention(call: KernelCall, q: Array, k: Array, v: Array, *rpb: Array)
     return _plain("attention", call, (q, k, v), *rpb, **none)
 
 
-def _plain_qk(call: KernelCall, q: Array, k: Array, *rpb: Array) -> Arrays:
+def plain_qk(call: KernelCall, q: Array, k: Array, *rpb: Array) -> Arrays:
+    """Logits of flat arrays in plain JAX."""
     return _plain("qk", call, (q, k), *rpb)
 
 
-def _plain_av(call: KernelCall, w: Array, v: Array) -> Arrays:
+def plain_av(call: KernelCall, w: Array, v: Array) -> Arrays:
+    """Weighted sums of flat arrays in plain JAX."""
     return _plain("av", call, (w, v))
 
 
 _ATTENTION = Operation(_attention, _attention_gradients, plain_attention)
-_QK = Operation(_qk, _qk_gradients, _plain_qk)
-_AV = Operation(_av, _av_gradients, _plain_av)
+_QK = Operation(_qk, _qk_gradients, plain_qk)
+_AV = Operation(_av, _av_gradients, plain_av)

@@ -10,6 +10,7 @@ import jax
 
 from natjax.kernels.neighborhood import Neighborhood
 from natjax.kernels.plan.blocks import Blocks, Rows
+from natjax.kernels.sharding.placement import Placement
 
 type Kernel = Literal["forward", "dquery", "dkeyvalue", "dbias", "qk", "av", "av_transposed"]
 type Op = Literal["attention", "qk", "av"]
@@ -156,6 +157,7 @@ class KernelCall:
       settings: what each kernel is compiled with.
       with_table: kernels that take what to add to the logits from a table of blocks; the others
         compute a mask instead.
+      placement: where the arrays are on a mesh; None for kernels that the compiler partitions.
     """
 
     launch: Callable[..., tuple[jax.Array, ...]]
@@ -168,6 +170,7 @@ class KernelCall:
     tf32: bool
     settings: tuple[tuple[Kernel, Any], ...]
     with_table: frozenset[Kernel]
+    placement: Placement | None = None
 
     def config(self, kernel: Kernel) -> Any:
         """The settings of a kernel."""

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from benchmarks.aot.tpu import block, bundles, cases, report
+from benchmarks.aot.tpu import block, bundles, cases, estimate, report
 
 # In the form that libtpu 0.0.50 has, of a loop in a loop; real ones are a thousand times longer.
 CODE = """\
@@ -67,6 +67,41 @@ def test_copies_of_maps_are_found():
     """
     assert block.moves(text, 32) == ["%copy.2 = bf16[8,4]{0,1} copy("]
     assert block.moves(text, 33) == []
+
+
+LOOPS = """
+%thrice.1 (p: (s32[])) -> pred[] {
+  %c.1 = s32[]{:T(128)} constant(3)
+  ROOT %lt.1 = pred[]{:T(512)} compare(%i, %c.1), direction=LT
+}
+
+%twice.1 (p: (s32[])) -> pred[] {
+  %c.2 = s32[]{:T(128)} constant(2)
+  ROOT %lt.2 = pred[]{:T(512)} compare(%i, %c.2), direction=LT
+}
+
+%body.1 (p: (f32[8])) -> (f32[8]) {
+  %f.1 = f32[8]{0} fusion(%p), kind=kLoop, backend_config={"estimated_cycles":"100"}
+}
+
+%outer.2 (p: (f32[8])) -> (f32[8]) {
+  %f.2 = f32[8]{0} fusion(%p), kind=kLoop, backend_config={"estimated_cycles":"10"}
+  %w.1 = (f32[8]) while(%t), condition=%thrice.1, body=%body.1
+}
+
+ENTRY %main (a: f32[8]) -> f32[8] {
+  %f.3 = f32[8]{0} fusion(%a), kind=kLoop, backend_config={"estimated_cycles":"1"}
+  %w.2 = (f32[8]) while(%t), condition=%twice.1, body=%outer.2
+}
+"""
+
+
+def test_estimates_of_loops_are_multiplied():
+    assert estimate.cycles(LOOPS) == 1 + 2 * (10 + 3 * 100)
+    with pytest.raises(LookupError, match=r"a loop of unknown length: %w\.1"):
+        estimate.cycles(LOOPS.replace("%c.1), direction=LT", "%n.1), direction=LT"))
+    with pytest.raises(LookupError, match="no entry"):
+        estimate.cycles(LOOPS.replace("ENTRY ", ""))
 
 
 ROW = {

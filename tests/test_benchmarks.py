@@ -1,5 +1,6 @@
 """What can be known of the benchmarks without a GPU."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -26,6 +27,7 @@ from benchmarks.aot.step import report as step_report
 from benchmarks.aot.step.tasks import TASKS
 from benchmarks.gpu import flex, functions, hopper, plan, suite, timing, torch_worker
 from benchmarks.gpu import report as gpu_report
+from benchmarks.tpu import variants
 from natjax.kernels.backends import jax_triton, mosaic_gpu, pallas_triton
 from natjax.kernels.spec import KERNELS, CallSpec
 from natjax.kernels.tuning import problems, settings
@@ -190,6 +192,35 @@ def test_dry_run(tmp_path):
     assert last.startswith(f"| {plan.tiny()[-1].name} | forward+backward | ")
 
 
+def test_dry_run_for_tpus(tmp_path):
+    """All of the benchmark that runs without a TPU, as on a machine that has one."""
+    path = tmp_path / "results.json"
+    command = [sys.executable, "-m", "benchmarks.tpu", "--dry-run", "--json", str(path)]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "tests: passed" in run.stdout
+    document = json.loads(path.read_text())
+    assert document["environment"]["dry_run"]
+    rows = {(row["mode"], row["variant"]): row for row in document["rows"]}
+    assert set(rows) == {(mode, variant) for mode in plan.MODES for variant in variants.VARIANTS}
+    for row in rows.values():
+        assert row.get("ms", 0) > 0, row
+    assert run.stdout.splitlines()[-1].startswith("| tiny | forward+backward | ")
+
+
+def test_splash_attention_is_given_the_neighborhood():
+    problem = variants.tiny()[0]
+    arrays = variants.arrays_of(problem, "splash-128", "float32")
+    tokens = problem.neighborhood.num_tokens
+    out = variants.step(problem, "splash-128", "forward", interpret=True)(arrays)["query"]
+    maps = {
+        name: x[:, :, :tokens].swapaxes(1, 2).reshape(1, *problem.shape, 2, 16)
+        for name, x in arrays.items()
+    }
+    expected = problem.op(**maps, kernel_size=problem.kernel_size).reshape(1, tokens, 2, 16)
+    np.testing.assert_allclose(out[:, :, :tokens].swapaxes(1, 2), expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.skipif(torch_worker.is_available(), reason="PyTorch is installed: nothing breaks down")
 def test_a_worker_that_breaks_down_leaves_rows_that_say_so():
     problem = plan.tiny()[0]
@@ -299,14 +330,15 @@ def test_only_activations_are_unexpected():
 def test_every_kind_of_machine_is_compiled_for_in_ci():
     quick = step_cases.quick_cases()
     kinds = {step_cases.MACHINES[case.machine].attention for case in quick}
-    assert kinds == {"triton", "xla"}
+    assert kinds == {"triton", "mosaic_tpu"}
     assert {case.task for case in quick} == set(TASKS)
     assert all(case.fsdp > 1 for case in quick)
     assert all(case.accumulate > 1 for case in quick if case.task != "detection")
     row = {"moved": ["all-gather of x"], "kernels": 1}
     assert "activations move" in aot_step.failed(quick[0], row)
     assert "no kernel of ours" in aot_step.failed(quick[0], {"moved": [], "kernels": 0})
-    assert aot_step.failed(quick[1], {"moved": [], "kernels": 0}) is None
+    plain = dataclasses.replace(quick[1], attention="xla")
+    assert aot_step.failed(plain, {"moved": [], "kernels": 0}) is None
 
 
 def test_a_case_that_does_not_compile_leaves_no_row(monkeypatch):

@@ -14,6 +14,8 @@ import jax
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from natjax.kernels.sharding.placement import mesh_of, placed_as
+
 
 def typed_like_first(
     function: Callable[..., Any], arrays: Sequence[jax.Array | None], kept: Sequence[int]
@@ -26,24 +28,17 @@ def typed_like_first(
       kept: for each result, how many of its dimensions are laid out as those of the first argument,
         which they begin with; the others are whole.
     """
-    mesh = _mesh(arrays)
+    mesh = mesh_of(arrays)
     explicit = {
         name
         for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
         if kind == AxisType.Explicit
     }
-    if not explicit:
-        return function(*arrays)
-    spec = jax.typeof(arrays[0]).sharding.spec
-    places = tuple(NamedSharding(mesh, P(*spec[:count])) for count in kept)
-    shardings = places if len(places) > 1 else places[0]
-    return jax.sharding.auto_axes(function, axes=tuple(explicit), out_sharding=shardings)(*arrays)
-
-
-def _mesh(arrays: Sequence[jax.Array | None]) -> Any:
-    """The mesh of the context (`jax.set_mesh`), or else that of the arrays."""
-    context = jax.sharding.get_abstract_mesh()
-    if not context.empty:
-        return context
-    meshes = (jax.typeof(x).sharding.mesh for x in arrays if x is not None)
-    return next((mesh for mesh in meshes if not mesh.empty), context)
+    with placed_as(arrays[0], mesh):
+        if not explicit:
+            return function(*arrays)
+        spec = jax.typeof(arrays[0]).sharding.spec
+        places = tuple(NamedSharding(mesh, P(*spec[:count])) for count in kept)
+        shardings = places if len(places) > 1 else places[0]
+        run = jax.sharding.auto_axes(function, axes=tuple(explicit), out_sharding=shardings)
+        return run(*arrays)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+from typing import Any
+
+import jax
 
 
 class Dim(enum.Enum):
@@ -17,6 +20,8 @@ class Dim(enum.Enum):
 
 
 type Dims = tuple[Dim, ...]
+# The mesh axes that a dimension is split over, as `jax.sharding.PartitionSpec` has them.
+type Axes = dict[Dim, Any]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -34,3 +39,30 @@ class Signature:
     def taking(self, *more: Dims) -> Signature:
         """The signature of a function that takes further arguments after these."""
         return dataclasses.replace(self, operands=(*self.operands, *more))
+
+
+def axes_of(batch: Any, heads: Any, parts: int, kv_heads: int) -> Axes:
+    """The mesh axes of each dimension, from those of the queries.
+
+    Args:
+      batch: mesh axes that the batch is split over.
+      heads: mesh axes that query heads are split over.
+      parts: of the heads.
+      kv_heads: key heads in all.
+    """
+    if kv_heads == 1:
+        # Every device has the one key head, and its part of the query heads.
+        return {Dim.BATCH: batch, Dim.HEADS: heads}
+    # Key heads that cannot be split keep the query heads together.
+    heads = heads if kv_heads % parts == 0 else None
+    return {Dim.BATCH: batch, Dim.HEADS: heads, Dim.KV_HEADS: heads}
+
+
+def total(axes: Axes, x: jax.Array, dims: Dims) -> jax.Array:
+    """Sum over the devices that each have a part of what the result has no dimension for."""
+    shares_a_key_head = Dim.KV_HEADS in dims and axes.get(Dim.KV_HEADS) != axes[Dim.HEADS]
+    summed = [Dim.BATCH] if Dim.BATCH not in dims else []
+    summed += [Dim.HEADS] if shares_a_key_head else []
+    for names in filter(None, map(axes.get, summed)):
+        x = jax.lax.psum(x, names)
+    return x

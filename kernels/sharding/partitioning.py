@@ -25,9 +25,7 @@ from jax.sharding import (
 from jax.sharding import PartitionSpec as P
 
 from natjax.kernels.sharding.batching import vmap_into_batch
-from natjax.kernels.sharding.operands import Dim, Dims, Signature
-
-type Axes = dict[Dim, Any]
+from natjax.kernels.sharding.operands import Axes, Dim, Dims, Signature, axes_of, total
 
 
 def split_over_batch_and_heads(
@@ -63,11 +61,11 @@ def _partitioned(
             return NamedSharding(mesh, P(*map(axes.get, dims)))
 
         def local(*arrays: jax.Array) -> tuple[jax.Array, ...]:
-            total = functools.partial(_total, axes)
+            add = functools.partial(total, axes)
             # Traced while the program is compiled, when the mesh of the context is whatever it is;
             # what each device does has no axes to be laid out over.
             with use_abstract_mesh(_automatic(mesh)):
-                return tuple(map(total, function(*arrays), results))
+                return tuple(map(add, function(*arrays), results))
 
         return mesh, local, tuple(map(place, results)), tuple(map(place, operands))
 
@@ -97,22 +95,7 @@ def _split_axes(mesh: Any, dims: Dims, array: Any, groups: int) -> Axes:
     names = heads if isinstance(heads, tuple) else (heads,) if heads else ()
     parts = math.prod(mesh.shape[name] for name in names)
     kv_heads = array.shape[dims.index(Dim.HEADS)] // groups
-    if kv_heads == 1:
-        # Every device has the one key head, and its part of the query heads.
-        return {Dim.BATCH: batch, Dim.HEADS: heads}
-    # Key heads that cannot be split keep the query heads together.
-    heads = heads if kv_heads % parts == 0 else None
-    return {Dim.BATCH: batch, Dim.HEADS: heads, Dim.KV_HEADS: heads}
-
-
-def _total(axes: Axes, x: jax.Array, dims: Dims) -> jax.Array:
-    """Sum over the devices that each have a part of what the result has no dimension for."""
-    shares_a_key_head = Dim.KV_HEADS in dims and axes.get(Dim.KV_HEADS) != axes[Dim.HEADS]
-    summed = [Dim.BATCH] if Dim.BATCH not in dims else []
-    summed += [Dim.HEADS] if shares_a_key_head else []
-    for names in filter(None, map(axes.get, summed)):
-        x = jax.lax.psum(x, names)
-    return x
+    return axes_of(batch, heads, parts, kv_heads)
 
 
 def align_varying(*arrays: jax.Array) -> tuple[jax.Array, ...]:

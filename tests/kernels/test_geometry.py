@@ -14,6 +14,7 @@ from jax.test_util import check_grads
 
 import natjax
 from natjax.kernels import checks, registry
+from natjax.kernels.backends.xla.fused import Tiling
 from natjax.kernels.neighborhood import Neighborhood
 
 # What quick tests run: each feature once. Other cases have the same features one by one.
@@ -256,7 +257,8 @@ def test_dropout_drops_its_share_and_the_same_for_all(x64, monkeypatch):
 
     first = dropped("xla")
     np.testing.assert_array_equal(first, dropped("reference"))
-    monkeypatch.setattr("natjax.kernels.backends.xla.fused._SLAB_OVERHEAD", 0)
+    tilings = "natjax.kernels.backends.xla.fused.TILINGS"
+    monkeypatch.setattr(tilings, {"cpu": Tiling(0, 2**19, 8)})
     jax.clear_caches()
     np.testing.assert_array_equal(first, dropped("xla"))
     assert abs(first.mean() - 0.3) < 0.02

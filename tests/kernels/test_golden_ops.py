@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tolerances
-from calls import FUSED_ONLY, KERNELS, NAMES
+from calls import KERNELS, NAMES
 
 import natjax
 
@@ -25,7 +25,7 @@ INTERPRETED = ("na1d_dlse", "na2d_gqa", "un1d_dil3_ragged_rpb", "un2d_k5x3_rpb")
 def cases(name):
     """Every record in float64, the committed selection in float32 too, which is slow for most.
 
-    Kernels take no float64, and some decline the unfused ops.
+    Kernels take no float64.
     """
     with np.load(goldens.COMMITTED / f"{name}.npz") as file:
         committed = {record["name"] for record in json.loads(str(file["index"]))}
@@ -34,7 +34,6 @@ def cases(name):
         for record in goldens.record(name, "index")
         for dtype in ("float64", "float32")
         for implementation in NAMES
-        if name != "ops_unfused" or implementation not in FUSED_ONLY
         if (dtype == "float64" and implementation not in KERNELS)
         or (dtype == "float32" and record["name"] in committed)
     ]

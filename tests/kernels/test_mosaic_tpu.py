@@ -2,17 +2,18 @@
 
 import dataclasses
 import functools
-import importlib
 import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from calls import assert_close, fused, value_and_gradients
+from calls import assert_close, fused, unfused, value_and_gradients
 from edges import named
 from hypothesis import given
 from hypothesis import strategies as st
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 import natjax
 from natjax.kernels import device, registry
@@ -46,10 +47,6 @@ def strict(monkeypatch, interpreted):
         uninitialized_memory="nan", detect_races=True, dma_execution_mode="on_wait"
     )
     monkeypatch.setattr("natjax.kernels.backends.mosaic_tpu.run.INTERPRETER", params)
-    # Its callbacks are ordered, which JAX does not support inside of what it partitions.
-    ops = "natjax.kernels.backends.mosaic_tpu.ops"
-    monkeypatch.setattr(f"{ops}.split_over_batch_and_heads", lambda function, *_: function)
-    monkeypatch.setattr(f"{ops}._wrapped", importlib.import_module(ops)._wrapped.__wrapped__)
     jax.clear_caches()
     yield
     jax.clear_caches()
@@ -69,13 +66,14 @@ def strict(monkeypatch, interpreted):
     ],
     ids=lambda x: getattr(x, "name", x),
 )
-def test_nothing_is_read_that_nobody_wrote(problem, dtype, strict):
+@pytest.mark.parametrize("function", [fused, unfused])
+def test_nothing_is_read_that_nobody_wrote(function, problem, dtype, strict):
     from jax._src.pallas.mosaic.interpret import interpret_pallas_call
 
     arrays = problem.arrays(dtype=dtype)
     exact = {name: x.astype(jnp.float32) for name, x in arrays.items()}
-    expected = value_and_gradients(fused(problem, "reference"), exact)
-    actual = value_and_gradients(fused(problem, "mosaic_tpu"), arrays)
+    expected = value_and_gradients(function(problem, "reference"), exact)
+    actual = value_and_gradients(function(problem, "mosaic_tpu"), arrays)
     assert not interpret_pallas_call.races.races_found
     if dtype == "float32":
         assert_close(actual, expected)
@@ -200,11 +198,11 @@ def test_what_is_declined_says_what_would_work(change, message, interpreted):
     assert jax.eval_shape(attend, x, x, x).shape == x.shape
 
 
-@pytest.mark.parametrize("op", ["qk", "av"])
-def test_unfused_ops_are_declined(op, interpreted):
-    x = jnp.zeros((1, 9, 1, 3))
-    with pytest.raises(NotImplementedError, match='no unfused ops; use implementation="xla"'):
-        getattr(natjax, f"na1d_{op}")(x, x, 3, implementation="mosaic_tpu")
+def test_windows_whose_weights_do_not_fit_are_declined_unfused(interpreted):
+    x = jax.ShapeDtypeStruct((1, 64, 64, 1, 128), jnp.float32)
+    attend = functools.partial(natjax.na2d_qk, kernel_size=41, implementation="mosaic_tpu")
+    with pytest.raises(NotImplementedError, match=r'the weights of unfused .*; use .*"xla"'):
+        jax.eval_shape(attend, x, x)
 
 
 def test_a_machine_without_a_tpu_says_so(monkeypatch):
@@ -223,10 +221,6 @@ def test_what_runs_is_chosen_when_a_program_is_lowered(monkeypatch):
     chip = types.SimpleNamespace(platform="tpu", device_kind="TPU v5 lite")
     monkeypatch.setattr(device, "targets", lambda: (chip,))
     x = jax.ShapeDtypeStruct((2, 9, 8, 4, 32), jnp.bfloat16)
-    # libtpu does not partition custom calls.
-    with pytest.raises(NotImplementedError, match=r"runs on one device, .* got 8 devices"):
-        jax.eval_shape(lambda x: natjax.na2d(x, x, x, 3, implementation="mosaic_tpu"), x)
-    monkeypatch.setattr(jax, "device_count", lambda: 1)
 
     def step(x):
         out, pull = jax.vjp(lambda x: natjax.na2d(x, x, x, 3), x)
@@ -239,3 +233,22 @@ def test_what_runs_is_chosen_when_a_program_is_lowered(monkeypatch):
     for kernel in ("forward", "backward"):
         assert f"natjax_tpu_{kernel}" in texts["tpu"]
         assert f"natjax_tpu_{kernel}" not in texts["cpu"]
+
+
+@pytest.mark.oldest
+def test_programs_for_several_tpus(monkeypatch, mesh_of):
+    """With kernels where tracing knows the mesh, and in plain JAX where it does not."""
+    monkeypatch.delenv("NATJAX_INTERPRET", raising=False)
+    chip = types.SimpleNamespace(platform="tpu", device_kind="TPU v5 lite")
+    monkeypatch.setattr(device, "targets", lambda: (chip,))
+    mesh = mesh_of((8,), ("data",), AxisType.Auto)
+    x = jax.ShapeDtypeStruct((8, 9, 8, 4, 32), jnp.bfloat16)
+    place = NamedSharding(mesh, P("data"))
+
+    def exported():
+        attend = jax.jit(lambda x: natjax.na2d(x, x, x, 3), in_shardings=place)
+        return jax.export.export(attend, platforms=["tpu"])(x).mlir_module()
+
+    assert "natjax_tpu_forward" not in exported()
+    with jax.set_mesh(mesh):
+        assert "natjax_tpu_forward" in exported()

@@ -6,7 +6,6 @@ import goldens
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 import tolerances
 
 import natjax
@@ -15,8 +14,6 @@ from natjax.kernels import registry
 # Implementations of kernels, which take no float64 and have first derivatives in reverse mode only;
 # off the platform that they are for, they run interpreted.
 KERNELS = tuple(name for name, x in registry.available().items() if x.platform is not None)
-# Those that decline the unfused ops.
-FUSED_ONLY = ("mosaic_tpu",)
 # Those that decline float32 and most head sizes of the problems here; they have their own tests.
 HALF_ONLY = ("mosaic_gpu",)
 # What the tests of all implementations are of.
@@ -33,8 +30,6 @@ def fused(problem, implementation):
 
 def unfused(problem, implementation):
     """Softmax of the unfused halves; only without additional keys."""
-    if implementation in FUSED_ONLY:
-        pytest.skip(f"{implementation} declines the unfused ops")
     qk = getattr(natjax, f"na{problem.ndim}d_qk")
     av = getattr(natjax, f"na{problem.ndim}d_av")
     kwargs = {**problem.arguments, "implementation": implementation}

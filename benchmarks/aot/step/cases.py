@@ -17,7 +17,7 @@ class Machine:
       chip: name of the chip.
       topology: as XLA names how they are wired.
       memory: bytes of memory that a program may use on one chip.
-      attention: implementation that `natjax.na2d` takes there.
+      attention: implementation that `natjax.na2d` takes there: all have kernels.
     """
 
     chip: str
@@ -27,7 +27,7 @@ class Machine:
 
 
 # A v5e has 16 GB, of which its compiler gives 15.75 GiB to programs.
-_V5E = {"chip": "v5e", "memory": int(15.75 * 2**30), "attention": "xla"}
+_V5E = {"chip": "v5e", "memory": int(15.75 * 2**30), "attention": "mosaic_tpu"}
 MACHINES = {
     "8xH100": Machine(chip="h100", topology="1x1x8", memory=84_942_979_072, attention="triton"),
     "v5e:4x4": Machine(topology="v5e:4x4", **_V5E),
@@ -49,6 +49,7 @@ class StepCase:
       fsdp: devices that parameters are split over.
       remat: whether blocks are recomputed in the backward pass.
       accumulate: parts of the batch.
+      attention: implementation to take instead of the machine's own.
     """
 
     model: str
@@ -59,6 +60,7 @@ class StepCase:
     fsdp: int = 1
     remat: bool = False
     accumulate: int = 1
+    attention: str | None = None
 
     @property
     def key(self) -> str:
@@ -68,6 +70,7 @@ class StepCase:
         words += [f"fsdp={self.fsdp}"] if self.fsdp > 1 else []
         words += ["remat"] if self.remat else []
         words += [f"accumulate={self.accumulate}"] if self.accumulate > 1 else []
+        words += [self.attention] if self.attention else []
         return " ".join(words)
 
 
@@ -83,6 +86,12 @@ def all_cases() -> list[StepCase]:
     cases += [dataclasses.replace(case, remat=True) for case in tight]
     cases += [
         dataclasses.replace(case, accumulate=4 if case.batch == 4096 else 2) for case in tight
+    ]
+    # What kernels are worth on TPUs.
+    cases += [
+        dataclasses.replace(case, attention="xla")
+        for case in cases
+        if case.machine != "8xH100" and case.accumulate == 1
     ]
     cases.append(StepCase(model="nat_base", machine="8xH100", batch=1024, fsdp=8))
     cases += [

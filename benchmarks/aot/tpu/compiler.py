@@ -28,12 +28,12 @@ def compile_case(case: TPUCase) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         # Read when libtpu is loaded, so each case needs a process of its own.
         os.environ["LIBTPU_INIT_ARGS"] = f"--xla_jf_dump_to={folder}"
-        program = _compile(case)
+        program = compile_program(case)
         usage = program.memory_analysis()
         size = int(np.prod(case.arrays(None)[0].shape))
         row = {
             "temporaries": usage.temp_size_in_bytes,
-            "moved": layouts.moves(program.as_text(), size),
+            "moved": layouts.moves(program.as_text(), size) if case.op == "attention" else [],
             "bytes": usage.argument_size_in_bytes + usage.output_size_in_bytes,
         }
         return row | _figures(case, pathlib.Path(folder))
@@ -49,7 +49,8 @@ def target(chip: str) -> Iterator[SingleDeviceSharding]:
         yield SingleDeviceSharding(devices[0])
 
 
-def _compile(case: TPUCase) -> Any:
+def compile_program(case: TPUCase) -> Any:
+    """The compiled program of a case, whose arguments and results are laid out row-major."""
     with target(case.chip) as sharding:
         arrays = case.arrays(sharding)
         results = jax.eval_shape(case.function, *arrays)
@@ -76,7 +77,7 @@ def _figures(case: TPUCase, folder: pathlib.Path) -> dict[str, Any]:
     problem = case.problem
     layout = Tiles.of(problem.neighborhood, problem.heads, problem.head_dim)
     steps = steps_of(layout, problem.batch, case.arrays(None)[0].dtype.itemsize)
-    found = bundles.read(folder, f"natjax_tpu_{case.what}")
+    found = bundles.read(folder, case.kernel)
     # The grid; maps, some at a time; and the tiles of a map. A loop of one turn is none.
     tiles = layout.tiles_of_group // steps.tiles if steps.maps == 1 else 1
     inner = [n for n in (steps.images * layout.groups // steps.maps, tiles) if n > 1]

@@ -35,6 +35,8 @@ Window 7x7 with a bias, in bfloat16; problems are those of `benchmarks/aot/tpu/c
 - *temporaries*: device memory that the op takes besides arguments and results, which have whole
   channels, `[B, H, W, N * D]`. Nothing of their size is copied or transposed around a kernel. On
   v5p and tpu7x XLA reports 21 MB more than elsewhere; no array in the program accounts for them.
+- *qk*, *av*: the unfused ops. XLA permutes logits and weights around their kernels, which have them
+  laid out in another way: that is in *temporaries*, and not in *bundles*.
 - *MB*: arguments read and results written, for the whole batch.
 
 """
@@ -58,7 +60,7 @@ def document(rows: Mapping[str, Row], environment: Mapping[str, str]) -> str:
     lines = [_HEADER]
     for case in all_cases():
         if (row := rows.get(case.key)) is not None:
-            name = [case.problem.name, case.what, case.chip]
+            name = [case.problem.name, case.passed, case.chip]
             lines.append(name + _figures(row))
     return _INTRODUCTION.format(**environment) + _markdown(lines)
 

@@ -14,7 +14,7 @@ References:
 """
 
 from natjax.kernels.backends.mosaic_tpu.ops import attention as attention
-from natjax.kernels.backends.mosaic_tpu.ops import av as av
-from natjax.kernels.backends.mosaic_tpu.ops import qk as qk
+from natjax.kernels.backends.mosaic_tpu.unfused.ops import av as av
+from natjax.kernels.backends.mosaic_tpu.unfused.ops import qk as qk
 
 __all__ = ["attention", "av", "qk"]

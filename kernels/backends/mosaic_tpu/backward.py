@@ -15,6 +15,7 @@ from natjax.kernels.backends.mosaic_tpu.program import (
     COLUMNS_BY_COLUMNS,
     PLAIN,
     ROWS_BY_ROWS,
+    Copies,
     Program,
     Tile,
 )
@@ -65,7 +66,7 @@ def backward(
             program.product(v, do, ROWS_BY_ROWS),
         )
 
-    def softmax(first: Any, tile: Tile, x: jax.Array, dw: jax.Array) -> tuple[jax.Array, ...]:
+    def softmax(tile: Tile, x: jax.Array, dw: jax.Array) -> tuple[jax.Array, ...]:
         x = x * (scale * LOG2_E) + table[tile.kind]
         e = jnp.exp2(x - x.max(axis=0, keepdims=True))
         w = e * (1 / e.sum(axis=0, keepdims=True))
@@ -82,36 +83,21 @@ def backward(
         soft: tuple[jax.Array, ...],
     ) -> None:
         (q, do, k), (w, dx) = operands, soft
-        at = (tile.map, *tile.slab)
-        shape = (*(axis.halo for axis in program.layout.blocks.axes), program.layout.lanes)
-        dvalues[at] += program.product(w, do, PLAIN).reshape(shape)
-        dkeys[at] += program.product(dx, q, PLAIN).reshape(shape)
+        program.add_to_slab(dvalues, tile, program.product(w, do, PLAIN))
+        program.add_to_slab(dkeys, tile, program.product(dx, q, PLAIN))
         dq = program.own_lanes(program.product(dx, k, COLUMNS_BY_COLUMNS)) * scale
         dquery.write_tile(first, tile.map, tile.rows, dq)
 
     def stages(first: Any, tiles: Sequence[Tile]) -> None:
         a = [products(first, tile) for tile in tiles]
-        b = [softmax(first, tile, *x[3:]) for tile, x in zip(tiles, a, strict=True)]
+        b = [softmax(tile, *x[3:]) for tile, x in zip(tiles, a, strict=True)]
         for tile, x, soft in zip(tiles, a, b, strict=True):
             finish(first, tile, x[:3], soft)
 
-    def maps_at(first: Any) -> None:
-        count = program.steps.maps
-        for i in range(count):
-            program.copy_keys(keys.at[i], key.read_map(first + i))
-            program.copy_keys(values.at[i], value.read_map(first + i))
-        for x in (dkeys, dvalues):
-            x[...] = jnp.zeros_like(x)
-        for x in (query, dout):
-            x.fetch(first, count)
-        program.each_tiles(first, lambda tiles: stages(first, tiles))
-        dquery.store(first, count)
-        for i in range(count):
-            dkey.write_map(first + i, program.uncopied(dkeys.at[i]) * scale)
-            dvalue.write_map(first + i, program.uncopied(dvalues.at[i]))
-
-    for x in (query, key, value, dout):
-        x.open()
-    program.each_step(maps_at, program.steps.images * program.layout.groups)
-    for x in (dquery, dkey, dvalue):
-        x.close()
+    program.walk(
+        stages,
+        read=[query, dout],
+        copied=[Copies(key, keys), Copies(value, values)],
+        written=[dquery],
+        summed=[Copies(dkey, dkeys, scale), Copies(dvalue, dvalues)],
+    )

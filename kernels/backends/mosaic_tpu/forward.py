@@ -14,6 +14,7 @@ from natjax.kernels.backends.mosaic_tpu.maps import Groups, Images
 from natjax.kernels.backends.mosaic_tpu.program import (
     COLUMNS_BY_COLUMNS,
     ROWS_BY_ROWS,
+    Copies,
     Program,
     Tile,
 )
@@ -45,7 +46,7 @@ def forward(
         q = program.by_head(query.read_tile(first, tile.map, tile.rows))
         return program.product(program.slab(keys, tile), q, ROWS_BY_ROWS)
 
-    def weights(first: Any, tile: Tile, x: jax.Array) -> jax.Array:
+    def weights(tile: Tile, x: jax.Array) -> jax.Array:
         added = table[tile.kind]
         # Selected and not only added to: nan in a key must not reach those that do not see it.
         x = jnp.where(added > HIDDEN / 2, x * (scale * LOG2_E) + added, HIDDEN)
@@ -59,22 +60,12 @@ def forward(
         x = program.product(w, program.slab(values, tile), COLUMNS_BY_COLUMNS)
         out.write_tile(first, tile.map, tile.rows, program.own_lanes(x))
 
-    def maps_at(first: Any) -> None:
-        for i in range(program.steps.maps):
-            program.copy_keys(keys.at[i], key.read_map(first + i))
-            program.copy_keys(values.at[i], value.read_map(first + i))
-        query.fetch(first, program.steps.maps)
+    def stages(first: Any, tiles: Sequence[Tile]) -> None:
+        products = [logits(first, tile) for tile in tiles]
+        soft = [weights(tile, x) for tile, x in zip(tiles, products, strict=True)]
+        for tile, w in zip(tiles, soft, strict=True):
+            finish(first, tile, w)
 
-        def stages(tiles: Sequence[Tile]) -> None:
-            products = [logits(first, tile) for tile in tiles]
-            soft = [weights(first, tile, x) for tile, x in zip(tiles, products, strict=True)]
-            for tile, w in zip(tiles, soft, strict=True):
-                finish(first, tile, w)
-
-        program.each_tiles(first, stages)
-        out.store(first, program.steps.maps)
-
-    for x in (query, key, value):
-        x.open()
-    program.each_step(maps_at, program.steps.images * program.layout.groups)
-    out.close()
+    program.walk(
+        stages, read=[query], copied=[Copies(key, keys), Copies(value, values)], written=[out]
+    )

@@ -32,8 +32,13 @@ def padded_head_dim(spec: CallSpec) -> int:
 
 
 @functools.lru_cache(256)
-def layout_of(spec: CallSpec, heads: int) -> Layout:
+def layout_of(spec: CallSpec, heads: int, *, is_unfused: bool = False) -> Layout:
     """The layout of a call's maps, in as few strips as fit the memory of a core.
+
+    Args:
+      spec: what the kernels are specialised for.
+      heads: query heads.
+      is_unfused: whether window slots have to fit as well.
 
     Raises:
       ValueError: not even strips of one tile fit.
@@ -49,7 +54,8 @@ def layout_of(spec: CallSpec, heads: int) -> Layout:
         for strips in range(1, first.per_group + 1):
             rows = -(-first.per_group // strips) * first.tile
             layout = whole if strips == 1 else dataclasses.replace(whole, rows=rows)
-            if _vmem_bytes(layout, itemsize) <= _BUDGET:
+            slots = _slot_bytes(layout, itemsize) if is_unfused else 0
+            if _vmem_bytes(layout, itemsize) + slots <= _BUDGET:
                 return layout
     raise ValueError("a tile and its slab across the map do not fit the memory of a core")
 
@@ -59,10 +65,10 @@ def _is_map(spec: CallSpec) -> bool:
     return len(spec.neighborhood.axes) > 1
 
 
-def fits(spec: CallSpec, heads: int) -> bool:
+def fits(spec: CallSpec, heads: int, *, is_unfused: bool = False) -> bool:
     """Whether there is a layout."""
     try:
-        layout_of(spec, heads)
+        layout_of(spec, heads, is_unfused=is_unfused)
     except ValueError:
         return False
     return True
@@ -118,6 +124,15 @@ def _vmem_bytes(layout: Layout, itemsize: int) -> int:
     kinds = table_entries(layout.blocks) // (layout.queries * layout.keys)
     tables = 4 * kinds * layout.keys * round_up(layout.logit_lanes, LANES) * 4
     return size * lanes + tables + 4 * _LOGIT_BYTES
+
+
+def _slot_bytes(layout: Layout, itemsize: int) -> int:
+    """What window slots take: weights and their gradients, double, and tiles side by side."""
+    *leading, last = (axis.kernel_size for axis in layout.windows)
+    slots = math.prod(leading) * round_up(last, SUBLANES)
+    spread = math.prod(leading) * (layout.columns.halo + round_up(last, SUBLANES))
+    rows = layout.num_tiles * slots * 2 * 2 * itemsize + TILES * 2 * spread * 4
+    return rows * round_up(layout.logit_lanes, LANES)
 
 
 def _positions(sizes: tuple[int, ...]) -> int:

@@ -10,28 +10,26 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from natjax.kernels import autodiff, device
-from natjax.kernels.autodiff import LOG2_E, Arrays, Operation
+from natjax.kernels.autodiff import Arrays, Operation
 from natjax.kernels.backends.mosaic_tpu import run
 from natjax.kernels.backends.mosaic_tpu.layout import Layout
 from natjax.kernels.backends.mosaic_tpu.memory import layout_of
 from natjax.kernels.backends.mosaic_tpu.support import NAME, require_support
 from natjax.kernels.neighborhood import Neighborhood
-from natjax.kernels.plan.pattern import HIDDEN, pattern_of
-from natjax.kernels.sharding.operands import Dim, Dims, Signature
-from natjax.kernels.sharding.partitioning import split_over_batch_and_heads
+from natjax.kernels.sharding.batching import vmap_into_batch
+from natjax.kernels.sharding.mapped import map_over_batch_and_heads
+from natjax.kernels.sharding.operands import Dim, Signature
+from natjax.kernels.sharding.placement import placement_of
 from natjax.kernels.spec import CallSpec, KernelCall
 from natjax.kernels.specialise import require_plain
 
-_QUERY = (Dim.BATCH, Dim.WHOLE, Dim.HEADS, Dim.WHOLE)
-_KEY = (Dim.BATCH, Dim.WHOLE, Dim.KV_HEADS, Dim.WHOLE)
+QUERY = (Dim.BATCH, Dim.WHOLE, Dim.HEADS, Dim.WHOLE)
+KEY = (Dim.BATCH, Dim.WHOLE, Dim.KV_HEADS, Dim.WHOLE)
 _PER_QUERY = (Dim.BATCH, Dim.WHOLE, Dim.HEADS)
-_VECTOR = (Dim.WHOLE,)
-_BIAS_TABLE = (Dim.HEADS, *(Dim.WHOLE,) * 4)
-_MASK_TABLE = (Dim.WHOLE,) * 5
+BIAS = (Dim.HEADS, Dim.WHOLE)
 
 
 def attention(
@@ -53,6 +51,33 @@ def attention(
     Raises:
       NotImplementedError: the kernels do not take the call.
     """
+    arrays = query, key, value
+    call = call_of(run.attention, platform, arrays, neighborhood, rpb, scale, beyond)
+    extra = () if additional_keys is None else (additional_keys, additional_values)
+    return autodiff.attend(_ATTENTION, call, arrays, rpb, extra)
+
+
+def call_of(
+    launch: Callable[..., Arrays],
+    platform: str | None,
+    arrays: tuple[Array, Array, Array],
+    neighborhood: Neighborhood,
+    rpb: Array | None,
+    scale: float,
+    beyond: dict[str, Any],
+) -> KernelCall:
+    """The call that kernels are specialised for, if they take it.
+
+    Args:
+      launch: of the kernel of the op itself.
+      platform: the only one on which to run kernels; None for any.
+      arrays: queries or weights, keys and values; in the unfused ops one of these stands for both.
+      neighborhood: which keys a query sees.
+      rpb: relative position bias.
+      scale: factor on the products of queries and keys.
+      beyond: arguments that kernels do not have.
+    """
+    query, key, value = arrays
     require_plain(NAME, neighborhood, beyond)
     spec = CallSpec(
         neighborhood=neighborhood,
@@ -61,89 +86,51 @@ def attention(
         dtype=query.dtype.name,
         has_bias=rpb is not None,
     )
-    heads, kv_heads = query.shape[-2], key.shape[-2]
-    require_support(spec, heads)
-    call = KernelCall(
-        launch=run.attention,
+    require_support(spec, query.shape[-2], is_unfused=launch != run.attention)
+    return KernelCall(
+        launch=launch,
         platform=platform,
         spec=spec,
         scale=scale,
-        groups=heads // kv_heads,
+        groups=query.shape[-2] // key.shape[-2],
         interpret=device.is_interpreted(),
         splits=True,
         tf32=False,
         settings=(),
         with_table=frozenset(),
-    )
-    extra = () if additional_keys is None else (additional_keys, additional_values)
-    return autodiff.attend(_ATTENTION, call, (query, key, value), rpb, extra)
-
-
-def qk(platform: str | None, *args: Any, **kwargs: Any) -> Array:
-    """Refuse: there is no kernel for it.
-
-    Raises:
-      NotImplementedError: always.
-    """
-    raise _no_unfused()
-
-
-def av(platform: str | None, *args: Any, **kwargs: Any) -> Array:
-    """Refuse: there is no kernel for it.
-
-    Raises:
-      NotImplementedError: always.
-    """
-    raise _no_unfused()
-
-
-def _no_unfused() -> NotImplementedError:
-    return NotImplementedError(
-        f'implementation "{NAME}" has no unfused ops; use implementation="xla"'
+        placement=placement_of(query),
     )
 
 
 def _attention(call: KernelCall, q: Array, k: Array, v: Array, *rpb: Array) -> Arrays:
-    layout = layout_of(call.spec, q.shape[2])
-    dims, plan = _plan(layout, rpb)
-    signature = Signature((_QUERY, _KEY, _KEY, *dims), (_QUERY, _PER_QUERY))
-    return _wrapped(run.attention, call, layout, signature)(q, k, v, *plan)
+    signature = Signature((QUERY, KEY, KEY, *(BIAS,) * len(rpb)), (QUERY, _PER_QUERY))
+    return wrapped(run.attention, call, layout_of(call.spec, q.shape[2]), signature)(q, k, v, *rpb)
 
 
 def _attention_gradients(call: KernelCall, arrays: Arrays, _: Arrays, cotangents: Arrays) -> Arrays:
-    (q, k, v, *rpb), (do, dlse) = arrays, cotangents
-    layout = layout_of(call.spec, q.shape[2])
-    dims, plan = _plan(layout, tuple(rpb))
-    signature = Signature(
-        (_QUERY, _KEY, _KEY, _QUERY, _PER_QUERY, *dims),
-        (_QUERY, _KEY, _KEY, *((_BIAS_TABLE,) if rpb else ())),
-    )
-    kernel = _wrapped(run.attention_gradients, call, layout, signature)
-    (*gradients,) = kernel(q, k, v, do, dlse, *plan)
-    if not rpb:
-        return tuple(gradients)
-    drpb = pattern_of(layout.blocks).bias_gradient(gradients.pop())
-    return *gradients, drpb.reshape(rpb[0].shape).astype(rpb[0].dtype)
-
-
-def _plan(layout: Layout, rpb: Arrays) -> tuple[tuple[Dims, ...], Arrays]:
-    """What kernels take besides maps, with its dimensions: the table, and `Layout.plan`."""
-    pattern = pattern_of(layout.blocks)
-    bias = rpb[0].reshape(-1, *pattern.bias_shape) if rpb else None
-    arrays = (
-        pattern.table(bias, HIDDEN, LOG2_E),
-        jnp.asarray(layout.plan()),
-    )
-    return (_BIAS_TABLE if rpb else _MASK_TABLE, _VECTOR), arrays
+    q, k, v, *rpb = arrays
+    bias = (BIAS,) * len(rpb)
+    signature = Signature((QUERY, KEY, KEY, QUERY, _PER_QUERY, *bias), (QUERY, KEY, KEY, *bias))
+    kernel = wrapped(run.attention_gradients, call, layout_of(call.spec, q.shape[2]), signature)
+    gradients = kernel(q, k, v, *cotangents, *rpb)
+    return tuple(dx.astype(x.dtype) for dx, x in zip(gradients, arrays, strict=True))
 
 
 @functools.lru_cache(256)
-def _wrapped(
+def wrapped(
     function: Callable[..., Arrays], call: KernelCall, layout: Layout, signature: Signature
 ) -> Callable[..., Arrays]:
-    """A launch that is vmapped and partitioned."""
-    function = functools.partial(function, call, layout)
-    return split_over_batch_and_heads(function, signature, call.groups)
+    """A launch that is vmapped, and mapped over devices."""
+    assert call.placement is not None
+    function = map_over_batch_and_heads(
+        functools.partial(function, call, layout),
+        signature,
+        call.groups,
+        call.placement,
+        # Pallas' interpreter does not keep track of what varies.
+        check_vma=not call.interpret,
+    )
+    return vmap_into_batch(function, signature)
 
 
 _ATTENTION = Operation(_attention, _attention_gradients, autodiff.plain_attention)

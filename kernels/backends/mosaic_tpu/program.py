@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,9 +12,11 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from natjax.kernels.backends.mosaic_tpu.layout import SUBLANES, Layout
+from natjax.kernels.backends.mosaic_tpu.maps import Groups, Images
 
 type Ref = Any
 type Ints = Any
+type Map = Images | Groups
 
 # Which dimensions products sum over.
 ROWS_BY_ROWS = (((1,), (1,)), ((), ()))
@@ -58,6 +61,21 @@ class Tile:
     first: tuple[Ints, ...]
     rows: tuple[Any, ...]
     slab: tuple[Any, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Copies:
+    """A map of keys with its copies in scratch memory.
+
+    Attributes:
+      map: the map.
+      copies: ``[maps at hand, *positions, lanes]``, shifted.
+      factor: on what is written from the copies to the map.
+    """
+
+    map: Map
+    copies: Ref
+    factor: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,6 +184,53 @@ class Program:
         slab = [pl.ds(at, axis.halo) for at, axis in zip(starts, axes, strict=True)]
         image = 0 if layout.groups > 1 else first_map + map_
         return Tile(map_, image, kind, number, tuple(first), tuple(rows), tuple(slab))
+
+    def add_to_slab(self, copy: Ref, tile: Tile, x: jax.Array) -> None:
+        """Add ``[keys, lanes]`` to the keys of a tile."""
+        sides = (axis.halo for axis in self.layout.blocks.axes)
+        copy[tile.map, *tile.slab] += x.reshape(*sides, self.layout.lanes)
+
+    def walk(
+        self,
+        stages: Callable[[Ints, Sequence[Tile]], None],
+        *,
+        read: Sequence[Map] = (),
+        copied: Sequence[Copies] = (),
+        written: Sequence[Map] = (),
+        summed: Sequence[Copies] = (),
+    ) -> None:
+        """Call ``stages(first map, tiles)`` for all tiles, so many at a time.
+
+        Args:
+          stages: what is done with tiles side by side.
+          read: maps that it reads by tiles.
+          copied: maps of keys, whose copies it reads slabs of.
+          written: maps that it writes by tiles.
+          summed: maps of what it adds to slabs of their copies.
+        """
+        count = self.steps.maps
+
+        def maps_at(first: Ints) -> None:
+            for x in copied:
+                for i in range(count):
+                    self.copy_keys(x.copies.at[i], x.map.read_map(first + i))
+            for x in summed:
+                x.copies[...] = jnp.zeros_like(x.copies)
+            for x in read:
+                x.fetch(first, count)
+            self.each_tiles(first, functools.partial(stages, first))
+            for x in written:
+                x.store(first, count)
+            for x in summed:
+                for i in range(count):
+                    total = self.uncopied(x.copies.at[i])
+                    x.map.write_map(first + i, total if x.factor == 1 else total * x.factor)
+
+        for x in (*read, *(x.map for x in copied)):
+            x.open()
+        self.each_step(maps_at, self.steps.images * self.layout.groups)
+        for x in (*written, *(x.map for x in summed)):
+            x.close()
 
     def each_step(self, body: Callable[[Ints], None], maps: int) -> None:
         """Call ``body(first map)`` for all maps, so many at a time."""

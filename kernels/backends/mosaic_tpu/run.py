@@ -12,6 +12,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
+from natjax.kernels.autodiff import LOG2_E
 from natjax.kernels.backends.mosaic_tpu import packing
 from natjax.kernels.backends.mosaic_tpu.backward import backward
 from natjax.kernels.backends.mosaic_tpu.forward import forward
@@ -20,6 +21,7 @@ from natjax.kernels.backends.mosaic_tpu.maps import Groups, Images
 from natjax.kernels.backends.mosaic_tpu.memory import VMEM_LIMIT, block_of, steps_of
 from natjax.kernels.backends.mosaic_tpu.program import Program, Steps
 from natjax.kernels.plan.blocks import Rows
+from natjax.kernels.plan.pattern import HIDDEN, pattern_of
 from natjax.kernels.sharding.partitioning import align_varying
 from natjax.kernels.spec import KernelCall
 
@@ -28,7 +30,7 @@ INTERPRETER: Any = True
 
 
 @dataclasses.dataclass(frozen=True)
-class _Launch:
+class Launch:
     """A call of one kernel.
 
     Attributes:
@@ -48,13 +50,25 @@ class _Launch:
     dtype: Any
 
     @classmethod
-    def of(cls, call: KernelCall, layout: Layout, query: Array) -> _Launch:
+    def of(cls, call: KernelCall, layout: Layout, query: Array) -> Launch:
+        """A launch of a call, whose batch and heads are those of an array ``[B, T, N, ...]``."""
         # A device may have fewer heads than there are in all.
         layout = dataclasses.replace(layout, heads=min(layout.heads, query.shape[2]))
         # An empty batch has no steps, and reaches no kernel.
         steps = steps_of(layout, max(1, query.shape[0]), query.dtype.itemsize)
         batch = query.shape[0] * layout.num_strips
         return cls(call, layout, steps, batch, query.shape[2], query.dtype)
+
+    def maps(self, queries: list[Array], keys: list[Array]) -> list[tuple[Array, pl.BlockSpec]]:
+        """Maps and their blocks, with keys for every query head."""
+        groups = self.heads // keys[0].shape[2]
+        if groups > 1:
+            keys = [jnp.repeat(x, groups, axis=2) for x in keys]
+        return [
+            (packing.as_map(x, self.layout, of), self.map_spec(of))
+            for of, arrays in (("queries", queries), ("keys", keys))
+            for x in arrays
+        ]
 
     def map_spec(self, of: Rows) -> pl.BlockSpec:
         """Images with a block of lanes; without dilation as far as tiles reach."""
@@ -75,10 +89,19 @@ class _Launch:
         is_shared = table[0] == 1
         return pl.BlockSpec((None, *table[1:]), lambda g, b, *_: (0 if is_shared else g, 0, 0, 0))
 
-    def map_result(self, of: Rows, dtype: Any = None) -> jax.ShapeDtypeStruct:
-        """A map of all heads."""
+    def written(self, of: Rows, dtype: Any = None) -> tuple[jax.ShapeDtypeStruct, pl.BlockSpec]:
+        """A result that is a map of all heads, and its blocks."""
         shape = (*self.layout.tokens_of_strip(of), self.heads * self.layout.head_dim)
-        return jax.ShapeDtypeStruct((self.batch, *shape), dtype or self.dtype)
+        result = jax.ShapeDtypeStruct((self.batch, *shape), dtype or self.dtype)
+        return result, self.map_spec(of)
+
+    def summed(self, key: Array) -> tuple[jax.ShapeDtypeStruct, pl.BlockSpec]:
+        """The gradient of keys or values, as `written`.
+
+        Those that are still to be summed, over queries of a group or strips, are not rounded.
+        """
+        is_summed = self.heads > key.shape[2] or self.layout.num_strips > 1
+        return self.written("keys", jnp.float32 if is_summed else None)
 
     @property
     def row_result(self) -> jax.ShapeDtypeStruct:
@@ -126,12 +149,12 @@ class _Launch:
         self,
         name: str,
         body: Callable[..., None],
-        plan: Array,
         inputs: list[tuple[Array, pl.BlockSpec]],
         outputs: list[tuple[jax.ShapeDtypeStruct, pl.BlockSpec]],
         scratch: list[Any],
     ) -> tuple[Array, ...]:
         """Run a kernel over blocks of lanes and, within those, over the batch in order."""
+        plan = jnp.asarray(self.layout.plan())
         arrays = align_varying(plan, *(x for x, _ in inputs))
         varying = jax.typeof(arrays[0]).manual_axis_type
         grid = (packing.num_blocks(self.heads, self.layout), self.batch // self.steps.images)
@@ -162,8 +185,7 @@ def attention(
     q: Float[Array, "B T N D"],
     k: Float[Array, "B T M D"],
     v: Float[Array, "B T M Dv"],
-    table: Float[Array, "_ kinds 1 queries keys"],
-    plan: Array,
+    *rpb: Float[Array, "N R"],
 ) -> tuple[Float[Array, "B T N Dv"], Float[Array, "B T N"]]:
     """The output and its log-sum-exp.
 
@@ -173,15 +195,14 @@ def attention(
       q: queries.
       k: keys.
       v: values.
-      table: what is added to the logits of each kind of tile, for each head or all alike.
-      plan: `Layout.plan`.
+      *rpb: the biases of each head, if there are any.
     """
-    launch = _Launch.of(call, layout, q)
+    launch = Launch.of(call, layout, q)
     layout = launch.layout
     if not launch.batch:
         return jnp.zeros((*q.shape[:3], v.shape[-1]), q.dtype), jnp.zeros(q.shape[:3])
-    maps = _maps(launch, [q], [k, v])
-    packed = packing.pack_table(table, layout)
+    maps = launch.maps([q], [k, v])
+    packed = table_of(layout, rpb)
 
     def body(plan_ref: Any, *refs: Any) -> None:
         q_ref, k_ref, v_ref, table_ref, out_ref, lse_ref, keys, values, *raised = refs
@@ -203,10 +224,9 @@ def attention(
     out, lse = launch.run(
         "natjax_tpu_forward",
         body,
-        plan,
         [*maps, (packed, launch.table_spec(packed.shape))],
         [
-            (launch.map_result("queries"), launch.map_spec("queries")),
+            launch.written("queries"),
             (launch.row_result, launch.row_spec),
         ],
         launch.copies(2) + launch.raised(2, 2),
@@ -225,10 +245,9 @@ def attention_gradients(
     v: Float[Array, "B T M Dv"],
     do: Float[Array, "B T N Dv"],
     dlse: Float[Array, "B T N"],
-    table: Float[Array, "_ kinds 1 queries keys"],
-    plan: Array,
+    *rpb: Float[Array, "N R"],
 ) -> tuple[Array, ...]:
-    """Gradients of queries, keys, values and, if there is a bias, of the table.
+    """Gradients of queries, keys, values and, if there are any, of the biases.
 
     Args:
       call: as in `attention`, and so are the other arguments but these.
@@ -238,15 +257,14 @@ def attention_gradients(
       v: values.
       do: gradient of the output.
       dlse: gradient of the log-sum-exp.
-      table: what is added to the logits.
-      plan: `Layout.plan`.
+      *rpb: the biases of each head, if there are any.
     """
-    launch = _Launch.of(call, layout, q)
-    layout, has_bias = launch.layout, call.spec.has_bias
+    launch = Launch.of(call, layout, q)
+    layout, has_bias = launch.layout, bool(rpb)
     if not launch.batch:
-        return tuple(jnp.zeros(x.shape, x.dtype) for x in (q, k, v, table)[: 3 + has_bias])
-    q_map, do_map, k_map, v_map = _maps(launch, [q, do], [k, v])
-    rows, packed = packing.pack_rows(dlse, layout), packing.pack_table(table, layout)
+        return tuple(jnp.zeros(x.shape, x.dtype) for x in (q, k, v, *rpb))
+    q_map, do_map, k_map, v_map = launch.maps([q, do], [k, v])
+    rows, packed = packing.pack_rows(dlse, layout), table_of(layout, rpb)
 
     def body(plan_ref: Any, *refs: Any) -> None:
         q_ref, k_ref, v_ref, do_ref, dlse_ref, table_ref, dq_ref, dk_ref, dv_ref, *rest = refs
@@ -272,45 +290,41 @@ def attention_gradients(
             scale=call.scale,
         )
 
-    # Gradients that are still to be summed, over queries of a group or strips, are not rounded.
-    is_summed = q.shape[2] > k.shape[2] or layout.num_strips > 1
-    key_result = launch.map_result("keys", jnp.float32 if is_summed else None)
-    results = [(launch.map_result("queries"), launch.map_spec("queries"))]
-    results += [(key_result, launch.map_spec("keys"))] * 2
+    results = [launch.written("queries"), launch.summed(k), launch.summed(v)]
     table_spec = launch.table_spec(packed.shape)
     if has_bias:
         results.append((jax.ShapeDtypeStruct(packed.shape, jnp.float32), table_spec))
     dq, dk, dv, *dtable = launch.run(
         "natjax_tpu_backward",
         body,
-        plan,
         [q_map, k_map, v_map, do_map, (rows, launch.row_spec), (packed, table_spec)],
         results,
         launch.copies(4) + launch.raised(3, 4),
     )
     gradients = [
         packing.from_map(dq, layout, q.shape[-1], "queries"),
-        _per_key_head(packing.from_map(dk, layout, k.shape[-1], "keys"), k),
-        _per_key_head(packing.from_map(dv, layout, v.shape[-1], "keys"), v),
+        per_key_head(packing.from_map(dk, layout, k.shape[-1], "keys"), k),
+        per_key_head(packing.from_map(dv, layout, v.shape[-1], "keys"), v),
     ]
-    return *gradients, *(packing.unpack_table(x, layout, launch.heads) for x in dtable)
+    return *gradients, *(bias_gradient(x, layout, launch.heads) for x in dtable)
 
 
-def _maps(
-    launch: _Launch, queries: list[Array], keys: list[Array]
-) -> list[tuple[Array, pl.BlockSpec]]:
-    """Maps and their blocks, with keys for every query head."""
-    groups = queries[0].shape[2] // keys[0].shape[2]
-    if groups > 1:
-        keys = [jnp.repeat(x, groups, axis=2) for x in keys]
-    return [
-        (packing.as_map(x, launch.layout, of), launch.map_spec(of))
-        for of, arrays in (("queries", queries), ("keys", keys))
-        for x in arrays
-    ]
+def table_of(
+    layout: Layout, rpb: tuple[Array, ...], hidden: float = HIDDEN, factor: float = LOG2_E
+) -> Array:
+    """What is added to the logits of each kind of tile, for each block of lanes or all alike."""
+    pattern = pattern_of(layout.blocks)
+    bias = rpb[0].reshape(-1, *pattern.bias_shape) if rpb else None
+    return packing.pack_table(pattern.table(bias, hidden, factor), layout)
 
 
-def _per_key_head(gradient: Array, like: Array) -> Array:
+def bias_gradient(table: Array, layout: Layout, heads: int) -> Float[Array, "N R"]:
+    """The transpose of `table_of`."""
+    gradient = pattern_of(layout.blocks).bias_gradient(packing.unpack_table(table, layout, heads))
+    return gradient.reshape(heads, -1)
+
+
+def per_key_head(gradient: Array, like: Array) -> Array:
     """Sum over the query heads of each key head."""
     if gradient.shape == like.shape:
         return gradient.astype(like.dtype)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from natjax.kernels import device
 from natjax.kernels.backends.xla.layout import (
     by_key_head,
     by_query_head,
@@ -31,16 +32,27 @@ from natjax.kernels.neighborhood import Neighborhood
 from natjax.kernels.sharding.device_parts import on_device_parts
 from natjax.kernels.weighting import Dropout, dropout_factors, soft_capped
 
-# Cost of moving a key into a slab, in logits: `python benchmarks/ops.py --sweep` on a CPU.
-_SLAB_OVERHEAD = 64
-# Logits of a step, which has as many tiles as keep to it: on a CPU what caches hold, elsewhere what
-# keeps the device busy.
-_LOGITS_AT_ONCE = {"cpu": 2**19}
-_LOGITS_AT_ONCE_ELSEWHERE = 2**26
-# Tiles of a step at most, since results are added one tile after the other, each an operation to
-# compile.
-_TILES_AT_ONCE = {"cpu": 8}
-_TILES_AT_ONCE_ELSEWHERE = 32
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Tiling:
+    """What tiles are chosen by on a platform.
+
+    Attributes:
+      slab_overhead: cost of moving a key into a slab, in logits.
+      logits_at_once: logits of a step, which has as many tiles as keep to it: on a CPU what caches
+        hold, elsewhere what keeps the device busy.
+      tiles_at_once: tiles of a step at most, since results are added one tile after the other, each
+        an operation to compile.
+    """
+
+    slab_overhead: int
+    logits_at_once: int
+    tiles_at_once: int
+
+
+# On a CPU by `python benchmarks/ops.py --sweep`, for TPUs by `python -m benchmarks.aot.tpu.tiling`.
+TILINGS = {"cpu": Tiling(64, 2**19, 8), "tpu": Tiling(256, 2**19, 8)}
+_ELSEWHERE = Tiling(64, 2**26, 32)
 # The most logits of a tile, of all images and heads together, which bounds memory. Those of one
 # image and head may always be the second number, since smaller tiles mostly move keys.
 _LARGEST_TILE = 2**22
@@ -96,7 +108,8 @@ def _attention(
     batch = query.shape[0] if isinstance(query.shape[0], int) else 1
     problems = max(1, batch * query.shape[-2])
     most_logits = max(_LARGEST_TILE // problems, _ALWAYS_A_TILE)
-    tiles = choose_tiles(neighborhood, _SLAB_OVERHEAD, most_logits)
+    tiling = TILINGS.get(device.target().platform, _ELSEWHERE)
+    tiles = choose_tiles(neighborhood, tiling.slab_overhead, most_logits)
     heads, dtype = (key.shape[-2], query.shape[-2] // key.shape[-2]), query.dtype
     queries, keys = query_boxes(tiles), key_boxes(tiles)
     penalty = Penalty(tiles, heads, rpb is not None)
@@ -132,7 +145,7 @@ def _attention(
             jax.ShapeDtypeStruct((*placed.shape[:-1], 1), accumulation_dtype(dtype)),
         ),
         tiles=count,
-        at_once=_divisor(count, _tiles_at_once(logits)),
+        at_once=_divisor(count, min(tiling.logits_at_once // logits, tiling.tiles_at_once)),
     )
     out, lse = (merge_queries(x, tiles) for x in walk(*(x for x, _ in given.values())))
     return out, lse[..., 0]
@@ -140,13 +153,6 @@ def _attention(
 
 def _whole(x: Array) -> tuple[Array, Boxes]:
     return x, Boxes.whole(x.ndim)
-
-
-def _tiles_at_once(logits: int) -> int:
-    """How many tiles, of so many logits each, a step should have."""
-    platform = jax.default_backend()
-    budget = _LOGITS_AT_ONCE.get(platform, _LOGITS_AT_ONCE_ELSEWHERE)
-    return min(budget // logits, _TILES_AT_ONCE.get(platform, _TILES_AT_ONCE_ELSEWHERE))
 
 
 def _divisor(number: int, limit: int) -> int:

@@ -1,0 +1,1 @@
+"""What `make tpu` runs; see `benchmarks.tpu.__main__`."""

@@ -1,0 +1,268 @@
+"""Launching the kernels of the unfused ops."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Float
+
+from natjax.kernels.backends.mosaic_tpu import packing
+from natjax.kernels.backends.mosaic_tpu.layout import Layout
+from natjax.kernels.backends.mosaic_tpu.run import Launch, bias_gradient, per_key_head, table_of
+from natjax.kernels.backends.mosaic_tpu.unfused import kernels
+from natjax.kernels.backends.mosaic_tpu.unfused.slots import Slots
+from natjax.kernels.backends.mosaic_tpu.unfused.windows import Windows
+from natjax.kernels.spec import KernelCall
+
+
+def qk(
+    call: KernelCall,
+    layout: Layout,
+    q: Float[Array, "B T N D"],
+    k: Float[Array, "B T M D"],
+    *rpb: Float[Array, "N R"],
+) -> tuple[Float[Array, "B T N K"]]:
+    """Logits of window slots; anything in those without a key.
+
+    Args:
+      call: what the kernel is specialised for.
+      layout: of its maps.
+      q: queries.
+      k: keys.
+      *rpb: the biases of each head, if there are any.
+    """
+    launch = Launch.of(call, layout, q)
+    windows = Windows(launch.layout)
+    if not launch.batch:
+        return (jnp.zeros((*q.shape[:3], call.spec.neighborhood.num_neighbors), q.dtype),)
+
+    def body(plan_ref: Any, q_ref: Any, k_ref: Any, first_ref: Any, *refs: Any) -> None:
+        refs = list(refs)
+        table_ref = refs.pop(0) if rpb else None
+        logits_ref, keys, scratch, *raised = refs
+        query, key = launch.operands([q_ref], [k_ref], raised)
+        kernels.qk(
+            launch.program(plan_ref),
+            Slots(windows, first_ref, scratch),
+            query,
+            key,
+            table_ref,
+            logits_ref,
+            keys,
+            scale=call.scale,
+        )
+
+    (logits,) = launch.run(
+        "natjax_tpu_qk",
+        body,
+        [*launch.maps([q], [k]), _first(windows), *_tables(launch, rpb)],
+        [_slots(launch, windows)],
+        launch.copies(1) + _spread(launch, windows) + launch.raised(1, 1),
+    )
+    return (_unpacked(logits, windows, launch.heads),)
+
+
+def qk_gradients(
+    call: KernelCall,
+    layout: Layout,
+    q: Float[Array, "B T N D"],
+    k: Float[Array, "B T M D"],
+    dlogits: Float[Array, "B T N K"],
+    *rpb: Float[Array, "N R"],
+) -> tuple[Array, ...]:
+    """Gradients of queries, keys and, if there are any, of the biases.
+
+    Args:
+      call: as in `qk`, and so are the other arguments but this.
+      layout: of its maps.
+      q: queries.
+      k: keys.
+      dlogits: gradients of the logits, zeros in slots without a key.
+      *rpb: the biases of each head, if there are any.
+    """
+    launch = Launch.of(call, layout, q)
+    windows = Windows(launch.layout)
+    if not launch.batch:
+        return tuple(jnp.zeros(x.shape, x.dtype) for x in (q, k, *rpb))
+
+    def body(
+        plan_ref: Any, q_ref: Any, k_ref: Any, dx_ref: Any, first_ref: Any, *refs: Any
+    ) -> None:
+        dq_ref, dk_ref, *refs = refs
+        dtable_ref = refs.pop(0) if rpb else None
+        keys, dkeys, scratch, *raised = refs
+        query, dquery, key, dkey = launch.operands([q_ref, dq_ref], [k_ref, dk_ref], raised)
+        kernels.qk_gradients(
+            launch.program(plan_ref),
+            Slots(windows, first_ref, scratch),
+            query,
+            key,
+            dx_ref,
+            dquery,
+            dkey,
+            dtable_ref,
+            (keys, dkeys),
+            scale=call.scale,
+        )
+
+    results = [launch.written("queries"), launch.summed(k)]
+    results += [(_like(x), spec) for x, spec in _tables(launch, rpb)]
+    dq, dk, *dtable = launch.run(
+        "natjax_tpu_qk_gradients",
+        body,
+        [*launch.maps([q], [k]), _packed(dlogits, launch, windows), _first(windows)],
+        results,
+        launch.copies(2) + _spread(launch, windows) + launch.raised(2, 2),
+    )
+    gradients = [
+        packing.from_map(dq, launch.layout, q.shape[-1], "queries"),
+        per_key_head(packing.from_map(dk, launch.layout, k.shape[-1], "keys"), k),
+    ]
+    return *gradients, *(bias_gradient(x, launch.layout, launch.heads) for x in dtable)
+
+
+def av(
+    call: KernelCall,
+    layout: Layout,
+    w: Float[Array, "B T N K"],
+    v: Float[Array, "B T M Dv"],
+) -> tuple[Float[Array, "B T N Dv"]]:
+    """Weighted sums of the values in windows.
+
+    Args:
+      call: what the kernel is specialised for.
+      layout: of its maps.
+      w: weights, zeros in slots without a key.
+      v: values.
+    """
+    launch = Launch.of(call, layout, w)
+    windows = Windows(launch.layout)
+    if not launch.batch:
+        return (jnp.zeros((*w.shape[:3], v.shape[-1]), w.dtype),)
+
+    def body(plan_ref: Any, v_ref: Any, w_ref: Any, first_ref: Any, *refs: Any) -> None:
+        out_ref, values, scratch, *raised = refs
+        out, value = launch.operands([out_ref], [v_ref], raised)
+        slots = Slots(windows, first_ref, scratch)
+        kernels.av(launch.program(plan_ref), slots, w_ref, value, out, values)
+
+    (out,) = launch.run(
+        "natjax_tpu_av",
+        body,
+        [*launch.maps([], [v]), _packed(w, launch, windows), _first(windows)],
+        [launch.written("queries")],
+        launch.copies(1) + _spread(launch, windows) + launch.raised(1, 1),
+    )
+    return (packing.from_map(out, launch.layout, v.shape[-1], "queries"),)
+
+
+def av_gradients(
+    call: KernelCall,
+    layout: Layout,
+    w: Float[Array, "B T N K"],
+    v: Float[Array, "B T M Dv"],
+    do: Float[Array, "B T N Dv"],
+) -> tuple[Float[Array, "B T N K"], Float[Array, "B T M Dv"]]:
+    """Gradients of weights, anything in slots without a key, and of values.
+
+    Args:
+      call: as in `av`, and so are the other arguments but this.
+      layout: of its maps.
+      w: weights.
+      v: values.
+      do: gradient of the output.
+    """
+    launch = Launch.of(call, layout, w)
+    windows = Windows(launch.layout)
+    if not launch.batch:
+        return jnp.zeros(w.shape, w.dtype), jnp.zeros(v.shape, v.dtype)
+
+    def body(
+        plan_ref: Any, do_ref: Any, v_ref: Any, w_ref: Any, first_ref: Any, *refs: Any
+    ) -> None:
+        dw_ref, dv_ref, values, dvalues, *refs = refs
+        of_slab, to_slab, *raised = refs
+        dout, value, dvalue = launch.operands([do_ref], [v_ref, dv_ref], raised)
+        kernels.av_gradients(
+            launch.program(plan_ref),
+            (Slots(windows, first_ref, of_slab), Slots(windows, first_ref, to_slab)),
+            w_ref,
+            value,
+            dout,
+            dw_ref,
+            dvalue,
+            (values, dvalues),
+        )
+
+    dw, dv = launch.run(
+        "natjax_tpu_av_gradients",
+        body,
+        [*launch.maps([do], [v]), _packed(w, launch, windows), _first(windows)],
+        [_slots(launch, windows), launch.summed(v)],
+        launch.copies(2) + _spread(launch, windows) * 2 + launch.raised(1, 2),
+    )
+    return (
+        _unpacked(dw, windows, launch.heads),
+        per_key_head(packing.from_map(dv, launch.layout, v.shape[-1], "keys"), v),
+    )
+
+
+def _first(windows: Windows) -> tuple[Array, pl.BlockSpec]:
+    """`Windows.first`, and its block, all of it."""
+    first = jnp.asarray(windows.first)
+    return first, pl.BlockSpec(first.shape, lambda *_: (0,) * first.ndim)
+
+
+def _tables(launch: Launch, rpb: tuple[Array, ...]) -> list[tuple[Array, pl.BlockSpec]]:
+    """What is added to logits, and its block; nothing without a bias."""
+    if not rpb:
+        return []
+    table = table_of(launch.layout, rpb, hidden=0.0, factor=1.0)
+    return [(table, launch.table_spec(table.shape))]
+
+
+def _like(x: Array) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype)
+
+
+def _spread(launch: Launch, windows: Windows) -> list[Any]:
+    """Scratch memory for the windows of tiles side by side."""
+    shape = (launch.steps.tiles, *windows.spread, launch.layout.logit_lanes)
+    return [pltpu.VMEM(shape, jnp.float32)]
+
+
+def _slots(launch: Launch, windows: Windows) -> tuple[jax.ShapeDtypeStruct, pl.BlockSpec]:
+    """Slots as kernels have them: sublanes of each tile, with heads and queries in the lanes."""
+    layout = launch.layout
+    each = (layout.num_tiles, windows.num_slots, layout.logit_lanes)
+    shape = (packing.num_blocks(launch.heads, layout), launch.batch, *each)
+    spec = pl.BlockSpec((None, launch.steps.images, *each), lambda g, b, *_: (g, b, 0, 0, 0))
+    return jax.ShapeDtypeStruct(shape, launch.dtype), spec
+
+
+def _packed(
+    x: Float[Array, "B T N K"], launch: Launch, windows: Windows
+) -> tuple[Array, pl.BlockSpec]:
+    """Slots as in `_slots`, filled up with zeros."""
+    batch, missing = x.shape[0], windows.filled[-1] - windows.size[-1]
+    x = x.reshape(*x.shape[:3], -1, windows.size[-1])
+    x = jnp.pad(x, ((0, 0),) * 4 + ((0, missing),)).reshape(*x.shape[:3], -1)
+    # One slot after the other, as so many more images.
+    x = jnp.moveaxis(x, -1, 0).reshape(-1, *x.shape[1:3])
+    x = packing.pack_rows(x, launch.layout)
+    x = x.reshape(x.shape[0], windows.num_slots, -1, *x.shape[2:])
+    assert x.shape[2] == batch * launch.layout.num_strips
+    return x.transpose(0, 2, 3, 1, 4), _slots(launch, windows)[1]
+
+
+def _unpacked(x: Array, windows: Windows, heads: int) -> Float[Array, "B T N K"]:
+    """The transpose of `_packed`."""
+    x = x.transpose(0, 3, 1, 2, 4)
+    x = packing.unpack_rows(x.reshape(x.shape[0], -1, *x.shape[3:]), windows.layout, heads)
+    x = jnp.moveaxis(x.reshape(windows.num_slots, -1, *x.shape[1:]), 0, -1)
+    x = x.reshape(*x.shape[:3], -1, windows.filled[-1])[..., : windows.size[-1]]
+    return x.reshape(*x.shape[:3], -1)
