@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import importlib
 import types
 
 import jax
@@ -35,24 +34,6 @@ RAGGED = Problem(
     head_dim=40,
 )
 WHOLE = Problem(name="whole", shape=(14, 20), kernel_size=(7, 9), batch=2, heads=4, head_dim=32)
-
-
-@pytest.fixture
-def strict(monkeypatch, interpreted):
-    """Memory that is nan where nobody wrote, and copies that arrive only when they are awaited."""
-    from jax.experimental.pallas import tpu as pltpu
-
-    params = pltpu.InterpretParams(
-        uninitialized_memory="nan", detect_races=True, dma_execution_mode="on_wait"
-    )
-    monkeypatch.setattr("natjax.kernels.backends.mosaic_tpu.run.INTERPRETER", params)
-    # Its callbacks are ordered, which JAX does not support inside of what it partitions.
-    ops = "natjax.kernels.backends.mosaic_tpu.ops"
-    monkeypatch.setattr(f"{ops}.split_over_batch_and_heads", lambda function, *_: function)
-    monkeypatch.setattr(f"{ops}._wrapped", importlib.import_module(ops)._wrapped.__wrapped__)
-    jax.clear_caches()
-    yield
-    jax.clear_caches()
 
 
 @pytest.mark.parametrize(

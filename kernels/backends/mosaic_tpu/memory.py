@@ -59,15 +59,6 @@ def _is_map(spec: CallSpec) -> bool:
     return len(spec.neighborhood.axes) > 1
 
 
-def fits(spec: CallSpec, heads: int) -> bool:
-    """Whether there is a layout."""
-    try:
-        layout_of(spec, heads)
-    except ValueError:
-        return False
-    return True
-
-
 def steps_of(layout: Layout, batch: int, itemsize: int) -> Steps:
     """How much a program does at once: enough tiles side by side, if need be of several images."""
     wanted = max(1, TILES // layout.tiles_of_group)

@@ -16,6 +16,9 @@ from jaxtyping import Array, Float
 from natjax.kernels import autodiff, device
 from natjax.kernels.autodiff import LOG2_E, Arrays, Operation
 from natjax.kernels.backends.mosaic_tpu import run
+from natjax.kernels.backends.mosaic_tpu.large import run as large
+from natjax.kernels.backends.mosaic_tpu.large.choice import prefers_large, walks_of
+from natjax.kernels.backends.mosaic_tpu.large.walk import Walk
 from natjax.kernels.backends.mosaic_tpu.layout import Layout
 from natjax.kernels.backends.mosaic_tpu.memory import layout_of
 from natjax.kernels.backends.mosaic_tpu.support import NAME, require_support
@@ -75,7 +78,8 @@ def attention(
         with_table=frozenset(),
     )
     extra = () if additional_keys is None else (additional_keys, additional_values)
-    return autodiff.attend(_ATTENTION, call, (query, key, value), rpb, extra)
+    op = _LARGE if prefers_large(spec, heads) else _ATTENTION
+    return autodiff.attend(op, call, (query, key, value), rpb, extra)
 
 
 def qk(platform: str | None, *args: Any, **kwargs: Any) -> Array:
@@ -136,9 +140,42 @@ def _plan(layout: Layout, rpb: Arrays) -> tuple[tuple[Dims, ...], Arrays]:
     return (_BIAS_TABLE if rpb else _MASK_TABLE, _VECTOR), arrays
 
 
+def _large_attention(call: KernelCall, q: Array, k: Array, v: Array) -> Arrays:
+    walk = walks_of(call.spec, q.shape[2]).queries
+    signature = Signature((_QUERY, _KEY, _KEY), (_QUERY, _PER_QUERY))
+    return _run_walk(large.attention, call, walk, signature, q, k, v)
+
+
+def _large_gradients(
+    call: KernelCall, arrays: Arrays, results: Arrays, cotangents: Arrays
+) -> Arrays:
+    (q, k, v), (out, lse), (do, dlse) = arrays, results, cotangents
+    delta = jnp.sum(out.astype(jnp.float32) * do.astype(jnp.float32), axis=-1) - dlse
+    walks = walks_of(call.spec, q.shape[2])
+    operands = (_QUERY, _KEY, _KEY, _QUERY, _PER_QUERY, _PER_QUERY)
+    given = (q, k, v, do, lse, delta)
+    of_queries, of_keys = Signature(operands, (_QUERY,)), Signature(operands, (_KEY, _KEY))
+    (dq,) = _run_walk(large.query_gradient, call, walks.queries, of_queries, *given)
+    dk, dv = _run_walk(large.key_value_gradients, call, walks.keys, of_keys, *given)
+    return dq, dk, dv
+
+
+def _run_walk(
+    function: Callable[..., Arrays],
+    call: KernelCall,
+    walk: Walk,
+    signature: Signature,
+    *arrays: Array,
+) -> Arrays:
+    """Run a launch on its arrays and the plan of its walk."""
+    plan = walk.plan()
+    signature = signature.taking(*((Dim.WHOLE,) * x.ndim for x in plan))
+    return _wrapped(function, call, walk, signature)(*arrays, *plan)
+
+
 @functools.lru_cache(256)
 def _wrapped(
-    function: Callable[..., Arrays], call: KernelCall, layout: Layout, signature: Signature
+    function: Callable[..., Arrays], call: KernelCall, layout: Layout | Walk, signature: Signature
 ) -> Callable[..., Arrays]:
     """A launch that is vmapped and partitioned."""
     function = functools.partial(function, call, layout)
@@ -146,3 +183,4 @@ def _wrapped(
 
 
 _ATTENTION = Operation(_attention, _attention_gradients, autodiff.plain_attention)
+_LARGE = Operation(_large_attention, _large_gradients, autodiff.plain_attention)

@@ -290,8 +290,8 @@ def attention_gradients(
     )
     gradients = [
         packing.from_map(dq, layout, q.shape[-1], "queries"),
-        _per_key_head(packing.from_map(dk, layout, k.shape[-1], "keys"), k),
-        _per_key_head(packing.from_map(dv, layout, v.shape[-1], "keys"), v),
+        per_key_head(packing.from_map(dk, layout, k.shape[-1], "keys"), k),
+        per_key_head(packing.from_map(dv, layout, v.shape[-1], "keys"), v),
     ]
     return *gradients, *(packing.unpack_table(x, layout, launch.heads) for x in dtable)
 
@@ -310,7 +310,7 @@ def _maps(
     ]
 
 
-def _per_key_head(gradient: Array, like: Array) -> Array:
+def per_key_head(gradient: Array, like: Array) -> Array:
     """Sum over the query heads of each key head."""
     if gradient.shape == like.shape:
         return gradient.astype(like.dtype)

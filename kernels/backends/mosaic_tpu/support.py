@@ -8,8 +8,9 @@ import jax
 from jax.sharding import AxisType
 
 from natjax.kernels import device
+from natjax.kernels.backends.mosaic_tpu.large.choice import prefers_large
 from natjax.kernels.backends.mosaic_tpu.layout import LANES
-from natjax.kernels.backends.mosaic_tpu.memory import fits
+from natjax.kernels.backends.mosaic_tpu.memory import layout_of
 from natjax.kernels.spec import CallSpec
 
 NAME = "mosaic_tpu"
@@ -33,13 +34,22 @@ def require_support(spec: CallSpec, heads: int) -> None:
     largest = max(spec.head_dim, spec.value_dim)
     if largest > LANES:
         raise _refusal(f"takes head sizes up to {LANES}; got {largest}")
-    if not fits(spec, heads):
+    if not (prefers_large(spec, heads) or _fits(spec, heads)):
         raise _refusal(
             "takes maps of which rows that see each other, and the table of biases, fit the memory "
-            f"of a core; got "
+            "of a core; and, without a bias, those whose plan does; got "
             f"{spec.neighborhood.shape} tokens of {spec.dtype}, "
-            f"kernel_size={spec.neighborhood.kernel_size}"
+            f"kernel_size={spec.neighborhood.kernel_size}, "
+            f"{'a' if spec.has_bias else 'no'} bias"
         )
+
+
+def _fits(spec: CallSpec, heads: int) -> bool:
+    try:
+        layout_of(spec, heads)
+    except ValueError:
+        return False
+    return True
 
 
 def _require_device() -> None:
