@@ -1,10 +1,11 @@
 """`benchmarks.aot.tpu`, but for compiling: reading what libtpu dumps, and the committed table."""
 
 import json
+import math
 
 import pytest
 
-from benchmarks.aot.tpu import block, bundles, cases, report
+from benchmarks.aot.tpu import block, bundles, cases, others, report
 
 # In the form that libtpu 0.0.50 has, of a loop in a loop; real ones are a thousand times longer.
 CODE = """\
@@ -69,6 +70,37 @@ def test_copies_of_maps_are_found():
     assert block.moves(text, 33) == []
 
 
+def test_estimates_count_loops_as_often_as_they_turn():
+    text = """
+%body.1 (x: f32[8]) -> f32[8] {
+  %fusion.1 = f32[8] fusion(%x), backend_config={"estimated_cycles":"30"}
+}
+
+%fused.2 (x: f32[8]) -> f32[8] {
+  %add.2 = f32[8] add(%x, %x), backend_config={"estimated_cycles":"500"}
+}
+
+ENTRY %main.3 (x: f32[8]) -> f32[8] {
+  %while.3 = f32[8] while(%x), condition=%c, body=%body.1, backend_config={"known_trip_count":{"n":"4"}}
+  %copy.4 = f32[8] copy(%while.3), backend_config={"estimated_cycles":"7"}
+}
+"""
+    assert others.estimated_cycles(text) == 4 * 30 + 7
+    with pytest.raises(ValueError, match="it is not known how often body.1 turns"):
+        others.estimated_cycles(text.replace("known_trip_count", "unknown"))
+
+
+def test_splash_attention_meets_the_boxes_that_its_queries_see():
+    box = (8, 16)
+    shape, kernel_size = (24, 48), (7, 20)
+    mask = others._mask(shape, kernel_size, box).masks[0]
+    seen = mask[0:1152, 0:1152]
+    assert seen.sum() == 1152 * 140
+    pairs = seen.reshape(9, 128, 9, 128).any((1, 3)).sum()
+    along = (others._pairs(*axis) for axis in zip(shape, kernel_size, box, strict=True))
+    assert pairs == math.prod(along)
+
+
 ROW = {
     "temporaries": 0,
     "moved": [],
@@ -100,7 +132,7 @@ def test_errors_copies_and_other_bundles_fail():
 
 def test_the_committed_table_and_document_are_of_the_cases():
     table = json.loads(report.TABLE.read_text())
-    keys = [case.key for case in cases.all_cases()]
+    keys = report.keys()
     assert list(table["rows"]) == keys, "run `make aot-tpu`"
     assert {case.key for case in cases.quick_cases()} <= set(keys)
     assert not report.failures(table["rows"], {})

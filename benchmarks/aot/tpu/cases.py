@@ -8,12 +8,18 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from natjax.kernels.backends.mosaic_tpu.large.choice import prefers_large
+from natjax.kernels.spec import CallSpec
 from natjax.kernels.tuning import problems
 from natjax.kernels.tuning.problems import Problem
 
-type Pass = Literal["forward", "backward"]
+# Small windows have one kernel for all gradients, large ones two.
+type Pass = Literal["forward", "backward", "dquery", "dkeyvalue"]
 
 PASSES: tuple[Pass, ...] = ("forward", "backward")
+PASSES_OF_LARGE: tuple[Pass, ...] = ("forward", "dquery", "dkeyvalue")
+# Chips that every problem is compiled for, and that CI compares.
+_COMPARED = ("v5e", "v6e")
 # As libtpu names the smallest slice of each.
 CHIPS = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2", "tpu7x": "tpu7x:2x2x1"}
 
@@ -31,8 +37,29 @@ class TPUCase:
         """Name in the table of results."""
         return f"{self.problem.name}/{self.what}/{self.chip}"
 
+    @property
+    def spec(self) -> CallSpec:
+        """What the kernels are specialised for."""
+        p = self.problem
+        return CallSpec(p.neighborhood, p.head_dim, p.head_dim, "bfloat16", p.rpb)
+
+    @property
+    def is_large(self) -> bool:
+        """Whether it runs the kernels for large windows."""
+        return prefers_large(self.spec, self.problem.heads)
+
+    @property
+    def kernel(self) -> str:
+        """Name of the kernel."""
+        return f"natjax_tpu_{'large_' if self.is_large else ''}{self.what}"
+
+    @property
+    def maps(self) -> float:
+        """Images times blocks of 128 channels."""
+        return self.problem.batch * self.problem.heads * self.problem.head_dim / 128
+
     def arrays(self, sharding: Any) -> list[jax.ShapeDtypeStruct]:
-        """Query, key, value and bias; for the backward pass also the gradient of the output.
+        """Query, key, value, the bias if there is one and, for gradients, that of the output.
 
         Channels are whole, as modules have them before they become heads.
         """
@@ -40,21 +67,26 @@ class TPUCase:
         channels = (p.batch, *p.shape, p.heads * p.head_dim)
         maps = [jax.ShapeDtypeStruct(channels, jnp.bfloat16, sharding=sharding)] * 3
         shape = (p.heads, *p.neighborhood.bias_shape)
-        bias = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding)
-        return [*maps, bias, *(maps[:1] if self.what == "backward" else [])]
+        bias = [jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding)] * p.rpb
+        return [*maps, *bias, *(maps[:1] if self.what != "forward" else [])]
 
-    def function(self, *arrays: jax.Array) -> Any:
-        """Run the pass."""
+    def function(self, implementation: str, *arrays: jax.Array) -> Any:
+        """Run the pass by an implementation."""
         p = self.problem
 
-        def attend(q: jax.Array, k: jax.Array, v: jax.Array, rpb: jax.Array) -> jax.Array:
+        def attend(q: jax.Array, k: jax.Array, v: jax.Array, *rpb: jax.Array) -> jax.Array:
             q, k, v = (x.reshape(*x.shape[:-1], p.heads, p.head_dim) for x in (q, k, v))
-            out = p.op(q, k, v, rpb=rpb, **p.arguments, implementation="mosaic_tpu")
+            bias = rpb[0] if rpb else None
+            out = p.op(q, k, v, rpb=bias, **p.arguments, implementation=implementation)
             return out.reshape(*out.shape[:-2], -1)
 
         if self.what == "forward":
             return attend(*arrays)
-        return jax.vjp(attend, *arrays[:4])[1](arrays[4])
+        *given, cotangent = arrays
+        gradients = jax.vjp(attend, *given)[1](cotangent)
+        # What is not returned is not computed.
+        wanted = {"dquery": slice(1), "dkeyvalue": slice(1, 3)}
+        return gradients[wanted.get(self.what, slice(None))]
 
 
 _STAGES = problems.NAT_BASE
@@ -67,16 +99,40 @@ PROBLEMS = [
 ]
 
 
+LARGE = Problem(
+    name="map-256-k80", shape=(256, 256), kernel_size=(80, 80), heads=2, head_dim=128, rpb=False
+)
+VIDEO = Problem(
+    name="video-30x48x80-k18x24x24",
+    shape=(30, 48, 80),
+    kernel_size=(18, 24, 24),
+    heads=2,
+    head_dim=128,
+    rpb=False,
+)
+# Windows too large for a tile's whole slab.
+LARGE_PROBLEMS = [LARGE, VIDEO]
+
+
 def all_cases() -> list[TPUCase]:
-    """Every problem for v5e and v6e, the first for all chips."""
-    return [
+    """Every problem for v5e and v6e; the first of small windows, and large ones, for all chips."""
+    small = [
         TPUCase(problem=problem, what=what, chip=chip)
         for problem in PROBLEMS
         for what in PASSES
-        for chip in (CHIPS if problem == FIRST else ("v5e", "v6e"))
+        for chip in (CHIPS if problem == FIRST else _COMPARED)
     ]
+    large = [
+        TPUCase(problem=problem, what=what, chip=chip)
+        for problem in LARGE_PROBLEMS
+        for what in PASSES_OF_LARGE
+        for chip in CHIPS
+    ]
+    return small + large
 
 
 def quick_cases() -> list[TPUCase]:
     """What CI compares with the table: a few seconds each."""
-    return [case for case in all_cases() if case.problem == FIRST and case.chip in ("v5e", "v6e")]
+    return [
+        case for case in all_cases() if case.problem in (FIRST, LARGE) and case.chip in _COMPARED
+    ]

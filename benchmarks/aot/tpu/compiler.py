@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import pathlib
 import tempfile
@@ -17,10 +18,8 @@ from jax.sharding import Mesh, SingleDeviceSharding, use_abstract_mesh
 
 from benchmarks.aot import layouts
 from benchmarks.aot.step.compiler import NO_TPU
-from benchmarks.aot.tpu import bundles
+from benchmarks.aot.tpu import bundles, figures
 from benchmarks.aot.tpu.cases import CHIPS, TPUCase
-from natjax.kernels.backends.mosaic_tpu.layout import Layout as Tiles
-from natjax.kernels.backends.mosaic_tpu.memory import steps_of
 
 
 def compile_case(case: TPUCase) -> dict[str, Any]:
@@ -28,7 +27,7 @@ def compile_case(case: TPUCase) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         # Read when libtpu is loaded, so each case needs a process of its own.
         os.environ["LIBTPU_INIT_ARGS"] = f"--xla_jf_dump_to={folder}"
-        program = _compile(case)
+        program = compiled(case)
         usage = program.memory_analysis()
         size = int(np.prod(case.arrays(None)[0].shape))
         row = {
@@ -36,7 +35,7 @@ def compile_case(case: TPUCase) -> dict[str, Any]:
             "moved": layouts.moves(program.as_text(), size),
             "bytes": usage.argument_size_in_bytes + usage.output_size_in_bytes,
         }
-        return row | _figures(case, pathlib.Path(folder))
+        return row | figures.of(case, bundles.read(pathlib.Path(folder), case.kernel))
 
 
 @contextlib.contextmanager
@@ -49,12 +48,14 @@ def target(chip: str) -> Iterator[SingleDeviceSharding]:
         yield SingleDeviceSharding(devices[0])
 
 
-def _compile(case: TPUCase) -> Any:
+def compiled(case: TPUCase, implementation: str = "mosaic_tpu") -> Any:
+    """The compiled program of a case."""
+    function = functools.partial(case.function, implementation)
     with target(case.chip) as sharding:
         arrays = case.arrays(sharding)
-        results = jax.eval_shape(case.function, *arrays)
+        results = jax.eval_shape(function, *arrays)
         run = jax.jit(
-            case.function,
+            function,
             in_shardings=tuple(_row_major(x, sharding) for x in arrays),
             out_shardings=jax.tree.map(lambda x: _row_major(x, sharding), results),
         )
@@ -64,33 +65,3 @@ def _compile(case: TPUCase) -> Any:
 def _row_major(x: jax.ShapeDtypeStruct, sharding: SingleDeviceSharding) -> Format:
     """For arguments and results of a program XLA may choose other layouts than inside of one."""
     return Format(Layout(tuple(range(x.ndim))), sharding)
-
-
-def _maps(case: TPUCase) -> float:
-    """Images times blocks of 128 channels."""
-    problem = case.problem
-    return problem.batch * problem.heads * problem.head_dim / 128
-
-
-def _figures(case: TPUCase, folder: pathlib.Path) -> dict[str, Any]:
-    problem = case.problem
-    layout = Tiles.of(problem.neighborhood, problem.heads, problem.head_dim)
-    steps = steps_of(layout, problem.batch, case.arrays(None)[0].dtype.itemsize)
-    found = bundles.read(folder, f"natjax_tpu_{case.what}")
-    # The grid; maps, some at a time; and the tiles of a map. A loop of one turn is none.
-    tiles = layout.tiles_of_group // steps.tiles if steps.maps == 1 else 1
-    inner = [n for n in (steps.images * layout.groups // steps.maps, tiles) if n > 1]
-    deepest = len(found.count) - 1
-    unit, fewest = found.busiest(deepest)
-    blocks = -(-problem.heads // layout.heads)
-    programs = problem.batch // steps.images * blocks
-    side_by_side = steps.tiles if tiles > 1 else steps.maps * layout.tiles_of_group
-    return {
-        "tile": [axis.tile for axis in layout.blocks.axes],
-        "side_by_side": side_by_side,
-        "bundles": round(found.total([1, 1, *inner]) * programs / _maps(case)),
-        "inner": round(found.count[deepest] / side_by_side),
-        "busiest": unit,
-        "fewest": round(fewest / side_by_side),
-        "spills": found.slots[deepest]["VSTORE:SPILL"],
-    }
