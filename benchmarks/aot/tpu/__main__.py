@@ -76,7 +76,7 @@ def moved(workers: int) -> dict[str, str]:
 def save(rows: dict[str, report.Row]) -> None:
     """Put rows into the table, in the order of all cases; those of cases that are no more go."""
     merged = report.read() | {key: row for key, row in rows.items() if "error" not in row}
-    report.write({key: merged[key] for key in report.keys() if key in merged}, environment())
+    report.write({key: merged[key] for key in report.all_keys() if key in merged}, environment())
 
 
 def environment() -> dict[str, str]:

@@ -86,7 +86,7 @@ def read() -> dict[str, Row]:
     return json.loads(TABLE.read_text())["rows"] if TABLE.exists() else {}
 
 
-def keys() -> list[str]:
+def all_keys() -> list[str]:
     """Names of all rows, in order."""
     return [case.key for case in (*all_cases(), *others.all_cases())]
 
