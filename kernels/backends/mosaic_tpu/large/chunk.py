@@ -25,11 +25,13 @@ class Step:
 
     Attributes:
       walk: tiles and chunks.
+      number: of the step.
       plan: `Walk.steps`.
       masks: the mask of the chunk along each axis, ``[tile, columns]``.
     """
 
     walk: Walk
+    number: Ints
     plan: Ref
     masks: tuple[Ref, ...]
 
@@ -91,7 +93,7 @@ class Step:
         return ref[...].reshape(self.walk.num_columns, self.walk.lanes)
 
     def _field(self, i: int) -> Ints:
-        return self.plan[pl.program_id(2) * self.walk.num_fields + i]
+        return self.plan[self.number * self.walk.num_fields + i]
 
     def _hide(self, logits: jax.Array) -> jax.Array:
         """Logits, ``[rows, columns]``, of those that see each other.

@@ -67,7 +67,7 @@ def as_columns(x: Float[Array, "B G *P C"], walk: Walk) -> Float[Array, "B G *Q 
     return jnp.pad(x, ((0, 0), (0, 0), *widths, (0, 0)))
 
 
-def pack_rows(x: Float[Array, "B T N"], walk: Walk) -> Float[Array, "B N tiles rows"]:
+def pack_rows(x: Float[Array, "B T N"], walk: Walk) -> Float[Array, "B H tiles rows"]:
     """What there is one of for each row and head, tile by tile; zeros where there is none."""
     batch, heads, n = x.shape[0], x.shape[-1], len(walk.tokens)
     x = x.reshape(batch, *walk.tokens, heads)
@@ -80,7 +80,7 @@ def pack_rows(x: Float[Array, "B T N"], walk: Walk) -> Float[Array, "B N tiles r
     return x.reshape(batch, x.shape[1], walk.num_tiles, walk.num_rows)
 
 
-def unpack_rows(x: Float[Array, "B N tiles rows"], walk: Walk, heads: int) -> Float[Array, "B T N"]:
+def unpack_rows(x: Float[Array, "B H tiles rows"], walk: Walk, heads: int) -> Float[Array, "B T N"]:
     """The transpose of `pack_rows`."""
     batch, n = x.shape[0], len(walk.tokens)
     tiles = itertools.chain(*((axis.window.dilation, axis.per_group) for axis in walk.axes))
@@ -91,7 +91,7 @@ def unpack_rows(x: Float[Array, "B N tiles rows"], walk: Walk, heads: int) -> Fl
     return x.reshape(batch, math.prod(walk.tokens), heads)
 
 
-def pack_columns(x: Float[Array, "B T N"], walk: Walk) -> Float[Array, "B N tiles chunks columns"]:
+def pack_columns(x: Float[Array, "B T N"], walk: Walk) -> Float[Array, "B H tiles chunks columns"]:
     """What there is one of for each column and head, for every chunk of every tile.
 
     Chunks of different tiles overlap, so a column is there as often as a tile meets it.

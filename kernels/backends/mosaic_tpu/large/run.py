@@ -138,7 +138,7 @@ class _Launch:
         varying = jax.typeof(arrays[0]).manual_axis_type
 
         def kernel(steps: Any, *refs: Any) -> None:
-            body(Step(self.walk, steps, refs[: self._n]), *refs[self._n :])
+            body(Step(self.walk, pl.program_id(2), steps, refs[: self._n]), *refs[self._n :])
 
         call = pl.pallas_call(
             kernel,
