@@ -76,18 +76,24 @@ def test_estimates_count_loops_as_often_as_they_turn():
   %fusion.1 = f32[8] fusion(%x), backend_config={"estimated_cycles":"30"}
 }
 
+%test (x: s32[]) -> pred[] {
+  %limit = s32[]{:T(128)} constant(6)
+}
+
 %fused.2 (x: f32[8]) -> f32[8] {
   %add.2 = f32[8] add(%x, %x), backend_config={"estimated_cycles":"500"}
 }
 
 ENTRY %main.3 (x: f32[8]) -> f32[8] {
-  %while.3 = f32[8] while(%x), body=%loop, backend_config={"known_trip_count":{"n":"4"}}
-  %copy.4 = f32[8] copy(%while.3), backend_config={"estimated_cycles":"7"}
+  %w.3 = f32[8] while(%x), condition=%test, body=%loop, x={"known_trip_count":{"n":"4"}}
+  %copy.4 = f32[8] copy(%w.3), backend_config={"estimated_cycles":"7"}
 }
 """
     assert others.estimated_cycles(text) == 4 * 30 + 7
-    with pytest.raises(ValueError, match="it is not known how often loop turns"):
-        others.estimated_cycles(text.replace("known_trip_count", "unknown"))
+    text = text.replace("known_trip_count", "unknown")
+    assert others.estimated_cycles(text) == 6 * 30 + 7
+    with pytest.raises(ValueError, match="it is not known how often the loop of test turns"):
+        others.estimated_cycles(text.replace("constant(6)", "parameter(0)"))
 
 
 def test_splash_attention_meets_the_boxes_that_its_queries_see():

@@ -227,7 +227,7 @@ def test_columns_are_packed_chunk_by_chunk(name):
     (neighborhood,) = (p.neighborhood for p in PROBLEMS if p.name == name)
     walk = Walk.of(neighborhood, "keys", heads=1, head_dim=128)
     x = 1 + np.arange(neighborhood.num_tokens, dtype=np.float32).reshape(1, -1, 1)
-    packed = np.asarray(packing.pack_columns(jnp.asarray(x), walk))
+    packed = np.asarray(packing.pack_columns(jnp.asarray(np.stack([x, -x], axis=-1)), walk))
     maps = np.asarray(packing.as_columns(packing.as_map(jnp.asarray(x)[..., None], walk), walk))
     n = len(walk.axes)
     for tile, chunk, group, _, *rest in walk.steps().reshape(-1, walk.num_fields):
@@ -236,9 +236,10 @@ def test_columns_are_packed_chunk_by_chunk(name):
             for start, size in zip(rest[n : 2 * n], walk.chunk, strict=True)
         )
         expected = maps[0, group, *box, 0].reshape(-1)
-        actual = packed[0, 0, tile, chunk]
+        actual, negative = packed[0, 0, tile, 2 * chunk : 2 * chunk + 2]
         # Where a short group ends, the map has zeros.
         np.testing.assert_array_equal(actual[expected > 0], expected[expected > 0])
+        np.testing.assert_array_equal(negative, -actual)
 
 
 def _prefers_large(shape, kernel_size, **change):

@@ -18,7 +18,7 @@ from jax.sharding import Mesh, SingleDeviceSharding, use_abstract_mesh
 
 from benchmarks.aot import layouts
 from benchmarks.aot.step.compiler import NO_TPU
-from benchmarks.aot.tpu import bundles, figures
+from benchmarks.aot.tpu import figures
 from benchmarks.aot.tpu.cases import CHIPS, TPUCase
 
 
@@ -32,10 +32,10 @@ def compile_case(case: TPUCase) -> dict[str, Any]:
         size = int(np.prod(case.arrays(None)[0].shape))
         row = {
             "temporaries": usage.temp_size_in_bytes,
-            "moved": layouts.moves(program.as_text(), size),
+            "moved": [x for x in layouts.moves(program.as_text(), size) if " bf16[" in x],
             "bytes": usage.argument_size_in_bytes + usage.output_size_in_bytes,
         }
-        return row | figures.of(case, bundles.read(pathlib.Path(folder), case.kernel))
+        return row | figures.of(case, pathlib.Path(folder))
 
 
 @contextlib.contextmanager

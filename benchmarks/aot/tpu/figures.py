@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+import pathlib
 from typing import Any
 
 import numpy as np
 
+from benchmarks.aot.tpu import bundles
 from benchmarks.aot.tpu.bundles import Bundles
 from benchmarks.aot.tpu.cases import TPUCase
 from natjax.kernels.backends.mosaic_tpu.large.choice import walks_of
-from natjax.kernels.backends.mosaic_tpu.large.walk import Walk
+from natjax.kernels.backends.mosaic_tpu.large.walk import IS_MASKED, Walk
 from natjax.kernels.backends.mosaic_tpu.layout import Layout
 from natjax.kernels.backends.mosaic_tpu.memory import steps_of
 
@@ -29,9 +31,13 @@ _SHARE = {"v5e": 1, "v5p": 1, "v6e": 1 / 2, "tpu7x": 1 / 2}
 _FACTORS = {"forward": 2, "dquery": 3, "dkeyvalue": 4}
 
 
-def of(case: TPUCase, found: Bundles) -> dict[str, Any]:
-    """The figures of a case whose kernel became this code."""
-    return _large(case, found) if case.is_large else _small(case, found)
+def of(case: TPUCase, folder: pathlib.Path) -> dict[str, Any]:
+    """The figures of a case whose kernel was dumped in a folder."""
+    if case.is_large:
+        row = _large(case, bundles.read(folder, case.kernel, _shares(walk_of(case))))
+    else:
+        row = _small(case, bundles.read(folder, case.kernel))
+    return row | {"vmem": bundles.vmem(folder, case.kernel)}
 
 
 def cycles_of(size: float, chip: str) -> int:
@@ -59,7 +65,7 @@ def _small(case: TPUCase, found: Bundles) -> dict[str, Any]:
         "inner": round(found.count[deepest] / side_by_side),
         "busiest": unit,
         "fewest": round(fewest / side_by_side),
-        "spills": found.slots[deepest]["VSTORE:SPILL"],
+        "spills": round(found.slots[deepest]["VSTORE:SPILL"]),
     }
 
 
@@ -67,6 +73,13 @@ def walk_of(case: TPUCase) -> Walk:
     """How a kernel for large windows goes over its tokens."""
     walks = walks_of(case.spec, case.problem.heads)
     return walks.keys if case.what == "dkeyvalue" else walks.queries
+
+
+def _shares(walk: Walk) -> tuple[float, ...]:
+    """Which part of the steps has a mask and which has none, where there are both."""
+    flags = walk.steps().reshape(-1, walk.num_fields)[:, 3]
+    masked = float(np.mean(flags & IS_MASKED > 0))
+    return () if masked in (0, 1) else (masked, 1 - masked)
 
 
 def _large(case: TPUCase, found: Bundles) -> dict[str, Any]:
@@ -82,12 +95,12 @@ def _large(case: TPUCase, found: Bundles) -> dict[str, Any]:
         "tile": list(walk.tile),
         "chunk": list(walk.chunk),
         "steps": walk.num_steps,
-        "bundles": found.total(turns),
+        "bundles": round(found.total(turns)),
         "ideal": round(products * logits / rate),
         "ideal_of_windows": round(products * seen / rate),
         "busiest": unit,
         "fewest": fewest * math.prod(turns[: len(found.count)]),
-        "spills": found.slots[-1]["VSTORE:SPILL"],
+        "spills": round(found.slots[-1]["VSTORE:SPILL"]),
         "fetched": fetched(walk, case.what),
     }
 

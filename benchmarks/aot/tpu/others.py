@@ -13,7 +13,6 @@ import os
 import pathlib
 import re
 import tempfile
-from collections.abc import Iterator
 from typing import Any, Literal
 
 import jax
@@ -81,8 +80,9 @@ def _xla(case: OtherCase) -> dict[str, Any]:
 
 _COMPUTATION = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
 _CYCLES = re.compile(r'"estimated_cycles":"?(\d+)')
-_LOOP = re.compile(r" while\(.*body=%?([\w.\-]+)")
+_LOOP = re.compile(r" while\(.*condition=%?([\w.\-]+), body=%?([\w.\-]+)")
 _TURNS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+_LIMIT = re.compile(r"s32\[\]\S* constant\((\d+)\)")
 
 
 def estimated_cycles(text: str) -> int:
@@ -99,14 +99,19 @@ def estimated_cycles(text: str) -> int:
             entry = name if match.group(1) else entry
         found.setdefault(name, []).append(line)
 
+    def turns(line: str, condition: str) -> int:
+        """As often as the program says or, as JAX counts from 0, up to the limit of the count."""
+        known = _TURNS.findall(line) or _LIMIT.findall("".join(found[condition]))
+        if len(known) != 1:
+            raise ValueError(f"it is not known how often the loop of {condition} turns")
+        return int(known[0])
+
     def total(name: str) -> int:
         cycles = 0
         for line in found[name]:
             if loop := _LOOP.search(line):
-                turns = _TURNS.search(line)
-                if turns is None:
-                    raise ValueError(f"it is not known how often {loop.group(1)} turns")
-                cycles += int(turns.group(1)) * total(loop.group(1))
+                condition, body = loop.groups()
+                cycles += turns(line, condition) * total(body)
             elif match := _CYCLES.search(line):
                 cycles += int(match.group(1))
         return cycles
@@ -119,27 +124,25 @@ def estimated_cycles(text: str) -> int:
 
 def _splash(case: OtherCase) -> dict[str, Any]:
     """Bundles of the best blocks, for an image and 128 channels."""
-    rows = (_with_box(case, box) for box in _BOXES[case.problem.name])
-    return min(rows, key=lambda row: row["bundles"])
+    with tempfile.TemporaryDirectory() as name:
+        # Read when libtpu is loaded.
+        os.environ["LIBTPU_INIT_ARGS"] = f"--xla_jf_dump_to={name}"
+        folder = pathlib.Path(name)
+        rows = (_with_box(case, box, folder) for box in _BOXES[case.problem.name])
+        return min(rows, key=lambda row: row["bundles"])
 
 
-def _with_box(case: OtherCase, box: tuple[int, ...]) -> dict[str, Any]:
+def _with_box(case: OtherCase, box: tuple[int, ...], folder: pathlib.Path) -> dict[str, Any]:
     """The bundles of one pair of blocks, which a small map has too, times the pairs of blocks."""
+    for path in folder.iterdir():
+        path.unlink()
     p = case.problem
     small = [2 * side for side in box]
     kernel_size = [min(k, side) for k, side in zip(p.kernel_size, small, strict=True)]
     mask = _mask(tuple(small), tuple(kernel_size), box)
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ["LIBTPU_INIT_ARGS"] = f"--xla_jf_dump_to={folder}"
-        with compiler.target(case.chip) as sharding:
-            _compile_splash(case, mask, math.prod(box), sharding)
-        wanted = "fwd" if case.what == "forward" else "dkv"
-        (name,) = {
-            match.group(1)
-            for path in pathlib.Path(folder).glob("*splash*-final_bundles.txt")
-            if (match := re.search(r"\d+-(splash\w*)", path.name)) and wanted in path.name
-        }
-        found = bundles.read(pathlib.Path(folder), name)
+    with compiler.target(case.chip) as sharding:
+        _compile_splash(case, mask, math.prod(box), sharding)
+    found = bundles.read(folder, f"splash*{'fwd' if case.what == 'forward' else 'dkv'}")
     pairs = math.prod(
         _pairs(n, k, side) for n, k, side in zip(p.shape, p.kernel_size, box, strict=True)
     )
@@ -147,7 +150,7 @@ def _with_box(case: OtherCase, box: tuple[int, ...]) -> dict[str, Any]:
     return {
         "box": list(box),
         "pairs": pairs,
-        "bundles": pairs * heads * sum(found.count[1:]),
+        "bundles": round(pairs * heads * sum(found.count[1:])),
     }
 
 
@@ -164,12 +167,20 @@ def _mask(shape: tuple[int, ...], kernel_size: tuple[int, ...], box: tuple[int, 
     """The neighborhood of a map whose tokens are in the order of boxes."""
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
-    def places(token: Any) -> Iterator[Any]:
-        boxes, within = token // math.prod(box), token % math.prod(box)
-        for i, side in enumerate(box):
-            inner = math.prod(box[i + 1 :])
-            outer = math.prod(n // b for n, b in zip(shape[i + 1 :], box[i + 1 :], strict=True))
-            yield boxes // outer % (shape[i] // side) * side + within // inner % side
+    def split(x: Any, size: int) -> tuple[Any, Any]:
+        """Quotient and remainder, by shifts where that will do: kernels compute them."""
+        if size & (size - 1):
+            return x // size, x % size
+        return x >> (size.bit_length() - 1), x & (size - 1)
+
+    def places(token: Any) -> list[Any]:
+        boxes, within = split(token, math.prod(box))
+        found = []
+        for side, n in reversed(list(zip(box, shape, strict=True))):
+            boxes, outer = split(boxes, n // side)
+            within, inner = split(within, side)
+            found.insert(0, outer * side + inner)
+        return found
 
     def sees(query: Any, key: Any) -> Any:
         xp = np if isinstance(query, np.ndarray) else jnp

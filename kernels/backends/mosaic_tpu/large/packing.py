@@ -91,20 +91,22 @@ def unpack_rows(x: Float[Array, "B H tiles rows"], walk: Walk, heads: int) -> Fl
     return x.reshape(batch, math.prod(walk.tokens), heads)
 
 
-def pack_columns(x: Float[Array, "B T N"], walk: Walk) -> Float[Array, "B H tiles chunks columns"]:
-    """What there is one of for each column and head, for every chunk of every tile.
+def pack_columns(
+    x: Float[Array, "B T N P"], walk: Walk
+) -> Float[Array, "B H tiles chunks*P columns"]:
+    """What there are P of for each column and head, for every chunk of every tile.
 
-    Chunks of different tiles overlap, so a column is there as often as a tile meets it.
+    Chunks of different tiles overlap, so a column is there as often as tiles meet it.
     """
-    heads, n = x.shape[-1], len(walk.tokens)
-    x = jnp.moveaxis(x.reshape(x.shape[0], *walk.tokens, heads), -1, 1)
+    heads, parts, n = x.shape[2], x.shape[3], len(walk.tokens)
+    x = x.transpose(0, 2, 3, 1).reshape(x.shape[0], heads, parts, *walk.tokens)
     x = _resized(x, [1], [heads + -heads % walk.heads])
     for i, axis in enumerate(walk.axes):
-        x = _chunks_along(x, 2 + 3 * i, axis)
-    tiles, chunks, columns = ([2 + 3 * i + part for i in range(n)] for part in range(3))
-    x = x.transpose(0, 1, *tiles, *chunks, *columns)
+        x = _chunks_along(x, 3 + 3 * i, axis)
+    tiles, chunks, columns = ([3 + 3 * i + part for i in range(n)] for part in range(3))
+    x = x.transpose(0, 1, *tiles, *chunks, 2, *columns)
     most = math.prod(walk.most_chunks)
-    return x.reshape(*x.shape[:2], walk.num_tiles, most, walk.num_columns)
+    return x.reshape(*x.shape[:2], walk.num_tiles, most * parts, walk.num_columns)
 
 
 def _chunks_along(x: Array, at: int, axis: AxisWalk) -> Array:

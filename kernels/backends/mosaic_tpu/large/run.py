@@ -284,7 +284,7 @@ def key_value_gradients(
     def body(step: Step, *refs: Any) -> None:
         kernels.dkeyvalue(step, *refs, scale=call.scale)
 
-    per_column = _interleave(*(packing.pack_columns(x, launch.walk) for x in (lse * LOG2_E, delta)))
+    per_column = packing.pack_columns(jnp.stack([lse * LOG2_E, delta], axis=-1), launch.walk)
     keys = (launch.rows(x) for x in _for_each_query_head(q, k, v))
     # Gradients that are still to be summed over the queries of a group are not rounded.
     result = launch.map_result(jnp.float32 if q.shape[2] > k.shape[2] else k.dtype)
@@ -306,12 +306,6 @@ def key_value_gradients(
         for x, like in ((dk, k), (dv, v))
     )
     return small.per_key_head(dk, k), small.per_key_head(dv, v)
-
-
-def _interleave(a: Array, b: Array) -> Array:
-    """Rows of two arrays in turns."""
-    x = jnp.stack([a, b], axis=4)
-    return x.reshape(*a.shape[:3], -1, a.shape[-1])
 
 
 def _for_each_query_head(q: Array, *keys: Array) -> list[Array]:
