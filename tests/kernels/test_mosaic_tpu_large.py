@@ -194,7 +194,7 @@ def test_steps_hold_the_windows_and_little_else(shape, kernel_size, share, rows)
     assert walk.axes[-1].shift in range(8)
     steps = walk.steps().reshape(-1, walk.num_fields)
     assert len(steps) == walk.num_steps
-    number, _, _, flags = steps.T[:4]
+    number, flags = steps.T[:2]
     assert (np.diff(number) >= 0).all()
     is_first = np.diff(number, prepend=-1) > 0
     np.testing.assert_array_equal(flags & IS_FIRST > 0, is_first)
@@ -204,42 +204,30 @@ def test_steps_hold_the_windows_and_little_else(shape, kernel_size, share, rows)
 
 
 @pytest.mark.parametrize("name", ["2d-everything", "3d-causal-dilation", "1d-blocked"])
-def test_maps_and_rows_are_unpacked_as_they_were_packed(name):
+def test_maps_are_unpacked_as_they_were_packed(name):
     from natjax.kernels.backends.mosaic_tpu.large import packing
     from natjax.kernels.backends.mosaic_tpu.large.walk import Walk
 
     (neighborhood,) = (p.neighborhood for p in PROBLEMS if p.name == name)
     walk = Walk.of(neighborhood, "queries", heads=5, head_dim=32)
-    shape = (1, neighborhood.num_tokens, 5)
+    shape = (1, neighborhood.num_tokens, 5, 30)
     x = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
-    packed = packing.pack_rows(jnp.asarray(x), walk)
-    np.testing.assert_array_equal(packing.unpack_rows(packed, walk, 5), x)
-    packed = packing.as_map(jnp.asarray(x)[..., None], walk)
-    np.testing.assert_array_equal(packing.from_map(packed, walk, 5, 1), x[..., None])
+    packed = packing.as_map(jnp.asarray(x), walk)
+    np.testing.assert_array_equal(packing.from_map(packed, walk, 5, 30), x)
 
 
-@pytest.mark.parametrize("name", ["2d-everything", "3d-causal-dilation"])
-def test_columns_are_packed_chunk_by_chunk(name):
-    """What a chunk of a tile has, beside what the chunk of a map of the same numbers has."""
+def test_statistics_keep_the_digits_of_float32():
     from natjax.kernels.backends.mosaic_tpu.large import packing
     from natjax.kernels.backends.mosaic_tpu.large.walk import Walk
 
-    (neighborhood,) = (p.neighborhood for p in PROBLEMS if p.name == name)
-    walk = Walk.of(neighborhood, "keys", heads=1, head_dim=128)
-    x = 1 + np.arange(neighborhood.num_tokens, dtype=np.float32).reshape(1, -1, 1)
-    packed = np.asarray(packing.pack_columns(jnp.asarray(np.stack([x, -x], axis=-1)), walk))
-    maps = np.asarray(packing.as_columns(packing.as_map(jnp.asarray(x)[..., None], walk), walk))
-    n = len(walk.axes)
-    for tile, chunk, group, _, *rest in walk.steps().reshape(-1, walk.num_fields):
-        box = tuple(
-            slice(start, start + size)
-            for start, size in zip(rest[n : 2 * n], walk.chunk, strict=True)
-        )
-        expected = maps[0, group, *box, 0].reshape(-1)
-        actual, negative = packed[0, 0, tile, 2 * chunk : 2 * chunk + 2]
-        # Where a short group ends, the map has zeros.
-        np.testing.assert_array_equal(actual[expected > 0], expected[expected > 0])
-        np.testing.assert_array_equal(negative, -actual)
+    walk = Walk.of(PROBLEMS[0].neighborhood, "queries", heads=18, head_dim=128)
+    rng = np.random.default_rng(0)
+    lse, delta = rng.standard_normal((2, 1, 21 * 27, 18)).astype(np.float32)
+    packed = jax.jit(packing.statistics, static_argnums=2)(lse, delta, walk)
+    assert packed.dtype == jnp.bfloat16
+    parts = np.asarray(packed, np.float32).reshape(1, 21 * 27, 32, 8)[:, :, :18]
+    np.testing.assert_array_equal(parts[..., :3].sum(-1), lse)
+    np.testing.assert_array_equal(parts[..., 3:6].sum(-1), delta)
 
 
 def _prefers_large(shape, kernel_size, **change):

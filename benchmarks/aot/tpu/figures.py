@@ -77,7 +77,7 @@ def walk_of(case: TPUCase) -> Walk:
 
 def _shares(walk: Walk) -> tuple[float, ...]:
     """Which part of the steps has a mask and which has none, where there are both."""
-    flags = walk.steps().reshape(-1, walk.num_fields)[:, 3]
+    flags = walk.steps().reshape(-1, walk.num_fields)[:, 1]
     masked = float(np.mean(flags & IS_MASKED > 0))
     return () if masked in (0, 1) else (masked, 1 - masked)
 
@@ -111,17 +111,18 @@ def fetched(walk: Walk, what: str, itemsize: int = 2) -> int:
     A block that a step shares with the one before is not fetched again.
     """
     n, steps = len(walk.axes), walk.steps().reshape(-1, walk.num_fields)
-    masks = np.split(steps[:, 4 + 2 * n :], n, axis=1)
-    tiles = walk.num_tiles * walk.num_rows * walk.lanes * itemsize
-    per_row = walk.num_tiles * walk.num_rows * walk.heads * 4
+    masks = np.split(steps[:, 3 + 2 * n :], n, axis=1)
+    tiles = walk.num_tiles * walk.num_rows
+    chunks = len(steps) * walk.num_columns
+    # Queries and outputs, keys and values, their gradients, and statistics of queries.
     maps = {
-        "forward": 2 * tiles + per_row,
-        "dquery": 3 * tiles + 2 * per_row,
-        "dkeyvalue": 4 * tiles,
+        "forward": 2 * tiles + 2 * chunks,
+        "dquery": 3 * tiles + 2 * chunks,
+        "dkeyvalue": 4 * tiles + 2 * chunks,
     }
-    columns = 2 * len(steps) * walk.num_columns * walk.lanes * itemsize
-    if what == "dkeyvalue":
-        columns += walk.num_tiles * math.prod(walk.most_chunks) * walk.num_columns * walk.heads * 8
+    lanes = maps[what] * walk.lanes
+    lanes += {"forward": 0, "dquery": tiles, "dkeyvalue": chunks}[what] * 128
+    size = itemsize * lanes + (4 * walk.heads * tiles if what == "forward" else 0)
     changes = [1 + int(np.count_nonzero(np.diff(kind[:, 0]))) for kind in masks]
     sides = (side * walk.num_columns * 4 for side in walk.tile)
-    return maps[what] + columns + sum(a * b for a, b in zip(changes, sides, strict=True))
+    return size + sum(a * b for a, b in zip(changes, sides, strict=True))

@@ -12,7 +12,13 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from natjax.kernels.backends.mosaic_tpu.large.walk import IS_FIRST, IS_LAST, IS_MASKED, Walk
+from natjax.kernels.backends.mosaic_tpu.layout import LANES, SUBLANES
+from natjax.kernels.backends.mosaic_tpu.program import ROWS_BY_ROWS, product
 from natjax.kernels.plan.pattern import HIDDEN
+
+# Lanes that the statistics of a head take, and heads that share 128 of them.
+STATISTIC_LANES = 8
+HEADS_OF_STATISTICS = LANES // STATISTIC_LANES
 
 type Ref = Any
 type Ints = Any
@@ -25,12 +31,14 @@ class Step:
 
     Attributes:
       walk: tiles and chunks.
+      block: number of the block of lanes.
       number: of the step.
       plan: `Walk.steps`.
       masks: the mask of the chunk along each axis, ``[tile, columns]``.
     """
 
     walk: Walk
+    block: Ints
     number: Ints
     plan: Ref
     masks: tuple[Ref, ...]
@@ -40,17 +48,12 @@ class Step:
         """Number of the tile."""
         return self._field(0)
 
-    @property
-    def chunk(self) -> Ints:
-        """Number of the chunk among those that a tile may have."""
-        return self._field(1)
-
     def run(self, begin: Callable[[], None], body: Callable[[Hide], None], end: Any) -> None:
         """Call ``begin`` at the first chunk of a tile, ``body`` at each, and ``end`` at the last.
 
         ``body`` gets what hides logits; where all are seen, it does nothing.
         """
-        flags = self._field(3)
+        flags = self._field(1)
         pl.when(flags & IS_FIRST != 0)(begin)
         masked = functools.partial(body, self._hide)
         plain = functools.partial(body, lambda x: x)
@@ -92,6 +95,28 @@ class Step:
         """A chunk of a map, ``[columns, lanes]``."""
         return ref[...].reshape(self.walk.num_columns, self.walk.lanes)
 
+    def columns_in(self, ref: Ref, head: Ints) -> tuple[jax.Array, jax.Array]:
+        """The statistics of a head from a chunk of their map, ``[1, columns]`` each."""
+        x = ref[...].reshape(self.walk.num_columns, LANES)
+        row = jax.lax.broadcasted_iota(jnp.int32, (SUBLANES, LANES), 0)
+        ones = self._is_statistic(head, row).astype(jnp.float32).astype(x.dtype)
+        x = product(ones, x, ROWS_BY_ROWS)
+        return x[:1], x[1:2]
+
+    def rows_in(self, ref: Ref, head: Ints) -> tuple[jax.Array, jax.Array]:
+        """The statistics of a head from a tile of their map, ``[rows, 1]`` each."""
+        x = ref[...].reshape(self.walk.num_rows, LANES).astype(jnp.float32)
+        parts = [jnp.where(self._is_statistic(head, i), x, jnp.zeros_like(x)) for i in range(2)]
+        first, second = (part.sum(axis=1, keepdims=True) for part in parts)
+        return first, second
+
+    def _is_statistic(self, head: Ints, which: Ints) -> jax.Array:
+        """Whether lanes, ``[1, 128]``, hold one of the two statistics of a head."""
+        lane = jax.lax.broadcasted_iota(jnp.int32, (1, LANES), 1)
+        number = (self.block * self.walk.heads + head) % HEADS_OF_STATISTICS
+        first = number * STATISTIC_LANES + 3 * which
+        return (first <= lane) & (lane < first + 3)
+
     def _field(self, i: int) -> Ints:
         return self.plan[self.number * self.walk.num_fields + i]
 
@@ -111,11 +136,6 @@ class Step:
             is_seen = last[...] < functools.reduce(jnp.minimum, numbers)
             parts.append(jnp.where(is_seen, logits[i * width : (i + 1) * width], HIDDEN))
         return jnp.concatenate(parts, axis=0) if len(parts) > 1 else parts[0]
-
-
-def as_column(row: jax.Array) -> jax.Array:
-    """``[1, n]`` as ``[n, 1]``."""
-    return _diagonal(row).sum(axis=1, keepdims=True)
 
 
 def as_row(column: jax.Array) -> jax.Array:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from natjax.kernels.autodiff import LOG2_E
-from natjax.kernels.backends.mosaic_tpu.large.chunk import Hide, Step, as_column, as_row
+from natjax.kernels.backends.mosaic_tpu.large.chunk import Hide, Step, as_row
 from natjax.kernels.backends.mosaic_tpu.layout import LANES
 from natjax.kernels.backends.mosaic_tpu.program import PLAIN, ROWS_BY_ROWS, product
 from natjax.kernels.plan.pattern import HIDDEN
@@ -89,12 +89,11 @@ def dquery(
     key: Ref,
     value: Ref,
     dout: Ref,
-    lse: Ref,
-    delta: Ref,
+    statistics: Ref,
     dq: Ref,
     sums: Ref,
-    lse_column: Ref,
-    delta_column: Ref,
+    lse: Ref,
+    delta: Ref,
     *,
     scale: float,
 ) -> None:
@@ -106,20 +105,19 @@ def dquery(
       key: the chunk.
       value: as ``key``.
       dout: gradient of the output, as ``query``.
-      lse: log-sum-exp times log2(e), ``[heads, tiles, rows]``.
-      delta: weighted sum of the gradients of weights, as ``lse``.
+      statistics: of each query, its log-sum-exp times log2(e) and the weighted sum of the gradients
+        of its weights: ``[*tile, 128]``.
       dq: the gradient, as ``query``.
       sums: the gradient so far, ``[rows, lanes]``; scratch memory.
-      lse_column: of the tile, ``[heads, rows, 128]``, lanes alike.
-      delta_column: as ``lse_column``.
+      lse: the first of the statistics, ``[heads, rows, 128]``, lanes alike; scratch memory.
+      delta: the second, as ``lse``.
       scale: factor on the products of queries and keys.
     """
 
     def begin() -> None:
         sums[...] = jnp.zeros_like(sums)
         for head in range(step.walk.heads):
-            for rows, column in ((lse, lse_column), (delta, delta_column)):
-                x = as_column(rows[head, pl.ds(step.tile, 1), :])
+            for column, x in zip((lse, delta), step.rows_in(statistics, head), strict=True):
                 column[head] = jnp.broadcast_to(x, column.shape[1:])
 
     def body(hide: Hide) -> None:
@@ -128,9 +126,9 @@ def dquery(
 
         def of_head(head: Any) -> None:
             x = hide(product(step.own(head, q), k, ROWS_BY_ROWS) * (scale * LOG2_E))
-            w = jnp.exp2(x - lse_column[head][:, :1])
+            w = jnp.exp2(x - lse[head][:, :1])
             dw = product(step.own(head, do), v, ROWS_BY_ROWS)
-            dx = w * (dw - delta_column[head][:, :1])
+            dx = w * (dw - delta[head][:, :1])
             sums[...] += step.own(head, product(dx.astype(k.dtype), k, PLAIN))
 
         step.each_head(of_head)
@@ -147,7 +145,7 @@ def dkeyvalue(
     key: Ref,
     value: Ref,
     dout: Ref,
-    per_query: Ref,
+    statistics: Ref,
     dk: Ref,
     dv: Ref,
     key_sums: Ref,
@@ -163,8 +161,7 @@ def dkeyvalue(
       key: the tile.
       value: as ``key``.
       dout: gradient of the output, as ``query``.
-      per_query: of every chunk, log-sum-exp times log2(e) and, in the row below, the weighted sum
-        of the gradients of weights: ``[heads, 2 * chunks, columns]``.
+      statistics: as in `dquery`, of the chunk.
       dk: gradient of keys, as ``key``.
       dv: gradient of values, as ``key``.
       key_sums: gradient of keys so far, ``[rows, lanes]``; scratch memory.
@@ -181,7 +178,7 @@ def dkeyvalue(
         k, v = step.rows_of(key), step.rows_of(value)
 
         def of_head(head: Any) -> None:
-            lse, delta = (per_query[head, pl.ds(2 * step.chunk + i, 1), :] for i in range(2))
+            lse, delta = step.columns_in(statistics, head)
             x = hide(product(step.own(head, k), q, ROWS_BY_ROWS) * (scale * LOG2_E))
             w = jnp.exp2(x - lse)
             dw = product(step.own(head, v), do, ROWS_BY_ROWS)

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from natjax.kernels.backends.mosaic_tpu.large.axis import AxisWalk
+from natjax.kernels.backends.mosaic_tpu.large.chunk import HEADS_OF_STATISTICS, STATISTIC_LANES
 from natjax.kernels.backends.mosaic_tpu.large.walk import Walk
 
 
@@ -29,10 +29,14 @@ def as_map(x: Float[Array, "B T N D"], walk: Walk) -> Float[Array, "B G *P C"]:
     missing = (-heads % walk.heads, walk.head_dim - channels)
     if any(missing):
         x = jnp.pad(x, ((0, 0), (0, 0), (0, missing[0]), (0, missing[1])))
-    x = x.reshape(batch, *walk.tokens, x.shape[2] * x.shape[3])
+    return _grouped(x.reshape(batch, *walk.tokens, x.shape[2] * x.shape[3]), walk)
+
+
+def _grouped(x: Float[Array, "B *X C"], walk: Walk) -> Float[Array, "B G *P C"]:
+    """Tokens as the positions of dilation groups, all as long as the longest."""
     if walk.num_groups == 1:
         return x[:, None]
-    n = len(walk.tokens)
+    batch, n = x.shape[0], len(walk.tokens)
     full = [size * d for size, d in zip(walk.positions, walk.dilation, strict=True)]
     x = _resized(x, range(1, n + 1), full)
     # A token's number is its position times the dilation, plus its group.
@@ -67,21 +71,32 @@ def as_columns(x: Float[Array, "B G *P C"], walk: Walk) -> Float[Array, "B G *Q 
     return jnp.pad(x, ((0, 0), (0, 0), *widths, (0, 0)))
 
 
-def pack_rows(x: Float[Array, "B T N"], walk: Walk) -> Float[Array, "B H tiles rows"]:
-    """What there is one of for each row and head, tile by tile; zeros where there is none."""
-    batch, heads, n = x.shape[0], x.shape[-1], len(walk.tokens)
-    x = x.reshape(batch, *walk.tokens, heads)
-    x = _resized(x, range(1, n + 2), (*_full(walk), heads + -heads % walk.heads))
-    axes = [(axis.per_group, axis.tile, axis.window.dilation) for axis in walk.axes]
-    x = x.reshape(batch, *itertools.chain(*axes), x.shape[-1])
-    tiles = [1 + 3 * i + part for i in range(n) for part in (2, 0)]
-    rows = [2 + 3 * i for i in range(n)]
-    x = x.transpose(0, 1 + 3 * n, *tiles, *rows)
-    return x.reshape(batch, x.shape[1], walk.num_tiles, walk.num_rows)
+def statistics(lse: Float[Array, "B T N"], delta: Float[Array, "B T N"], walk: Walk) -> Array:
+    """Two float32 numbers of each query and head as a map, 16 heads in 128 lanes.
+
+    Each number is the sum of three of bfloat16, which hold all its digits; `Step.of_query` adds
+    them up again. So kernels have them along rows or columns, as they need them.
+    """
+    parts = [part for x in (lse, delta) for part in _in_three(x)]
+    x = jnp.stack(parts, axis=-1)
+    missing = -x.shape[2] % HEADS_OF_STATISTICS
+    x = jnp.pad(x, ((0, 0), (0, 0), (0, missing), (0, STATISTIC_LANES - len(parts))))
+    return _grouped(x.reshape(x.shape[0], *walk.tokens, -1), walk)
+
+
+def _in_three(x: Float[Array, "B T N"]) -> list[Array]:
+    """Numbers of bfloat16 whose sum is a number of float32."""
+    parts = []
+    for _ in range(3):
+        # Rounded where no compiler can leave it out as excess precision.
+        part = jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)
+        parts.append(part.astype(jnp.bfloat16))
+        x = x - part
+    return parts
 
 
 def unpack_rows(x: Float[Array, "B H tiles rows"], walk: Walk, heads: int) -> Float[Array, "B T N"]:
-    """The transpose of `pack_rows`."""
+    """What there is one of for each row and head, from what kernels write tile by tile."""
     batch, n = x.shape[0], len(walk.tokens)
     tiles = itertools.chain(*((axis.window.dilation, axis.per_group) for axis in walk.axes))
     x = x.reshape(*x.shape[:2], *tiles, *walk.tile)
@@ -89,44 +104,6 @@ def unpack_rows(x: Float[Array, "B H tiles rows"], walk: Walk, heads: int) -> Fl
     x = x.transpose(0, *within, 1).reshape(batch, *_full(walk), -1)
     x = _resized(x, range(1, n + 2), (*walk.tokens, heads))
     return x.reshape(batch, math.prod(walk.tokens), heads)
-
-
-def pack_columns(
-    x: Float[Array, "B T N P"], walk: Walk
-) -> Float[Array, "B H tiles chunks*P columns"]:
-    """What there are P of for each column and head, for every chunk of every tile.
-
-    Chunks of different tiles overlap, so a column is there as often as tiles meet it.
-    """
-    heads, parts, n = x.shape[2], x.shape[3], len(walk.tokens)
-    x = x.transpose(0, 2, 3, 1).reshape(x.shape[0], heads, parts, *walk.tokens)
-    x = _resized(x, [1], [heads + -heads % walk.heads])
-    for i, axis in enumerate(walk.axes):
-        x = _chunks_along(x, 3 + 3 * i, axis)
-    tiles, chunks, columns = ([3 + 3 * i + part for i in range(n)] for part in range(3))
-    x = x.transpose(0, 1, *tiles, *chunks, 2, *columns)
-    most = math.prod(walk.most_chunks)
-    return x.reshape(*x.shape[:2], walk.num_tiles, most * parts, walk.num_columns)
-
-
-def _chunks_along(x: Array, at: int, axis: AxisWalk) -> Array:
-    """An axis of tokens as three: tiles, the most chunks that one has, and columns of a chunk."""
-    d, shift = axis.window.dilation, axis.shift
-    length = max(axis.columns, max(axis.starts) + axis.halo)
-    x = jnp.pad(
-        x,
-        [
-            (shift * d, length * d - shift * d - x.shape[at]) if i == at else (0, 0)
-            for i in range(x.ndim)
-        ],
-    )
-    slabs = []
-    for tile, start in enumerate(axis.starts):
-        first = start * d + tile // axis.per_group
-        stop = first + (axis.halo - 1) * d + 1
-        slabs.append(jax.lax.slice_in_dim(x, first, stop, d, axis=at))
-    stacked = jnp.stack(slabs, axis=at)
-    return stacked.reshape(*stacked.shape[: at + 1], -1, axis.chunk, *stacked.shape[at + 2 :])
 
 
 def _full(walk: Walk) -> tuple[int, ...]:

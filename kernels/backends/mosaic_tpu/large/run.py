@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from natjax.kernels.autodiff import LOG2_E
 from natjax.kernels.backends.mosaic_tpu import run as small
 from natjax.kernels.backends.mosaic_tpu.large import kernels, packing
-from natjax.kernels.backends.mosaic_tpu.large.chunk import Step
+from natjax.kernels.backends.mosaic_tpu.large.chunk import HEADS_OF_STATISTICS, Step
 from natjax.kernels.backends.mosaic_tpu.large.walk import Walk
 from natjax.kernels.backends.mosaic_tpu.layout import LANES, SUBLANES
 from natjax.kernels.backends.mosaic_tpu.memory import VMEM_LIMIT
@@ -25,7 +25,7 @@ from natjax.kernels.spec import KernelCall
 type Operand = tuple[Array, Any]
 
 # Of which a step has its number among the plan's fields: see `Walk.steps`.
-_TILE, _GROUP, _AXES = 0, 2, 4
+_GROUP, _AXES = 2, 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,46 +58,47 @@ class _Launch:
         """A map, of which a step has a chunk."""
         return packing.as_columns(packing.as_map(x, self.walk), self.walk), self.columns_spec
 
-    def per_row(self, x: Array) -> Operand:
-        """What there is one of for each row, all of a block of lanes at a time."""
-        return packing.pack_rows(x, self.walk), self.per_row_spec
+    def row_statistics(self, x: Array) -> Operand:
+        """The map of statistics, of which a step has a tile."""
+        return x, self._tiles(LANES, self._statistics_of)
+
+    def column_statistics(self, x: Array) -> Operand:
+        """The map of statistics, of which a step has a chunk."""
+        return packing.as_columns(x, self.walk), self._chunks(LANES, self._statistics_of)
 
     @property
     def rows_spec(self) -> pl.BlockSpec:
+        """A tile of a map."""
+        return self._tiles(self.walk.lanes, lambda g: g)
+
+    @property
+    def columns_spec(self) -> pl.BlockSpec:
+        """A chunk of a map."""
+        return self._chunks(self.walk.lanes, lambda g: g)
+
+    def _statistics_of(self, g: Any) -> Any:
+        return g * self.walk.heads // HEADS_OF_STATISTICS
+
+    def _tiles(self, lanes: int, lanes_of: Callable[[Any], Any]) -> pl.BlockSpec:
         """A tile; the last along an axis may reach beyond the map."""
 
         def index(b: Any, g: Any, step: Any, plan: Any) -> tuple[Any, ...]:
             tile = (self._field(plan, step, _AXES + i) for i in range(self._n))
-            return b, self._field(plan, step, _GROUP), *tile, g
+            return b, self._field(plan, step, _GROUP), *tile, lanes_of(g)
 
-        return pl.BlockSpec((None, None, *self.walk.tile, self.walk.lanes), index)
+        return pl.BlockSpec((None, None, *self.walk.tile, lanes), index)
 
-    @property
-    def columns_spec(self) -> pl.BlockSpec:
+    def _chunks(self, lanes: int, lanes_of: Callable[[Any], Any]) -> pl.BlockSpec:
         """A chunk, wherever it begins."""
         *leading, last = range(_AXES + self._n, _AXES + 2 * self._n)
 
         def index(b: Any, g: Any, step: Any, plan: Any) -> tuple[Any, ...]:
             first = (self._field(plan, step, i) for i in leading)
             column = pl.multiple_of(self._field(plan, step, last), SUBLANES)
-            return b, self._field(plan, step, _GROUP), *first, column, g * self.walk.lanes
+            return b, self._field(plan, step, _GROUP), *first, column, lanes_of(g) * lanes
 
-        sizes = (1, 1, *self.walk.chunk, self.walk.lanes)
+        sizes = (1, 1, *self.walk.chunk, lanes)
         return pl.BlockSpec(tuple(map(pl.Element, sizes)), index)
-
-    @property
-    def per_row_spec(self) -> pl.BlockSpec:
-        """What there is one of for each row."""
-        shape = (None, self.walk.heads, self.walk.num_tiles, self.walk.num_rows)
-        return pl.BlockSpec(shape, lambda b, g, *_: (b, g, 0, 0))
-
-    def per_column_spec(self, rows: int) -> pl.BlockSpec:
-        """So many rows of what there is one of for each column, of all chunks of a tile."""
-
-        def index(b: Any, g: Any, step: Any, plan: Any) -> tuple[Any, ...]:
-            return b, g, self._field(plan, step, _TILE), 0, 0
-
-        return pl.BlockSpec((None, self.walk.heads, None, rows, self.walk.num_columns), index)
 
     def map_result(self, dtype: Any) -> tuple[jax.ShapeDtypeStruct, pl.BlockSpec]:
         """A map of rows."""
@@ -107,10 +108,11 @@ class _Launch:
 
     @property
     def per_row_result(self) -> tuple[jax.ShapeDtypeStruct, pl.BlockSpec]:
-        """What there is one of for each row."""
-        walk = self.walk
-        shape = (self.batch, self.blocks * walk.heads, walk.num_tiles, walk.num_rows)
-        return jax.ShapeDtypeStruct(shape, jnp.float32), self.per_row_spec
+        """What there is one of for each row, all of a block of lanes at a time."""
+        heads, tiles = self.walk.heads, (self.walk.num_tiles, self.walk.num_rows)
+        spec = pl.BlockSpec((None, heads, *tiles), lambda b, g, *_: (b, g, 0, 0))
+        shape = (self.batch, self.blocks * heads, *tiles)
+        return jax.ShapeDtypeStruct(shape, jnp.float32), spec
 
     @property
     def sums(self) -> Any:
@@ -138,7 +140,10 @@ class _Launch:
         varying = jax.typeof(arrays[0]).manual_axis_type
 
         def kernel(steps: Any, *refs: Any) -> None:
-            body(Step(self.walk, pl.program_id(2), steps, refs[: self._n]), *refs[self._n :])
+            body(
+                Step(self.walk, pl.program_id(1), pl.program_id(2), steps, refs[: self._n]),
+                *refs[self._n :],
+            )
 
         call = pl.pallas_call(
             kernel,
@@ -253,12 +258,13 @@ def query_gradient(
     def body(step: Step, *refs: Any) -> None:
         kernels.dquery(step, *refs, scale=call.scale)
 
+    statistics = packing.statistics(lse * LOG2_E, delta, launch.walk)
     keys = (launch.columns(x) for x in _for_each_query_head(q, k, v))
     (dq,) = launch.run(
         "natjax_tpu_large_dquery",
         body,
         plan,
-        [launch.rows(q), *keys, launch.rows(do), *map(launch.per_row, (lse * LOG2_E, delta))],
+        [launch.rows(q), *keys, launch.rows(do), launch.row_statistics(statistics)],
         [launch.map_result(q.dtype)],
         [launch.sums, launch.per_head, launch.per_head],
     )
@@ -284,7 +290,7 @@ def key_value_gradients(
     def body(step: Step, *refs: Any) -> None:
         kernels.dkeyvalue(step, *refs, scale=call.scale)
 
-    per_column = packing.pack_columns(jnp.stack([lse * LOG2_E, delta], axis=-1), launch.walk)
+    statistics = packing.statistics(lse * LOG2_E, delta, launch.walk)
     keys = (launch.rows(x) for x in _for_each_query_head(q, k, v))
     # Gradients that are still to be summed over the queries of a group are not rounded.
     result = launch.map_result(jnp.float32 if q.shape[2] > k.shape[2] else k.dtype)
@@ -292,12 +298,7 @@ def key_value_gradients(
         "natjax_tpu_large_dkeyvalue",
         body,
         plan,
-        [
-            launch.columns(q),
-            *keys,
-            launch.columns(do),
-            (per_column, launch.per_column_spec(per_column.shape[3])),
-        ],
+        [launch.columns(q), *keys, launch.columns(do), launch.column_statistics(statistics)],
         [result, result],
         [launch.sums, launch.sums],
     )

@@ -135,11 +135,6 @@ class Walk:
         return math.prod(axis.num_tiles for axis in self.axes)
 
     @property
-    def most_chunks(self) -> tuple[int, ...]:
-        """The most chunks that a tile has, along each axis."""
-        return tuple(max(axis.counts) for axis in self.axes)
-
-    @property
     def num_steps(self) -> int:
         """Chunks of all tiles."""
         return math.prod(sum(axis.counts) for axis in self.axes)
@@ -147,7 +142,7 @@ class Walk:
     @property
     def num_fields(self) -> int:
         """Numbers that say what a step is."""
-        return 4 + 3 * len(self.axes)
+        return 3 + 3 * len(self.axes)
 
     @property
     def work(self) -> float:
@@ -163,13 +158,12 @@ class Walk:
     @functools.cached_property
     def masked(self) -> frozenset[bool]:
         """Whether there are steps with a mask, and steps without."""
-        flags = self.steps().reshape(-1, self.num_fields)[:, 3]
+        flags = self.steps().reshape(-1, self.num_fields)[:, 1]
         return frozenset(map(bool, flags & IS_MASKED))
 
     def steps(self) -> Int[np.ndarray, "F"]:
-        """Of every step: the number of its tile, the number of the chunk among those that a tile
-        may have, the dilation group, flags; and along each axis the number of the tile in its
-        group, the first column of the chunk, and the kind of the mask.
+        """Of every step: the number of its tile, flags, the dilation group; and along each axis the
+        number of the tile in its group, the first column of the chunk, and the kind of the mask.
         """
         return _steps(self.axes)
 
@@ -195,7 +189,6 @@ class Walk:
 @functools.lru_cache(64)
 def _steps(axes: tuple[AxisWalk, ...]) -> Int[np.ndarray, "F"]:
     masks = [axis_masks(axis) for axis in axes]
-    most = [max(axis.counts) for axis in axes]
     dilation = [axis.window.dilation for axis in axes]
     steps = []
     for number, tile in enumerate(itertools.product(*(range(axis.num_tiles) for axis in axes))):
@@ -211,8 +204,7 @@ def _steps(axes: tuple[AxisWalk, ...]) -> Int[np.ndarray, "F"]:
             at = list(zip(masks, tile, chunk, strict=True))
             if not all(mask.is_whole[t, c] for mask, t, c in at):
                 flags |= IS_MASKED
-            fields = [number, np.ravel_multi_index(chunk, most), group]
-            fields.append(flags | (IS_LAST if not left else 0))
+            fields = [number, flags | (IS_LAST if not left else 0), group]
             starts = [a.column_of(t, c) for a, t, c in zip(axes, tile, chunk, strict=True)]
             kinds = [mask.kind[t, c] for mask, t, c in at]
             steps.append([*fields, *within, *starts, *kinds])
