@@ -115,20 +115,14 @@ LARGE_PROBLEMS = [LARGE, VIDEO]
 
 
 def all_cases() -> list[TPUCase]:
-    """Every problem for v5e and v6e; the first of small windows, and large ones, for all chips."""
-    small = [
+    """Every problem for v5e and v6e, and the first of either kind for all chips."""
+    return [
         TPUCase(problem=problem, what=what, chip=chip)
-        for problem in PROBLEMS
-        for what in PASSES
-        for chip in (CHIPS if problem == FIRST else _COMPARED)
+        for kind, passes in ((PROBLEMS, PASSES), (LARGE_PROBLEMS, PASSES_OF_LARGE))
+        for problem in kind
+        for what in passes
+        for chip in (CHIPS if problem in (FIRST, LARGE) else _COMPARED)
     ]
-    large = [
-        TPUCase(problem=problem, what=what, chip=chip)
-        for problem in LARGE_PROBLEMS
-        for what in PASSES_OF_LARGE
-        for chip in CHIPS
-    ]
-    return small + large
 
 
 def quick_cases() -> list[TPUCase]:

@@ -20,17 +20,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.aot.tpu import bundles, compiler
-from benchmarks.aot.tpu.cases import FIRST, LARGE, VIDEO, Pass, TPUCase
+from benchmarks.aot.tpu.cases import FIRST, LARGE, Pass, TPUCase
 from natjax.kernels.tuning.problems import Problem
 
 type Other = Literal["splash", "xla"]
 
-CHIPS = ("v5e", "v6e")
+CHIPS = ("v5e",)
 # Boxes of tokens that are blocks of splash attention: the best of them counts.
 _BOXES = {
     FIRST.name: ((8, 16), (16, 16), (16, 32), (32, 32)),
     LARGE.name: ((16, 16), (16, 32), (32, 32)),
-    VIDEO.name: ((4, 8, 8), (4, 8, 16), (8, 8, 16)),
 }
 
 
@@ -53,7 +52,7 @@ def all_cases() -> list[OtherCase]:
     """What the table compares."""
     return [
         OtherCase(problem=problem, what=what, chip=chip, by=by)
-        for problem in (FIRST, LARGE, VIDEO)
+        for problem in (FIRST, LARGE)
         for what in ("forward", "backward")
         for chip in CHIPS
         for by in ("splash", "xla")

@@ -150,7 +150,7 @@ def _small(case: TPUCase, row: Row) -> list[str]:
         str(row["inner"]),
         f"{row['fewest']} {row['busiest']}",
         str(row["spills"]),
-        f"{row['vmem'] / 1e6:.1f}",
+        f"{row['vmem'] / 1e6:.1f}" if "vmem" in row else "-",
         f"{row['temporaries'] / 1e6:.1f}",
         f"{row['bytes'] / 1e6:.0f}",
     ]
