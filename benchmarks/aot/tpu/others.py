@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.aot.tpu import bundles, compiler
-from benchmarks.aot.tpu.cases import FIRST, LARGE, Pass, TPUCase
+from benchmarks.aot.tpu.cases import LARGE, Pass, TPUCase
 from natjax.kernels.tuning.problems import Problem
 
 type Other = Literal["splash", "xla"]
@@ -28,7 +28,6 @@ type Other = Literal["splash", "xla"]
 CHIPS = ("v5e",)
 # Boxes of tokens that are blocks of splash attention: the best of them counts.
 _BOXES = {
-    FIRST.name: ((8, 16), (16, 16), (16, 32), (32, 32)),
     LARGE.name: ((16, 16), (16, 32), (32, 32)),
 }
 
@@ -52,8 +51,8 @@ def all_cases() -> list[OtherCase]:
     """What the table compares."""
     return [
         OtherCase(problem=problem, what=what, chip=chip, by=by)
-        for problem in (FIRST, LARGE)
-        for what in ("forward", "backward")
+        for problem in (LARGE,)
+        for what in ("forward",)
         for chip in CHIPS
         for by in ("splash", "xla")
     ]
