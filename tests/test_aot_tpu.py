@@ -1,10 +1,11 @@
 """`benchmarks.aot.tpu`, but for compiling: reading what libtpu dumps, and the committed table."""
 
 import json
+import math
 
 import pytest
 
-from benchmarks.aot.tpu import block, bundles, cases, estimate, report
+from benchmarks.aot.tpu import block, bundles, cases, estimate, others, report
 
 # In the form that libtpu 0.0.50 has, of a loop in a loop; real ones are a thousand times longer.
 CODE = """\
@@ -104,6 +105,17 @@ def test_estimates_of_loops_are_multiplied():
         estimate.cycles(LOOPS.replace("ENTRY ", ""))
 
 
+def test_splash_attention_meets_the_boxes_that_its_queries_see():
+    box = (8, 16)
+    shape, kernel_size = (24, 48), (7, 20)
+    mask = others._mask(shape, kernel_size, box).masks[0]
+    seen = mask[0:1152, 0:1152]
+    assert seen.sum() == 1152 * 140
+    pairs = seen.reshape(9, 128, 9, 128).any((1, 3)).sum()
+    along = (others._pairs(*axis) for axis in zip(shape, kernel_size, box, strict=True))
+    assert pairs == math.prod(along)
+
+
 ROW = {
     "temporaries": 0,
     "moved": [],
@@ -135,7 +147,7 @@ def test_errors_copies_and_other_bundles_fail():
 
 def test_the_committed_table_and_document_are_of_the_cases():
     table = json.loads(report.TABLE.read_text())
-    keys = [case.key for case in cases.all_cases()]
+    keys = report.all_keys()
     assert list(table["rows"]) == keys, "run `make aot-tpu`"
     assert {case.key for case in cases.quick_cases()} <= set(keys)
     assert not report.failures(table["rows"], {})

@@ -1,5 +1,7 @@
 """Every implementation runs the same suite, and so does a backend that the tests bring along."""
 
+import importlib
+
 import jax
 import pytest
 from calls import KERNELS, NAMES
@@ -31,6 +33,24 @@ def interpreted(monkeypatch):
     if "mosaic_tpu" in registry.names():
         # Tiles that a kernel works on side by side: each is a program to compile for the CPU.
         monkeypatch.setattr("natjax.kernels.backends.mosaic_tpu.memory.TILES", 2)
+
+
+@pytest.fixture
+def strict(monkeypatch, interpreted):
+    """Memory that is nan where nobody wrote, and copies that arrive only when they are awaited."""
+    from jax.experimental.pallas import tpu as pltpu
+
+    params = pltpu.InterpretParams(
+        uninitialized_memory="nan", detect_races=True, dma_execution_mode="on_wait"
+    )
+    monkeypatch.setattr("natjax.kernels.backends.mosaic_tpu.run.INTERPRETER", params)
+    # Its callbacks are ordered, which JAX does not support inside of what it partitions.
+    ops = "natjax.kernels.backends.mosaic_tpu.ops"
+    monkeypatch.setattr(f"{ops}.split_over_batch_and_heads", lambda function, *_: function)
+    monkeypatch.setattr(f"{ops}._wrapped", importlib.import_module(ops)._wrapped.__wrapped__)
+    jax.clear_caches()
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture

@@ -38,20 +38,6 @@ RAGGED = Problem(
 WHOLE = Problem(name="whole", shape=(14, 20), kernel_size=(7, 9), batch=2, heads=4, head_dim=32)
 
 
-@pytest.fixture
-def strict(monkeypatch, interpreted):
-    """Memory that is nan where nobody wrote, and copies that arrive only when they are awaited."""
-    from jax.experimental.pallas import tpu as pltpu
-
-    params = pltpu.InterpretParams(
-        uninitialized_memory="nan", detect_races=True, dma_execution_mode="on_wait"
-    )
-    monkeypatch.setattr("natjax.kernels.backends.mosaic_tpu.run.INTERPRETER", params)
-    jax.clear_caches()
-    yield
-    jax.clear_caches()
-
-
 @pytest.mark.parametrize(
     ("problem", "dtype"),
     [
@@ -192,10 +178,14 @@ def test_rows_of_lanes_are_unpacked_as_they_were_packed(name):
 def test_what_is_declined_says_what_would_work(change, message, interpreted):
     width, head_dim = change.get("width", 9), change.get("head_dim", 32)
     x = jax.ShapeDtypeStruct((1, 9, width, 4, head_dim), change.get("dtype", jnp.float32))
-    attend = functools.partial(natjax.na2d, kernel_size=3)
+    rpb = jax.ShapeDtypeStruct((4, 5, 5), x.dtype)
+
+    def attend(x, rpb, implementation=None):
+        return natjax.na2d(x, x, x, 3, rpb=rpb, implementation=implementation)
+
     with pytest.raises(NotImplementedError, match=f'"mosaic_tpu" {message}.*; use .*"xla"'):
-        jax.eval_shape(functools.partial(attend, implementation="mosaic_tpu"), x, x, x)
-    assert jax.eval_shape(attend, x, x, x).shape == x.shape
+        jax.eval_shape(functools.partial(attend, implementation="mosaic_tpu"), x, rpb)
+    assert jax.eval_shape(attend, x, rpb).shape == x.shape
 
 
 def test_windows_whose_weights_do_not_fit_are_declined_unfused(interpreted):

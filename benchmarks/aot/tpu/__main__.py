@@ -15,12 +15,17 @@ import datetime
 import importlib.metadata
 import os
 import sys
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 
 from benchmarks.aot import pool
-from benchmarks.aot.tpu import block, compiler, report
+from benchmarks.aot.tpu import block, compiler, others, report
 from benchmarks.aot.tpu.cases import all_cases, quick_cases
+
+# That a case may take: XLA is slow at the gradients of "xla".
+_SECONDS = 900
 
 
 def main() -> int:
@@ -36,24 +41,30 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()
     known = report.read()
-    cases = quick_cases() if options.check else all_cases()
-    cases = [case for case in cases if all(part in case.key for part in options.only)]
-    if options.missing:
-        cases = [case for case in cases if case.key not in known]
-    rows = {}
-    for case, row in zip(
-        cases, pool.run(compiler.compile_case, cases, options.workers), strict=True
-    ):
-        rows[case.key] = row
-        print(case.key, row, flush=True)
-        if not options.check and not options.only and "error" not in row:
-            save(rows)
+    rows: dict[str, report.Row] = {}
+    for job, every in _jobs(options.check):
+        cases = [case for case in every if all(part in case.key for part in options.only)]
+        if options.missing:
+            cases = [case for case in cases if case.key not in known]
+        answers = pool.run(job, cases, options.workers, seconds=_SECONDS)
+        for case, row in zip(cases, answers, strict=True):
+            rows[case.key] = row
+            print(case.key, row, flush=True)
+            if not options.check and not options.only and "error" not in row:
+                save(rows)
     failed = report.failures(rows, known if options.check else {})
     if not options.only:
         failed |= moved(options.workers)
     for name, reason in failed.items():
         print(f"FAILED {name}: {reason}", file=sys.stderr)
     return len(failed) > 0
+
+
+def _jobs(is_check: bool) -> list[tuple[Callable[[Any], dict[str, Any]], Sequence[Any]]]:
+    """What compiles cases, and which."""
+    if is_check:
+        return [(compiler.compile_case, quick_cases())]
+    return [(compiler.compile_case, all_cases()), (others.compile_case, others.all_cases())]
 
 
 def moved(workers: int) -> dict[str, str]:
@@ -65,8 +76,7 @@ def moved(workers: int) -> dict[str, str]:
 def save(rows: dict[str, report.Row]) -> None:
     """Put rows into the table, in the order of all cases; those of cases that are no more go."""
     merged = report.read() | {key: row for key, row in rows.items() if "error" not in row}
-    keys = [case.key for case in all_cases()]
-    report.write({key: merged[key] for key in keys if key in merged}, environment())
+    report.write({key: merged[key] for key in report.all_keys() if key in merged}, environment())
 
 
 def environment() -> dict[str, str]:

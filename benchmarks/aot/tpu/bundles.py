@@ -8,11 +8,14 @@ that a bundle takes, in the same order.
 from __future__ import annotations
 
 import dataclasses
+import math
 import pathlib
 import re
 from collections.abc import Sequence
 
 _BUNDLE = re.compile(r"\s*(?:0x[0-9a-f]+|0)\s+[A-Z]*\s*:\s*((?:>\s*)*)\{")
+_BRANCH = re.compile(r"sbr\.rel \(!?%\w+\) target = ")
+_ALLOCATION = re.compile(r"space=vmem, size = (0x[0-9a-f]+|0), offset = (0x[0-9a-f]+|0)")
 # Scalar slots are never what a loop waits for, and fills and spills count as loads and stores too.
 _NOT_A_BOUND = ("SALU", "VLOAD:FILL", "VSTORE:SPILL")
 
@@ -27,11 +30,11 @@ class Bundles:
       capacity: slots of each unit that one bundle has.
     """
 
-    count: tuple[int, ...]
-    slots: tuple[dict[str, int], ...]
+    count: tuple[float, ...]
+    slots: tuple[dict[str, float], ...]
     capacity: dict[str, int]
 
-    def total(self, trips: Sequence[int]) -> int:
+    def total(self, trips: Sequence[int]) -> float:
         """Bundles of a run in which the loops at each depth turn so often, each within the others.
 
         Raises:
@@ -39,7 +42,7 @@ class Bundles:
         """
         if len(trips) < len(self.count):
             raise ValueError(f"the code has loops of depth {len(self.count) - 1}: {self.count}")
-        turns, total = 1, 0
+        turns, total = 1, 0.0
         for count, trip in zip(self.count, trips, strict=False):
             turns *= trip
             total += turns * count
@@ -49,7 +52,7 @@ class Bundles:
         """The unit that a loop keeps busiest, and the fewest bundles that it could do with."""
         slots = self.slots[depth]
         fewest = {
-            unit: -(-n // self.capacity[unit])
+            unit: math.ceil(n / self.capacity[unit])
             for unit, n in slots.items()
             if unit not in _NOT_A_BOUND
         }
@@ -57,30 +60,62 @@ class Bundles:
         return unit, fewest[unit]
 
 
-def read(folder: pathlib.Path, kernel: str) -> Bundles:
+def read(folder: pathlib.Path, kernel: str, shares: Sequence[float] = ()) -> Bundles:
     """The bundles of a kernel dumped in a folder.
+
+    Args:
+      folder: where it was dumped.
+      kernel: its name.
+      shares: how often what the largest branches may skip is run, as a share of how often its loop
+        turns, in the order of the code; as many branches as there are shares.
 
     Raises:
       LookupError: it is not there, or its two files do not belong together.
     """
     code = _only(folder, f"*{kernel}*-final_bundles.txt", without="schedule-analysis")
     table = _only(folder, f"*{kernel}*-final_hlo-static-per-bundle-utilization.txt")
-    matches = filter(None, map(_BUNDLE.match, code.read_text().splitlines()))
-    depths = [match.group(1).count(">") for match in matches]
+    text = [line for line in code.read_text().splitlines() if _BUNDLE.match(line)]
     lines = table.read_text().splitlines()
     units = [name.strip() for name in lines[1].split(",")]
     capacity = dict(zip(units, map(int, lines[2].split()), strict=True))
     rows = [list(map(int, line.split())) for line in lines[4:] if line[:1].isdigit()]
-    if abs(len(rows) - len(depths)) > 2:
-        raise LookupError(f"{kernel}: {len(depths)} bundles, but slots of {len(rows)}")
-    deepest = max(depths)
-    count = [0] * (deepest + 1)
-    slots = [dict.fromkeys(units, 0) for _ in count]
-    for depth, row in zip(depths, rows, strict=False):
-        count[depth] += 1
+    if abs(len(rows) - len(text)) > 2:
+        raise LookupError(f"{kernel}: {len(text)} bundles, but slots of {len(rows)}")
+    depths = [line.split("{")[0].count(">") for line in text]
+    weights = _weights(text, shares)
+    count = [0.0] * (max(depths) + 1)
+    slots = [dict.fromkeys(units, 0.0) for _ in count]
+    for depth, weight, row in zip(depths, weights, rows, strict=False):
+        count[depth] += weight
         for unit, n in zip(units, row, strict=True):
-            slots[depth][unit] += n
+            slots[depth][unit] += weight * n
     return Bundles(tuple(count), tuple(slots), capacity)
+
+
+def _weights(text: Sequence[str], shares: Sequence[float]) -> list[float]:
+    """How often each bundle is run, if what the largest branches skip is run so often."""
+    skipped, open_ = [], []
+    for i, line in enumerate(text):
+        if " PF:" in line.split("{")[0] and open_:
+            skipped.append((open_.pop(), i))
+        if _BRANCH.search(line):
+            open_.append(i + 1)
+    largest = sorted(skipped, key=lambda span: span[0] - span[1])[: len(shares)]
+    weights = [1.0] * len(text)
+    for (first, end), share in zip(sorted(largest), shares, strict=True):
+        weights[first:end] = [share] * (end - first)
+    return weights
+
+
+def vmem(folder: pathlib.Path, kernel: str) -> int:
+    """Bytes of vector memory that a kernel dumped in a folder takes.
+
+    Raises:
+      LookupError: it is not there.
+    """
+    code = _only(folder, f"*{kernel}*-post-delay-converter.txt")
+    places = _ALLOCATION.findall(code.read_text())
+    return max((int(size, 16) + int(at, 16) for size, at in places), default=0)
 
 
 def _only(folder: pathlib.Path, pattern: str, without: str = "\n") -> pathlib.Path:

@@ -10,14 +10,19 @@ import jax
 import jax.numpy as jnp
 
 import natjax
-from natjax.kernels.spec import Op
+from natjax.kernels.backends.mosaic_tpu.large.choice import prefers_large
+from natjax.kernels.spec import CallSpec, Op
 from natjax.kernels.tuning import problems
 from natjax.kernels.tuning.problems import Problem
 
-type Pass = Literal["forward", "backward"]
+# Small windows have one kernel for all gradients, large ones two.
+type Pass = Literal["forward", "backward", "dquery", "dkeyvalue"]
 
 UNFUSED: tuple[Op, ...] = ("qk", "av")
 PASSES: tuple[Pass, ...] = ("forward", "backward")
+PASSES_OF_LARGE: tuple[Pass, ...] = ("forward", "dquery", "dkeyvalue")
+# Chips that every problem is compiled for, and that CI compares.
+_COMPARED = ("v5e", "v6e")
 # As libtpu names the smallest slice of each.
 CHIPS = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2", "tpu7x": "tpu7x:2x2x1"}
 
@@ -51,14 +56,30 @@ class TPUCase:
         return f"{self.problem.name}/{self.passed}/{self.chip}"
 
     @property
+    def spec(self) -> CallSpec:
+        """What the kernels are specialised for."""
+        p = self.problem
+        return CallSpec(p.neighborhood, p.head_dim, p.head_dim, "bfloat16", p.rpb)
+
+    @property
+    def is_large(self) -> bool:
+        """Whether it runs the kernels for large windows."""
+        return self.op == "attention" and prefers_large(self.spec, self.problem.heads)
+
+    @property
     def kernel(self) -> str:
         """Name of the kernel."""
         if self.op == "attention":
-            return f"natjax_tpu_{self.what}"
+            return f"natjax_tpu_{'large_' if self.is_large else ''}{self.what}"
         return f"natjax_tpu_{self.op}{'_gradients' if self.what == 'backward' else ''}"
 
+    @property
+    def maps(self) -> float:
+        """Images times blocks of 128 channels."""
+        return self.problem.batch * self.problem.heads * self.problem.head_dim / 128
+
     def arrays(self, sharding: Any) -> list[jax.ShapeDtypeStruct]:
-        """Arguments of the op; for the backward pass also the gradient of the output.
+        """Arguments of the op, the bias if it has one; for gradients also that of the output.
 
         Channels of maps are whole, as modules have them before they become heads.
         """
@@ -70,19 +91,22 @@ class TPUCase:
         channels = array(jnp.bfloat16, p.batch, *p.shape, p.heads * p.head_dim)
         slots = p.neighborhood.num_neighbors
         weights = array(jnp.bfloat16, p.batch, *p.shape, p.heads, slots)
-        bias = array(jnp.float32, p.heads, *p.neighborhood.bias_shape)
+        bias = [array(jnp.float32, p.heads, *p.neighborhood.bias_shape)] * p.rpb
         given, out = {
-            "attention": ([channels, channels, channels, bias], channels),
-            "qk": ([channels, channels, bias], weights),
+            "attention": ([channels, channels, channels, *bias], channels),
+            "qk": ([channels, channels, *bias], weights),
             "av": ([weights, channels], channels),
         }[self.op]
-        return [*given, *([out] if self.what == "backward" else [])]
+        return [*given, *([out] if self.what != "forward" else [])]
 
     def function(self, *arrays: jax.Array) -> Any:
         """Run the pass."""
         if self.what == "forward":
             return self._run(*arrays)
-        return jax.vjp(self._run, *arrays[:-1])[1](arrays[-1])
+        gradients = jax.vjp(self._run, *arrays[:-1])[1](arrays[-1])
+        # What is not returned is not computed.
+        wanted = {"dquery": slice(1), "dkeyvalue": slice(1, 3)}
+        return gradients[wanted.get(self.what, slice(None))]
 
     def _run(self, *arrays: jax.Array) -> jax.Array:
         p, suffix = self.problem, "" if self.op == "attention" else f"_{self.op}"
@@ -99,8 +123,9 @@ class TPUCase:
             weights, value = arrays
             out = op(weights, heads(value))
         else:
-            *maps, rpb = arrays
-            out = op(*map(heads, maps), rpb=rpb)
+            count = 3 if self.op == "attention" else 2
+            maps, rpb = arrays[:count], arrays[count:]
+            out = op(*map(heads, maps), rpb=rpb[0] if rpb else None)
         return out if self.op == "qk" else out.reshape(*out.shape[:-2], -1)
 
 
@@ -114,24 +139,45 @@ PROBLEMS = [
 ]
 
 
+LARGE = Problem(
+    name="map-256-k80", shape=(256, 256), kernel_size=(80, 80), heads=2, head_dim=128, rpb=False
+)
+VIDEO = Problem(
+    name="video-30x48x80-k18x24x24",
+    shape=(30, 48, 80),
+    kernel_size=(18, 24, 24),
+    heads=2,
+    head_dim=128,
+    rpb=False,
+)
+# Windows too large for a tile's whole slab.
+LARGE_PROBLEMS = [LARGE, VIDEO]
+
+# Chips that other problems than the first of either kind are compiled for.
+_SOME = {VIDEO.name: ("v5e",)} | {p.name: _COMPARED for p in PROBLEMS if p != FIRST}
+
+
 def all_cases() -> list[TPUCase]:
-    """Every problem for v5e and v6e, the first for all chips; unfused, the first two."""
+    """The first problem of either kind for all chips, others for some; unfused, the first two."""
     fused = [
         TPUCase(problem=problem, what=what, chip=chip)
-        for problem in PROBLEMS
-        for what in PASSES
-        for chip in (CHIPS if problem == FIRST else ("v5e", "v6e"))
+        for kind, passes in ((PROBLEMS, PASSES), (LARGE_PROBLEMS, PASSES_OF_LARGE))
+        for problem in kind
+        for what in passes
+        for chip in _SOME.get(problem.name, CHIPS)
     ]
     return fused + [
         TPUCase(problem=problem, what=what, chip=chip, op=op)
         for problem in PROBLEMS[:2]
         for op in UNFUSED
         for what in PASSES
-        for chip in ("v5e", "v6e")
+        for chip in _COMPARED
     ]
 
 
 def quick_cases() -> list[TPUCase]:
     """What CI compares with the table: a few seconds each."""
-    quick = [case for case in all_cases() if case.problem == FIRST and case.chip in ("v5e", "v6e")]
+    quick = [
+        case for case in all_cases() if case.problem in (FIRST, LARGE) and case.chip in _COMPARED
+    ]
     return [case for case in quick if case.op == "attention" or case.chip == "v5e"]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks.aot.tpu.cases import all_cases
+from benchmarks.aot.tpu import figures, others
+from benchmarks.aot.tpu.cases import TPUCase, all_cases
 
 type Row = dict[str, Any]
 
@@ -27,17 +28,48 @@ has ever run on a TPU, and no time is known.** A *bundle* is what a core issues 
 nothing stalls it: the static bundles of the final code, times the turns of its loops, are a lower
 bound of cycles in which waiting for memory is not counted.
 
+- *bundles*: for an image and 128 channels, four heads of 32 or one of 128.
+- *memory*: cycles in which the published bandwidth moves what a kernel reads and writes, by the
+  clock that follows from the published peak. What is larger, bundles or this, bounds the time.
+- *fewest*: bundles that the busiest unit alone would need.
+- *spills*: stores of spilled registers in the innermost loop.
+- *VMEM*: vector memory that blocks of arguments and results, twice each, and scratch memory take.
+- *MB*, *GB*: read and written in the memory of the device.
+
+## Small windows
+
 Window 7x7 with a bias, in bfloat16; problems are those of `benchmarks/aot/tpu/cases.py`.
 
-- *bundles*: for an image and 128 channels (four heads of 32).
-- *inner*: of the innermost loop, for one tile; *fewest*: what its busiest unit alone would need.
-- *spills*: stores of spilled registers in that loop, for all tiles side by side.
+- *inner*: of the innermost loop, for one tile, and so is *fewest*; *spills*: for all side by side.
 - *temporaries*: device memory that the op takes besides arguments and results, which have whole
   channels, `[B, H, W, N * D]`. Nothing of their size is copied or transposed around a kernel. On
   v5p and tpu7x XLA reports 21 MB more than elsewhere; no array in the program accounts for them.
 - *qk*, *av*: the unfused ops. XLA permutes logits and weights around their kernels, which have them
   laid out in another way: that is in *temporaries*, and not in *bundles*.
-- *MB*: arguments read and results written, for the whole batch.
+- *MB*: for the whole batch.
+
+"""
+
+_LARGE_WINDOWS = """
+## Large windows
+
+A step is a tile and a chunk. Each is counted as if it were the first and the last of its tile.
+
+- *ideal*: what the products of all steps take if the matrix units never wait, and how many times
+  that the bundles are; *of windows*: the same of what queries see, and nothing else.
+
+"""
+
+_OTHERS = """
+## Beside splash attention, and beside XLA
+
+The same problems by `jax.experimental.pallas.ops.tpu.splash_attention` with the mask of a
+neighborhood, without a bias, over tokens in the order of boxes; of several boxes the one with the
+fewest bundles, and without putting tokens in that order and back. And by "xla", as XLA itself
+estimates the cycles, with its temporaries for the whole batch.
+
+**Bundles and XLA's cycles are not calibrated against each other**: bundles leave out waiting for
+memory, and how XLA estimates is not known. Only large factors between the two mean anything.
 
 """
 
@@ -51,46 +83,127 @@ def write(rows: Mapping[str, Row], environment: Mapping[str, str]) -> None:
 
 
 def read() -> dict[str, Row]:
-    """Rows of the table, by `TPUCase.key`."""
+    """Rows of the table, by the key of their case."""
     return json.loads(TABLE.read_text())["rows"] if TABLE.exists() else {}
+
+
+def all_keys() -> list[str]:
+    """Names of all rows, in order."""
+    return [case.key for case in (*all_cases(), *others.all_cases())]
 
 
 def document(rows: Mapping[str, Row], environment: Mapping[str, str]) -> str:
     """The document."""
-    lines = [_HEADER]
-    for case in all_cases():
-        if (row := rows.get(case.key)) is not None:
-            name = [case.problem.name, case.passed, case.chip]
-            lines.append(name + _figures(row))
-    return _INTRODUCTION.format(**environment) + _markdown(lines)
+    known = [case for case in all_cases() if case.key in rows]
+    small = [_SMALL, *(_small(case, rows[case.key]) for case in known if not case.is_large)]
+    large = [_LARGE, *(_large(case, rows[case.key]) for case in known if case.is_large)]
+    beside = [_BESIDE, *_compared(rows)]
+    text = _INTRODUCTION.format(**environment) + _markdown(small)
+    return text + _LARGE_WINDOWS + _markdown(large) + _OTHERS + _markdown(beside)
 
 
-_HEADER = [
+_SMALL = [
     "problem",
     "pass",
     "chip",
     "tile",
     "side by side",
     "bundles",
+    "memory",
     "inner",
     "fewest",
     "spills",
+    "VMEM, MB",
     "temporaries, MB",
     "MB",
 ]
+_LARGE = [
+    "problem",
+    "kernel",
+    "chip",
+    "tile",
+    "chunk",
+    "steps",
+    "bundles",
+    "ideal",
+    "of windows",
+    "memory",
+    "fewest",
+    "spills",
+    "VMEM, MB",
+    "GB",
+]
+_BESIDE = ["problem", "pass", "chip", "bundles", "splash: bundles", "boxes", "XLA: cycles", "MB"]
 
 
-def _figures(row: Row) -> list[str]:
+def _sides(sides: Sequence[int]) -> str:
+    return "x".join(map(str, sides))
+
+
+def _small(case: TPUCase, row: Row) -> list[str]:
     return [
-        "x".join(map(str, row["tile"])),
+        case.problem.name,
+        case.passed,
+        case.chip,
+        _sides(row["tile"]),
         str(row["side_by_side"]),
         f"{row['bundles']:,}",
+        f"{figures.cycles_of(row['bytes'] / case.maps, case.chip):,}",
         str(row["inner"]),
         f"{row['fewest']} {row['busiest']}",
         str(row["spills"]),
+        f"{row['vmem'] / 1e6:.1f}" if "vmem" in row else "-",
         f"{row['temporaries'] / 1e6:.1f}",
         f"{row['bytes'] / 1e6:.0f}",
     ]
+
+
+def _large(case: TPUCase, row: Row) -> list[str]:
+    return [
+        case.problem.name,
+        case.what,
+        case.chip,
+        _sides(row["tile"]),
+        _sides(row["chunk"]),
+        f"{row['steps']:,}",
+        _millions(row["bundles"]),
+        f"{_millions(row['ideal'])} (x{row['bundles'] / row['ideal']:.2f})",
+        _millions(row["ideal_of_windows"]),
+        _millions(figures.cycles_of(row["fetched"], case.chip)),
+        f"{_millions(row['fewest'])} {row['busiest']}",
+        str(row["spills"]),
+        f"{row['vmem'] / 1e6:.1f}",
+        f"{row['fetched'] / 1e9:.2f}",
+    ]
+
+
+def _millions(number: float) -> str:
+    return f"{number / 1e6:.2f}M"
+
+
+def _compared(rows: Mapping[str, Row]) -> list[list[str]]:
+    """Ours beside what others make of the same problems."""
+    lines = []
+    keys = dict.fromkeys(case.key.rsplit("/", 1)[0] for case in others.all_cases())
+    for key in keys:
+        name, what, chip = key.split("/")
+        passes = (what,) if f"{key}" in rows else ("dquery", "dkeyvalue")
+        ours = [rows.get(f"{name}/{x}/{chip}") for x in passes]
+        splash, xla = (rows.get(f"{key}/{by}") for by in ("splash", "xla"))
+        if splash is None or xla is None or None in ours:
+            continue
+        bundles = sum(row["bundles"] for row in ours if row)
+        lines.append(
+            [
+                *(name, what, chip),
+                f"{bundles:,}",
+                f"{splash['bundles']:,} (x{splash['bundles'] / bundles:.1f})",
+                f"{_sides(splash['box'])}",
+                f"{xla['cycles']:,}",
+                f"{xla['temporaries'] / 1e6:,.0f}",
+            ]
+        )
+    return lines
 
 
 def failures(rows: Mapping[str, Row], known: Mapping[str, Row]) -> dict[str, str]:

@@ -4,7 +4,7 @@ A program has whole maps in the memory of a core, with as many heads in the 128 
 room for, and goes over them tile by tile (`layout`): neither logits nor anything else reaches the
 device's memory but arguments and results. What is added to the logits is a table of what tiles look
 like (`natjax.kernels.plan.pattern`). One kernel computes the output, and one all gradients; neither
-needs atomic additions.
+needs atomic additions. Windows too large for that have kernels of their own (`large`).
 
 No kernel has ever run on a TPU. They are compiled for TPUs, and what they compute is tested by
 Pallas' interpreters on a CPU.

@@ -121,7 +121,7 @@ class Layout:
           head_dim: channels of a head, a power of two up to 128.
         """
         packed = min(LANES // head_dim, heads)
-        return cls(_best_blocks(_at_least_2d(neighborhood), LANES // packed), packed, head_dim)
+        return cls(_best_blocks(at_least_2d(neighborhood), LANES // packed), packed, head_dim)
 
     @property
     def windows(self) -> tuple[AxisWindow, ...]:
@@ -169,6 +169,11 @@ class Layout:
     def groups(self) -> int:
         """Dilation groups."""
         return math.prod(self.dilation)
+
+    @property
+    def work(self) -> float:
+        """What all tiles cost, in vectors of 8 by 128 logits."""
+        return _work(self.blocks) / SUBLANES
 
     @property
     def num_strips(self) -> int:
@@ -266,7 +271,7 @@ class Layout:
         return starts - strips * tiles * axis.tile
 
 
-def _at_least_2d(neighborhood: Neighborhood) -> Neighborhood:
+def at_least_2d(neighborhood: Neighborhood) -> Neighborhood:
     """With an axis of one token in front of a single one."""
     if len(neighborhood.axes) > 1:
         return neighborhood

@@ -10,11 +10,15 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from natjax.kernels import autodiff, device
 from natjax.kernels.autodiff import Arrays, Operation
 from natjax.kernels.backends.mosaic_tpu import run
+from natjax.kernels.backends.mosaic_tpu.large import run as large
+from natjax.kernels.backends.mosaic_tpu.large.choice import prefers_large, walks_of
+from natjax.kernels.backends.mosaic_tpu.large.walk import Walk
 from natjax.kernels.backends.mosaic_tpu.layout import Layout
 from natjax.kernels.backends.mosaic_tpu.memory import layout_of
 from natjax.kernels.backends.mosaic_tpu.support import NAME, require_support
@@ -54,7 +58,8 @@ def attention(
     arrays = query, key, value
     call = call_of(run.attention, platform, arrays, neighborhood, rpb, scale, beyond)
     extra = () if additional_keys is None else (additional_keys, additional_values)
-    return autodiff.attend(_ATTENTION, call, arrays, rpb, extra)
+    op = _LARGE if prefers_large(call.spec, query.shape[-2]) else _ATTENTION
+    return autodiff.attend(op, call, arrays, rpb, extra)
 
 
 def call_of(
@@ -116,9 +121,42 @@ def _attention_gradients(call: KernelCall, arrays: Arrays, _: Arrays, cotangents
     return tuple(dx.astype(x.dtype) for dx, x in zip(gradients, arrays, strict=True))
 
 
+def _large_attention(call: KernelCall, q: Array, k: Array, v: Array) -> Arrays:
+    walk = walks_of(call.spec, q.shape[2]).queries
+    signature = Signature((QUERY, KEY, KEY), (QUERY, _PER_QUERY))
+    return _run_walk(large.attention, call, walk, signature, q, k, v)
+
+
+def _large_gradients(
+    call: KernelCall, arrays: Arrays, results: Arrays, cotangents: Arrays
+) -> Arrays:
+    (q, k, v), (out, lse), (do, dlse) = arrays, results, cotangents
+    delta = jnp.sum(out.astype(jnp.float32) * do.astype(jnp.float32), axis=-1) - dlse
+    walks = walks_of(call.spec, q.shape[2])
+    operands = (QUERY, KEY, KEY, QUERY, _PER_QUERY, _PER_QUERY)
+    given = (q, k, v, do, lse, delta)
+    of_queries, of_keys = Signature(operands, (QUERY,)), Signature(operands, (KEY, KEY))
+    (dq,) = _run_walk(large.query_gradient, call, walks.queries, of_queries, *given)
+    dk, dv = _run_walk(large.key_value_gradients, call, walks.keys, of_keys, *given)
+    return dq, dk, dv
+
+
+def _run_walk(
+    function: Callable[..., Arrays],
+    call: KernelCall,
+    walk: Walk,
+    signature: Signature,
+    *arrays: Array,
+) -> Arrays:
+    """Run a launch on its arrays and the plan of its walk."""
+    plan = walk.plan()
+    signature = signature.taking(*((Dim.WHOLE,) * x.ndim for x in plan))
+    return wrapped(function, call, walk, signature)(*arrays, *plan)
+
+
 @functools.lru_cache(256)
 def wrapped(
-    function: Callable[..., Arrays], call: KernelCall, layout: Layout, signature: Signature
+    function: Callable[..., Arrays], call: KernelCall, layout: Layout | Walk, signature: Signature
 ) -> Callable[..., Arrays]:
     """A launch that is vmapped, and mapped over devices."""
     assert call.placement is not None
@@ -134,3 +172,4 @@ def wrapped(
 
 
 _ATTENTION = Operation(_attention, _attention_gradients, autodiff.plain_attention)
+_LARGE = Operation(_large_attention, _large_gradients, autodiff.plain_attention)

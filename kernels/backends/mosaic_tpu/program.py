@@ -24,6 +24,12 @@ PLAIN = (((1,), (0,)), ((), ()))
 COLUMNS_BY_COLUMNS = (((0,), (0,)), ((), ()))
 
 
+def product(a: jax.Array, b: jax.Array, dims: Any) -> jax.Array:
+    """A matrix product in float32; float32 operands are not rounded."""
+    precision = "highest" if a.dtype == jnp.float32 else None
+    return jax.lax.dot_general(a, b, dims, precision=precision, preferred_element_type=jnp.float32)
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Steps:
     """How much a kernel does at once.
@@ -112,11 +118,8 @@ class Program:
         return cls(layout, steps, dtype, heads, plan, strip, head)
 
     def product(self, a: jax.Array, b: jax.Array, dims: Any) -> jax.Array:
-        """A matrix product in float32; float32 operands are not rounded."""
-        precision = "highest" if self.dtype == jnp.float32 else None
-        return jax.lax.dot_general(
-            a, b, dims, precision=precision, preferred_element_type=jnp.float32
-        )
+        """See `product`."""
+        return product(a, b, dims)
 
     def copy_keys(self, copy: Ref, x: jax.Array) -> None:
         """Copy a map into scratch memory, shifted; zeros around it and behind the last head."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from natjax.kernels import device
+from natjax.kernels.backends.mosaic_tpu.large.choice import prefers_large
 from natjax.kernels.backends.mosaic_tpu.layout import LANES
 from natjax.kernels.backends.mosaic_tpu.memory import fits
 from natjax.kernels.spec import CallSpec
@@ -28,12 +29,15 @@ def require_support(spec: CallSpec, heads: int, *, is_unfused: bool = False) -> 
     largest = max(spec.head_dim, spec.value_dim)
     if largest > LANES:
         raise _refusal(f"takes head sizes up to {LANES}; got {largest}")
-    if not fits(spec, heads, is_unfused=is_unfused):
+    is_large = not is_unfused and prefers_large(spec, heads)
+    if not (is_large or fits(spec, heads, is_unfused=is_unfused)):
         raise _refusal(
             "takes maps of which rows that see each other, the table of biases, and the weights of "
-            "unfused ops fit the memory of a core; got "
+            "unfused ops fit the memory of a core; and, fused and without a bias, those whose plan "
+            "does; got "
             f"{spec.neighborhood.shape} tokens of {spec.dtype}, "
-            f"kernel_size={spec.neighborhood.kernel_size}"
+            f"kernel_size={spec.neighborhood.kernel_size}, "
+            f"{'a' if spec.has_bias else 'no'} bias"
         )
 
 

@@ -1,0 +1,201 @@
+"""The kernels: forward, gradients of queries, and gradients of keys and values.
+
+Logits are in units of log2(e), so that exp2 is all they need. Nothing is added up but by the one
+program that owns a tile, in the order of its chunks.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+
+from natjax.kernels.autodiff import LOG2_E
+from natjax.kernels.backends.mosaic_tpu.large.chunk import Hide, Step, as_row
+from natjax.kernels.backends.mosaic_tpu.layout import LANES
+from natjax.kernels.backends.mosaic_tpu.program import PLAIN, ROWS_BY_ROWS, product
+from natjax.kernels.plan.pattern import HIDDEN
+
+type Ref = Any
+
+
+def forward(
+    step: Step,
+    query: Ref,
+    key: Ref,
+    value: Ref,
+    out: Ref,
+    lse: Ref,
+    sums: Ref,
+    top: Ref,
+    total: Ref,
+    *,
+    scale: float,
+) -> None:
+    """The output of a tile of queries and its log-sum-exp, by an online softmax over chunks.
+
+    Args:
+      step: a tile of queries, and a chunk of keys.
+      query: the tile, ``[*tile, lanes]``.
+      key: the chunk, ``[1, 1, *chunk, lanes]``.
+      value: as ``key``.
+      out: as ``query``.
+      lse: ``[heads, tiles, rows]``.
+      sums: weighted values so far, ``[rows, lanes]``; scratch memory.
+      top: the largest logit so far, ``[heads, rows, 128]``, lanes alike.
+      total: the sum of weights so far, in 128 parts.
+      scale: factor on the products of queries and keys.
+    """
+
+    def begin() -> None:
+        sums[...] = jnp.zeros_like(sums)
+        top[...] = jnp.full_like(top, HIDDEN)
+        total[...] = jnp.zeros_like(total)
+
+    def body(hide: Hide) -> None:
+        q, k, v = step.rows_of(query), step.columns_of(key), step.columns_of(value)
+
+        def of_head(head: Any) -> None:
+            x = hide(product(step.own(head, q), k, ROWS_BY_ROWS) * (scale * LOG2_E))
+            before = top[head]
+            now = jnp.maximum(before, x.max(axis=1, keepdims=True))
+            # 1 where a chunk hides all that a query might see; then nothing that was or will be.
+            shrink = jnp.exp2(before - now)
+            w = jnp.exp2(x - now[:, :1])
+            top[head] = now
+            total[head] = total[head] * shrink + _in_lanes(w)
+            added = sums[...] * shrink[:, : step.walk.lanes] + product(w.astype(v.dtype), v, PLAIN)
+            sums[...] = step.select(head, added, sums[...])
+
+        step.each_head(of_head)
+
+    def end() -> None:
+        result = sums[...]
+        for head in range(step.walk.heads):
+            weight = total[head].sum(axis=1, keepdims=True)
+            result = step.select(head, result * (1 / weight), result)
+            column = (top[head][:, :1] + jnp.log2(weight)) * (1 / LOG2_E)
+            lse[head, pl.ds(step.tile, 1), :] = as_row(column)
+        out[...] = result.astype(out.dtype).reshape(out.shape)
+
+    step.run(begin, body, end)
+
+
+def dquery(
+    step: Step,
+    query: Ref,
+    key: Ref,
+    value: Ref,
+    dout: Ref,
+    statistics: Ref,
+    dq: Ref,
+    sums: Ref,
+    lse: Ref,
+    delta: Ref,
+    *,
+    scale: float,
+) -> None:
+    """The gradient of a tile of queries.
+
+    Args:
+      step: a tile of queries, and a chunk of keys.
+      query: the tile.
+      key: the chunk.
+      value: as ``key``.
+      dout: gradient of the output, as ``query``.
+      statistics: of each query, its log-sum-exp times log2(e) and the weighted sum of the gradients
+        of its weights: ``[*tile, 128]``.
+      dq: the gradient, as ``query``.
+      sums: the gradient so far, ``[rows, lanes]``; scratch memory.
+      lse: the first of the statistics, ``[heads, rows, 128]``, lanes alike; scratch memory.
+      delta: the second, as ``lse``.
+      scale: factor on the products of queries and keys.
+    """
+
+    def begin() -> None:
+        sums[...] = jnp.zeros_like(sums)
+        for head in range(step.walk.heads):
+            for column, x in zip((lse, delta), step.rows_in(statistics, head), strict=True):
+                column[head] = jnp.broadcast_to(x, column.shape[1:])
+
+    def body(hide: Hide) -> None:
+        q, do = step.rows_of(query), step.rows_of(dout)
+        k, v = step.columns_of(key), step.columns_of(value)
+
+        def of_head(head: Any) -> None:
+            x = hide(product(step.own(head, q), k, ROWS_BY_ROWS) * (scale * LOG2_E))
+            w = jnp.exp2(x - lse[head][:, :1])
+            dw = product(step.own(head, do), v, ROWS_BY_ROWS)
+            dx = w * (dw - delta[head][:, :1])
+            sums[...] += step.own(head, product(dx.astype(k.dtype), k, PLAIN))
+
+        step.each_head(of_head)
+
+    def end() -> None:
+        dq[...] = (sums[...] * scale).astype(dq.dtype).reshape(dq.shape)
+
+    step.run(begin, body, end)
+
+
+def dkeyvalue(
+    step: Step,
+    query: Ref,
+    key: Ref,
+    value: Ref,
+    dout: Ref,
+    statistics: Ref,
+    dk: Ref,
+    dv: Ref,
+    key_sums: Ref,
+    value_sums: Ref,
+    *,
+    scale: float,
+) -> None:
+    """The gradients of a tile of keys and their values.
+
+    Args:
+      step: a tile of keys, and a chunk of queries.
+      query: the chunk.
+      key: the tile.
+      value: as ``key``.
+      dout: gradient of the output, as ``query``.
+      statistics: as in `dquery`, of the chunk.
+      dk: gradient of keys, as ``key``.
+      dv: gradient of values, as ``key``.
+      key_sums: gradient of keys so far, ``[rows, lanes]``; scratch memory.
+      value_sums: as ``key_sums``.
+      scale: factor on the products of queries and keys.
+    """
+
+    def begin() -> None:
+        for sums in (key_sums, value_sums):
+            sums[...] = jnp.zeros_like(sums)
+
+    def body(hide: Hide) -> None:
+        q, do = step.columns_of(query), step.columns_of(dout)
+        k, v = step.rows_of(key), step.rows_of(value)
+
+        def of_head(head: Any) -> None:
+            lse, delta = step.columns_in(statistics, head)
+            x = hide(product(step.own(head, k), q, ROWS_BY_ROWS) * (scale * LOG2_E))
+            w = jnp.exp2(x - lse)
+            dw = product(step.own(head, v), do, ROWS_BY_ROWS)
+            dx = w * (dw - delta)
+            value_sums[...] += step.own(head, product(w.astype(do.dtype), do, PLAIN))
+            key_sums[...] += step.own(head, product(dx.astype(q.dtype), q, PLAIN))
+
+        step.each_head(of_head)
+
+    def end() -> None:
+        dk[...] = (key_sums[...] * scale).astype(dk.dtype).reshape(dk.shape)
+        dv[...] = value_sums[...].astype(dv.dtype).reshape(dv.shape)
+
+    step.run(begin, body, end)
+
+
+def _in_lanes(x: jax.Array) -> jax.Array:
+    """Sums of every 128th column: ``[rows, 128]``."""
+    parts = [x[:, i : i + LANES] for i in range(0, x.shape[1], LANES)]
+    return sum(parts[1:], start=parts[0])

@@ -1,0 +1,314 @@
+"""Launching the kernels: what each reads and writes at a step of its grid."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Float
+
+from natjax.kernels.autodiff import LOG2_E
+from natjax.kernels.backends.mosaic_tpu import run as small
+from natjax.kernels.backends.mosaic_tpu.large import kernels, packing
+from natjax.kernels.backends.mosaic_tpu.large.chunk import HEADS_OF_STATISTICS, Step
+from natjax.kernels.backends.mosaic_tpu.large.walk import Walk
+from natjax.kernels.backends.mosaic_tpu.layout import LANES, SUBLANES
+from natjax.kernels.backends.mosaic_tpu.memory import VMEM_LIMIT
+from natjax.kernels.sharding.partitioning import align_varying
+from natjax.kernels.spec import KernelCall
+
+type Operand = tuple[Array, Any]
+
+# Of which a step has its number among the plan's fields: see `Walk.steps`.
+_GROUP, _AXES = 2, 3
+
+
+@dataclasses.dataclass(frozen=True)
+class _Launch:
+    """A call of one kernel.
+
+    Attributes:
+      call: what it is part of.
+      walk: tiles and chunks.
+      batch: images.
+      blocks: blocks of lanes.
+    """
+
+    call: KernelCall
+    walk: Walk
+    batch: int
+    blocks: int
+
+    @classmethod
+    def of(cls, call: KernelCall, walk: Walk, query: Array) -> _Launch:
+        # A device may have fewer heads than there are in all.
+        walk = dataclasses.replace(walk, heads=min(walk.heads, query.shape[2]))
+        return cls(call, walk, query.shape[0], -(-query.shape[2] // walk.heads))
+
+    def rows(self, x: Array) -> Operand:
+        """A map, of which a step has a tile."""
+        return packing.as_map(x, self.walk), self.rows_spec
+
+    def columns(self, x: Array) -> Operand:
+        """A map, of which a step has a chunk."""
+        return packing.as_columns(packing.as_map(x, self.walk), self.walk), self.columns_spec
+
+    def row_statistics(self, x: Array) -> Operand:
+        """The map of statistics, of which a step has a tile."""
+        return x, self._tiles(LANES, self._statistics_of)
+
+    def column_statistics(self, x: Array) -> Operand:
+        """The map of statistics, of which a step has a chunk."""
+        return packing.as_columns(x, self.walk), self._chunks(LANES, self._statistics_of)
+
+    @property
+    def rows_spec(self) -> pl.BlockSpec:
+        """A tile of a map."""
+        return self._tiles(self.walk.lanes, lambda g: g)
+
+    @property
+    def columns_spec(self) -> pl.BlockSpec:
+        """A chunk of a map."""
+        return self._chunks(self.walk.lanes, lambda g: g)
+
+    def _statistics_of(self, g: Any) -> Any:
+        return g * self.walk.heads // HEADS_OF_STATISTICS
+
+    def _tiles(self, lanes: int, lanes_of: Callable[[Any], Any]) -> pl.BlockSpec:
+        """A tile; the last along an axis may reach beyond the map."""
+
+        def index(b: Any, g: Any, step: Any, plan: Any) -> tuple[Any, ...]:
+            tile = (self._field(plan, step, _AXES + i) for i in range(self._n))
+            return b, self._field(plan, step, _GROUP), *tile, lanes_of(g)
+
+        return pl.BlockSpec((None, None, *self.walk.tile, lanes), index)
+
+    def _chunks(self, lanes: int, lanes_of: Callable[[Any], Any]) -> pl.BlockSpec:
+        """A chunk, wherever it begins."""
+        *leading, last = range(_AXES + self._n, _AXES + 2 * self._n)
+
+        def index(b: Any, g: Any, step: Any, plan: Any) -> tuple[Any, ...]:
+            first = (self._field(plan, step, i) for i in leading)
+            column = pl.multiple_of(self._field(plan, step, last), SUBLANES)
+            return b, self._field(plan, step, _GROUP), *first, column, lanes_of(g) * lanes
+
+        sizes = (1, 1, *self.walk.chunk, lanes)
+        return pl.BlockSpec(tuple(map(pl.Element, sizes)), index)
+
+    def map_result(self, dtype: Any) -> tuple[jax.ShapeDtypeStruct, pl.BlockSpec]:
+        """A map of rows."""
+        channels = self.blocks * self.walk.lanes
+        shape = (self.batch, self.walk.num_groups, *self.walk.positions, channels)
+        return jax.ShapeDtypeStruct(shape, dtype), self.rows_spec
+
+    @property
+    def per_row_result(self) -> tuple[jax.ShapeDtypeStruct, pl.BlockSpec]:
+        """What there is one of for each row, all of a block of lanes at a time."""
+        heads, tiles = self.walk.heads, (self.walk.num_tiles, self.walk.num_rows)
+        spec = pl.BlockSpec((None, heads, *tiles), lambda b, g, *_: (b, g, 0, 0))
+        shape = (self.batch, self.blocks * heads, *tiles)
+        return jax.ShapeDtypeStruct(shape, jnp.float32), spec
+
+    @property
+    def sums(self) -> Any:
+        """Scratch memory for what is added up of a tile."""
+        return pltpu.VMEM((self.walk.num_rows, self.walk.lanes), jnp.float32)
+
+    @property
+    def per_head(self) -> Any:
+        """Scratch memory for what there is one of for each row and head."""
+        return pltpu.VMEM((self.walk.heads, self.walk.num_rows, LANES), jnp.float32)
+
+    def run(
+        self,
+        name: str,
+        body: Callable[..., None],
+        plan: tuple[Array, ...],
+        inputs: list[Operand],
+        outputs: list[tuple[jax.ShapeDtypeStruct, pl.BlockSpec]],
+        scratch: list[Any],
+    ) -> tuple[Array, ...]:
+        """Run ``body(step, *refs)`` over images, blocks of lanes and, within those, all steps."""
+        steps, *masks = plan
+        inputs = [*zip(masks, self._mask_specs, strict=True), *inputs]
+        arrays = align_varying(steps, *(x for x, _ in inputs))
+        varying = jax.typeof(arrays[0]).manual_axis_type
+
+        def kernel(steps: Any, *refs: Any) -> None:
+            body(
+                Step(self.walk, pl.program_id(1), pl.program_id(2), steps, refs[: self._n]),
+                *refs[self._n :],
+            )
+
+        call = pl.pallas_call(
+            kernel,
+            grid_spec=pltpu.PrefetchScalarGridSpec(
+                num_scalar_prefetch=1,
+                grid=(self.batch, self.blocks, self.walk.num_steps),
+                in_specs=[spec for _, spec in inputs],
+                out_specs=[spec for _, spec in outputs],
+                scratch_shapes=scratch,
+            ),
+            out_shape=[
+                jax.ShapeDtypeStruct(x.shape, x.dtype, manual_axis_type=varying) for x, _ in outputs
+            ],
+            interpret=small.INTERPRETER if self.call.interpret else False,
+            compiler_params=pltpu.CompilerParams(
+                dimension_semantics=("parallel", "parallel", "arbitrary"),
+                vmem_limit_bytes=VMEM_LIMIT,
+            ),
+            name=name,
+        )
+        return tuple(call(*arrays))
+
+    @property
+    def _n(self) -> int:
+        return len(self.walk.axes)
+
+    @property
+    def _mask_specs(self) -> list[pl.BlockSpec]:
+        def spec(i: int) -> pl.BlockSpec:
+            def index(_: Any, g: Any, step: Any, plan: Any) -> tuple[Any, ...]:
+                del g
+                return self._field(plan, step, _AXES + 2 * self._n + i), 0, 0
+
+            return pl.BlockSpec((None, self.walk.tile[i], self.walk.num_columns), index)
+
+        return [spec(i) for i in range(self._n)]
+
+    def _field(self, plan: Any, step: Any, i: int) -> Any:
+        return plan[step * self.walk.num_fields + i]
+
+
+def attention(
+    call: KernelCall,
+    walk: Walk,
+    q: Float[Array, "B T N D"],
+    k: Float[Array, "B T M D"],
+    v: Float[Array, "B T M Dv"],
+    *plan: Array,
+) -> tuple[Float[Array, "B T N Dv"], Float[Array, "B T N"]]:
+    """The output and its log-sum-exp.
+
+    Args:
+      call: what the kernel is specialised for.
+      walk: tiles of queries.
+      q: queries.
+      k: keys.
+      v: values.
+      *plan: `Walk.plan`.
+    """
+    launch = _Launch.of(call, walk, q)
+    if not launch.batch:
+        return jnp.zeros((*q.shape[:3], v.shape[-1]), q.dtype), jnp.zeros(q.shape[:3])
+
+    def body(step: Step, *refs: Any) -> None:
+        kernels.forward(step, *refs, scale=call.scale)
+
+    k, v = _for_each_query_head(q, k, v)
+    out, lse = launch.run(
+        "natjax_tpu_large_forward",
+        body,
+        plan,
+        [launch.rows(q), launch.columns(k), launch.columns(v)],
+        [launch.map_result(q.dtype), launch.per_row_result],
+        [launch.sums, launch.per_head, launch.per_head],
+    )
+    heads = q.shape[2]
+    return (
+        packing.from_map(out, launch.walk, heads, v.shape[-1]),
+        packing.unpack_rows(lse, launch.walk, heads),
+    )
+
+
+def query_gradient(
+    call: KernelCall,
+    walk: Walk,
+    q: Float[Array, "B T N D"],
+    k: Float[Array, "B T M D"],
+    v: Float[Array, "B T M Dv"],
+    do: Float[Array, "B T N Dv"],
+    lse: Float[Array, "B T N"],
+    delta: Float[Array, "B T N"],
+    *plan: Array,
+) -> tuple[Float[Array, "B T N D"]]:
+    """The gradient of queries.
+
+    Args:
+      call: as in `attention`, and so are the other arguments but these.
+      walk: tiles of queries.
+      q: queries.
+      k: keys.
+      v: values.
+      do: gradient of the output.
+      lse: log-sum-exp.
+      delta: sum of the gradients of a query's weights, each times its weight, less the gradient of
+        the log-sum-exp.
+      *plan: `Walk.plan`.
+    """
+    launch = _Launch.of(call, walk, q)
+    if not launch.batch:
+        return (jnp.zeros_like(q),)
+
+    def body(step: Step, *refs: Any) -> None:
+        kernels.dquery(step, *refs, scale=call.scale)
+
+    statistics = packing.statistics(lse * LOG2_E, delta, launch.walk)
+    keys = (launch.columns(x) for x in _for_each_query_head(q, k, v))
+    (dq,) = launch.run(
+        "natjax_tpu_large_dquery",
+        body,
+        plan,
+        [launch.rows(q), *keys, launch.rows(do), launch.row_statistics(statistics)],
+        [launch.map_result(q.dtype)],
+        [launch.sums, launch.per_head, launch.per_head],
+    )
+    return (packing.from_map(dq, launch.walk, q.shape[2], q.shape[-1]),)
+
+
+def key_value_gradients(
+    call: KernelCall,
+    walk: Walk,
+    q: Float[Array, "B T N D"],
+    k: Float[Array, "B T M D"],
+    v: Float[Array, "B T M Dv"],
+    do: Float[Array, "B T N Dv"],
+    lse: Float[Array, "B T N"],
+    delta: Float[Array, "B T N"],
+    *plan: Array,
+) -> tuple[Float[Array, "B T M D"], Float[Array, "B T M Dv"]]:
+    """The gradients of keys and values; arguments as in `query_gradient`, with tiles of keys."""
+    launch = _Launch.of(call, walk, q)
+    if not launch.batch:
+        return jnp.zeros_like(k), jnp.zeros_like(v)
+
+    def body(step: Step, *refs: Any) -> None:
+        kernels.dkeyvalue(step, *refs, scale=call.scale)
+
+    statistics = packing.statistics(lse * LOG2_E, delta, launch.walk)
+    keys = (launch.rows(x) for x in _for_each_query_head(q, k, v))
+    # Gradients that are still to be summed over the queries of a group are not rounded.
+    result = launch.map_result(jnp.float32 if q.shape[2] > k.shape[2] else k.dtype)
+    dk, dv = launch.run(
+        "natjax_tpu_large_dkeyvalue",
+        body,
+        plan,
+        [launch.columns(q), *keys, launch.columns(do), launch.column_statistics(statistics)],
+        [result, result],
+        [launch.sums, launch.sums],
+    )
+    dk, dv = (
+        packing.from_map(x, launch.walk, q.shape[2], like.shape[-1])
+        for x, like in ((dk, k), (dv, v))
+    )
+    return small.per_key_head(dk, k), small.per_key_head(dv, v)
+
+
+def _for_each_query_head(q: Array, *keys: Array) -> list[Array]:
+    groups = q.shape[2] // keys[0].shape[2]
+    return [jnp.repeat(x, groups, axis=2) if groups > 1 else x for x in keys]

@@ -1,0 +1,274 @@
+"""The walk of a kernel: tiles of rows, and for each the chunks of columns that it goes over.
+
+Rows are queries and columns keys; or the other way round, for gradients of keys and values. Tiles
+and chunks are boxes of positions of one dilation group. A step of the kernel's grid is one chunk of
+one tile; chunks that no row of the tile meets are not in it.
+
+The first axes of a block's mask and its last one are laid out apart, each for all columns of a
+chunk: a row sees a column where the number of the last axis is less than those of all others. That
+takes one comparison and one selection for a logit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from natjax.kernels.backends.mosaic_tpu.large.axis import (
+    AxisWalk,
+    axis_masks,
+    axis_walk,
+    columns_needed,
+)
+from natjax.kernels.backends.mosaic_tpu.layout import LANES, SUBLANES, at_least_2d, round_up
+from natjax.kernels.neighborhood import AxisWindow, Neighborhood
+from natjax.kernels.plan.blocks import Rows
+
+# Seen or hidden along the last axis, and along any other.
+_LAST = (1.0, 3.0)
+_OTHER = (2.0, 0.0)
+# Rows of a tile and columns of a chunk, at most, and the logits of a block.
+_ROWS = 512
+_COLUMNS = 3072
+_LOGITS = 2**20
+# What a step costs besides its logits, and each row and column of it: in vectors of 8 by 128
+# logits; estimates from bundles of kernels compiled for a v5e.
+_STEP = 80
+_OF_ROWS = 1.0
+_OF_COLUMNS = 4.0
+# Bytes that arrive in the time of a vector of logits, of a v5e.
+_BYTES = 3000
+# Sides of a tile along the last axis, and along any other.
+_WIDTHS = (8, 16, 24, 32, 48, 64, 128, 256, 512)
+_SIDES = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16)
+IS_FIRST, IS_LAST, IS_MASKED = 1, 2, 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Walk:
+    """Tiles and chunks along each axis, and the heads that share the lanes.
+
+    Attributes:
+      axes: of which there are two at least.
+      heads: heads that a program works on, one after the other.
+      head_dim: channels of a head, a power of two.
+    """
+
+    axes: tuple[AxisWalk, ...]
+    heads: int
+    head_dim: int
+
+    @classmethod
+    def of(cls, neighborhood: Neighborhood, rows: Rows, heads: int, head_dim: int) -> Walk:
+        """The walk with the least work.
+
+        Args:
+          neighborhood: which keys a query sees.
+          rows: whether tiles are of queries or of keys.
+          heads: heads in all.
+          head_dim: channels of a head, a power of two up to 128.
+        """
+        axes = _best_axes(at_least_2d(neighborhood), rows)
+        return cls(axes, min(LANES // head_dim, heads), head_dim)
+
+    @property
+    def rows(self) -> Rows:
+        """Whether tiles are of queries or of keys."""
+        return self.axes[0].rows
+
+    @property
+    def lanes(self) -> int:
+        """Channels of the heads together."""
+        return self.heads * self.head_dim
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """Tokens along each axis."""
+        return tuple(axis.window.length for axis in self.axes)
+
+    @property
+    def dilation(self) -> tuple[int, ...]:
+        """Dilation along each axis."""
+        return tuple(axis.window.dilation for axis in self.axes)
+
+    @property
+    def num_groups(self) -> int:
+        """Dilation groups."""
+        return math.prod(self.dilation)
+
+    @property
+    def positions(self) -> tuple[int, ...]:
+        """Positions of the longest dilation group along each axis."""
+        return tuple(axis.window.max_group_length for axis in self.axes)
+
+    @property
+    def tile(self) -> tuple[int, ...]:
+        """Sides of a tile."""
+        return tuple(axis.tile for axis in self.axes)
+
+    @property
+    def chunk(self) -> tuple[int, ...]:
+        """Sides of a chunk."""
+        return tuple(axis.chunk for axis in self.axes)
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of a tile."""
+        return math.prod(self.tile)
+
+    @property
+    def num_columns(self) -> int:
+        """Columns of a chunk."""
+        return math.prod(self.chunk)
+
+    @property
+    def num_tiles(self) -> int:
+        """Tiles of all dilation groups."""
+        return math.prod(axis.num_tiles for axis in self.axes)
+
+    @property
+    def num_steps(self) -> int:
+        """Chunks of all tiles."""
+        return math.prod(sum(axis.counts) for axis in self.axes)
+
+    @property
+    def num_fields(self) -> int:
+        """Numbers that say what a step is."""
+        return 3 + 3 * len(self.axes)
+
+    @property
+    def work(self) -> float:
+        """What all steps cost, in vectors of logits."""
+        return float(_work(self.tile, self.num_columns, self.num_steps))
+
+    @property
+    def mask_bytes(self) -> int:
+        """What masks take."""
+        kinds = (len(axis_masks(axis).seen) * axis.tile for axis in self.axes)
+        return sum(kinds) * self.num_columns * 4
+
+    @functools.cached_property
+    def masked(self) -> frozenset[bool]:
+        """Whether there are steps with a mask, and steps without."""
+        flags = self.steps().reshape(-1, self.num_fields)[:, 1]
+        return frozenset(map(bool, flags & IS_MASKED))
+
+    def steps(self) -> Int[np.ndarray, "F"]:
+        """Of every step: the number of its tile, flags, the dilation group; and along each axis the
+        number of the tile in its group, the first column of the chunk, and the kind of the mask.
+        """
+        return _steps(self.axes)
+
+    def plan(self) -> tuple[Array, ...]:
+        """What kernels take besides maps: the steps, and the mask along each axis."""
+        return jnp.asarray(self.steps()), *self.masks()
+
+    def masks(self) -> list[Float[Array, "kinds tile columns"]]:
+        """For each axis, whether rows of a tile see columns of a chunk, as the module says."""
+        return [self._mask(i) for i in range(len(self.axes))]
+
+    def _mask(self, i: int) -> Float[Array, "kinds tile columns"]:
+        seen = axis_masks(self.axes[i]).seen
+        numbers = _LAST if i == len(self.axes) - 1 else _OTHER
+        mask = jnp.asarray(np.where(seen, *numbers).astype(np.float32))
+        others = [1 if j != i else axis.chunk for j, axis in enumerate(self.axes)]
+        mask = jnp.broadcast_to(
+            mask.reshape(*mask.shape[:2], *others), (*mask.shape[:2], *self.chunk)
+        )
+        return mask.reshape(*mask.shape[:2], self.num_columns)
+
+
+@functools.lru_cache(64)
+def _steps(axes: tuple[AxisWalk, ...]) -> Int[np.ndarray, "F"]:
+    masks = [axis_masks(axis) for axis in axes]
+    dilation = [axis.window.dilation for axis in axes]
+    steps = []
+    for number, tile in enumerate(itertools.product(*(range(axis.num_tiles) for axis in axes))):
+        groups, within = zip(
+            *(divmod(t, axis.per_group) for t, axis in zip(tile, axes, strict=True)), strict=True
+        )
+        group = np.ravel_multi_index(groups, dilation)
+        chunks = [range(axis.counts[t]) for t, axis in zip(tile, axes, strict=True)]
+        left = math.prod(map(len, chunks))
+        flags = IS_FIRST
+        for chunk in itertools.product(*chunks):
+            left -= 1
+            at = list(zip(masks, tile, chunk, strict=True))
+            if not all(mask.is_whole[t, c] for mask, t, c in at):
+                flags |= IS_MASKED
+            fields = [number, flags | (IS_LAST if not left else 0), group]
+            starts = [a.column_of(t, c) for a, t, c in zip(axes, tile, chunk, strict=True)]
+            kinds = [mask.kind[t, c] for mask, t, c in at]
+            steps.append([*fields, *within, *starts, *kinds])
+            flags = 0
+    return np.array(steps, np.int32).reshape(-1)
+
+
+@functools.lru_cache(256)
+def _best_axes(neighborhood: Neighborhood, rows: Rows) -> tuple[AxisWalk, ...]:
+    """The tiles and chunks with the least work."""
+    choices = (_best_chunk(neighborhood, rows, tile) for tile in _tiles(neighborhood))
+    _, tile, chunk = min(choices)
+    axes = zip(neighborhood.axes, tile, chunk, _alignments(neighborhood), strict=True)
+    return tuple(axis_walk(window, rows, t, c, a) for window, t, c, a in axes)
+
+
+def _tiles(neighborhood: Neighborhood) -> list[tuple[int, ...]]:
+    """Sides of tiles that come into question: none is smaller than it need be."""
+    *leading, last = (w.max_group_length for w in neighborhood.axes)
+    sides = [[n for n in _SIDES if n <= length] for length in leading]
+    widths = [n for n in _WIDTHS if n < last + SUBLANES]
+    tiles = [tile for tile in itertools.product(*sides, widths) if math.prod(tile) <= _ROWS]
+    least = min(LANES, max(map(math.prod, tiles)))
+    return [tile for tile in tiles if math.prod(tile) >= least]
+
+
+def _best_chunk(
+    neighborhood: Neighborhood, rows: Rows, tile: tuple[int, ...]
+) -> tuple[float, tuple[int, ...], tuple[int, ...]]:
+    """The least work with a tile; the tile; and the sides of chunks with which it is that."""
+    axes = zip(neighborhood.axes, tile, _alignments(neighborhood), strict=True)
+    options = [_sides_of_chunks(window, rows, side, a) for window, side, a in axes]
+    sides = np.meshgrid(*(side for side, _ in options), indexing="ij")
+    columns = functools.reduce(np.multiply, sides)
+    steps = functools.reduce(np.multiply.outer, (steps for _, steps in options))
+    most = max(LANES, min(_COLUMNS, _LOGITS // math.prod(tile)))
+    fits = (columns % LANES == 0) & (columns <= most)
+    work = np.where(fits, _work(tile, columns, steps), np.inf)
+    best = np.unravel_index(np.argmin(work), work.shape)
+    return float(work[best]), tile, tuple(int(side[best]) for side in sides)
+
+
+@functools.lru_cache(1024)
+def _sides_of_chunks(
+    window: AxisWindow, rows: Rows, tile: int, alignment: int
+) -> tuple[Int[np.ndarray, "S"], Int[np.ndarray, "S"]]:
+    """Sides of chunks along an axis, and how many chunks all tiles have together."""
+    lengths = columns_needed(window, rows, tile, alignment)[2]
+    # Numbers of bfloat16 fill 16 rows of a vector register. Sides that are multiples of the lanes
+    # are among them whatever the other axes have.
+    unit = 1 if alignment == 1 else 2 * alignment
+    most = min(round_up(int(lengths.max()), LANES), _COLUMNS)
+    sides = np.arange(unit, most + 1, unit)
+    return sides, (-(-lengths[:, None] // sides)).sum(axis=0)
+
+
+def _alignments(neighborhood: Neighborhood) -> list[int]:
+    return [1] * (len(neighborhood.axes) - 1) + [SUBLANES]
+
+
+def _work(tile: Sequence[int], columns: Any, steps: Any) -> Any:
+    """Of so many steps with chunks of so many columns, in vectors of logits (numbers or arrays)."""
+    rows, columns = round_up(math.prod(tile), 2 * SUBLANES) / SUBLANES, columns / LANES
+    logits = rows * columns + _OF_ROWS * rows + _OF_COLUMNS * columns + _STEP
+    # Keys and values in half precision, and the masks.
+    fetched = columns * LANES * (4 * LANES + 4 * sum(tile))
+    return steps * np.maximum(logits, fetched / _BYTES)
