@@ -93,6 +93,13 @@ class Settings(Protocol):
         """Columns of a block along each token axis."""
         ...
 
+    def sums_bias(self, spec: CallSpec) -> bool:
+        """Whether "dquery" with these settings sums the gradient of the bias as well.
+
+        Then there is no kernel "dbias".
+        """
+        ...
+
 
 def blocks_of(kernel: Kernel, settings: Settings, neighborhood: Neighborhood) -> Blocks:
     """The blocks of a neighborhood that a kernel with these settings works on.
@@ -159,6 +166,11 @@ class KernelCall:
     def config(self, kernel: Kernel) -> Any:
         """The settings of a kernel."""
         return dict(self.settings)[kernel]
+
+    @property
+    def sums_bias(self) -> bool:
+        """Whether the kernel "dquery" sums the gradient of the bias as well."""
+        return self.spec.has_bias and self.config("dquery").sums_bias(self.spec)
 
     def blocks(self, kernel: Kernel) -> Blocks:
         """The blocks that a kernel works on."""

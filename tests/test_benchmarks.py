@@ -17,8 +17,11 @@ from flax import nnx
 
 from benchmarks import annotations, measured, segment, swin, train_step
 from benchmarks.aot import __main__ as aot
-from benchmarks.aot import cases, in_triton, layouts, pool, sass
+from benchmarks.aot import cases, layouts, pool, sass
 from benchmarks.aot import report as aot_report
+from benchmarks.aot.in_triton import __main__ as in_triton
+from benchmarks.aot.in_triton import cases as triton_cases
+from benchmarks.aot.in_triton import report as triton_report
 from benchmarks.aot.step import __main__ as aot_step
 from benchmarks.aot.step import cases as step_cases
 from benchmarks.aot.step import collectives
@@ -467,16 +470,16 @@ def test_work_that_warps_repeat_fails():
 
 def test_the_table_of_kernels_in_triton_is_of_the_present_settings_and_without_spills():
     rows = in_triton.read()
-    assert list(rows) == [case.key for case in in_triton.all_cases()]
-    for case in in_triton.all_cases():
+    assert list(rows) == [case.key for case in triton_cases.all_cases()]
+    for case in triton_cases.all_cases():
         row = rows[case.key]
         assert row["spill"] == 0, case.key
         config = jax_triton.settings.suggest(case.kernel, shape_of(case))
         used = [list(config.tile), list(config.chunk), config.num_warps, config.num_stages]
         assert [row[k] for k in ("tile", "chunk", "warps", "stages")] == used, case.key
     where = json.loads(in_triton.TABLE.read_text())["environment"]
-    assert in_triton.DOCUMENT.read_text() == in_triton.document(rows, where)
-    assert {case.kernel for case in in_triton.quick_cases()} == set(KERNELS)
+    assert in_triton.DOCUMENT.read_text() == triton_report.document(rows, where)
+    assert {case.kernel for case in triton_cases.quick_cases()} == set(KERNELS)
 
 
 def test_made_up_annotations_can_be_meant(tmp_path):

@@ -34,3 +34,7 @@ class Signature:
     def taking(self, *more: Dims) -> Signature:
         """The signature of a function that takes further arguments after these."""
         return dataclasses.replace(self, operands=(*self.operands, *more))
+
+    def giving(self, *more: Dims) -> Signature:
+        """The signature of a function that returns further results after these."""
+        return dataclasses.replace(self, results=(*self.results, *more))
