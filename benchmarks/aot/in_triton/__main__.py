@@ -12,73 +12,21 @@ It needs the environment that ``scripts/aot-env`` makes; ``make aot`` sees to th
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
-import math
 import os
-import pathlib
 import sys
-import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
 
-import jax
-
 from benchmarks.aot import __main__ as aot
-from benchmarks.aot import compiler, pool, sass
+from benchmarks.aot import pool
 from benchmarks.aot import report as aot_report
-from benchmarks.aot.cases import Case
-from benchmarks.aot.chips import CHIPS
-from benchmarks.aot.in_triton import counts, report
-from benchmarks.aot.in_triton.cases import TARGETS, all_cases, quick_cases
+from benchmarks.aot.in_triton import compiler, report
+from benchmarks.aot.in_triton.cases import all_cases, quick_cases
 
 TABLE = aot_report.RESULTS / "aot_jax_triton.json"
 DOCUMENT = aot_report.RESULTS / "aot_jax_triton.md"
-
-
-def compile_case(case: Case) -> dict[str, Any]:
-    """What a kernel takes of a chip, and what it issues, loads and multiplies."""
-    equation, operands = compiler.extract(case, CHIPS["h100"], "jax_triton")
-    statics = equation.params["metaparams"]["s"]
-    options = equation.params["backend_options"]
-    row, text = _assembled(equation, operands, statics, case.chip)
-    if row["shared"] > (most := TARGETS[case.chip][2]):
-        return row | {"error": f"needs {row['shared']} bytes of shared memory; {most} are there"}
-    row |= {
-        "tile": counts.sides(statics, "tile"),
-        "chunk": counts.sides(statics, "chunk"),
-        "warps": options["num_warps"],
-        "stages": options["num_stages"],
-        "instructions": sass.length(text),
-    }
-    if case.kernel == "forward" and statics.looks_for_nan:
-        # What is done only where a key is nan is not part of what is counted.
-        usual = dataclasses.replace(statics, looks_for_nan=False)
-        _, text = _assembled(equation, operands, usual, case.chip)
-    variables = [*equation.invars, *equation.outvars]
-    moved = sum(math.prod(v.aval.shape) * v.aval.dtype.itemsize for v in variables)
-    work = counts.work_of(case, statics) | {"bytes": moved}
-    return row | work | counts.counts_of(case, statics, work, options["num_warps"], text)
-
-
-def _assembled(
-    equation: Any, operands: Sequence[Any], statics: Any, chip: str
-) -> tuple[dict[str, int], str]:
-    """Registers, spills and shared memory of a kernel with these constants, and machine code."""
-    from jax_triton import triton_lib
-
-    capability, arch, _ = TARGETS[chip]
-    params = equation.params | {"compute_capability": capability, "metaparams": {"s": statics}}
-    with tempfile.TemporaryDirectory() as folder:
-        triton_lib._JAX_TRITON_DUMP_DIR = folder
-        run = jax.jit(lambda *xs: equation.primitive.bind(*xs, **params))
-        run.trace(*operands).lower(lowering_platforms=("cuda",))
-        (ptx,) = pathlib.Path(folder).glob("*/*.ptx")
-        (info,) = pathlib.Path(folder).glob("*/*.compile_info")
-        registers, spilled, text = compiler.assemble(str(ptx), arch)
-        shared = int(info.read_text().split()[-1])
-    return {"registers": registers, "spill": spilled, "shared": shared}, text
 
 
 def failed(rows: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, str]:
@@ -119,7 +67,9 @@ def main() -> int:
     chosen = [case for case in chosen if all(part in case.key for part in options.only)]
     known = read() if options.check else {}
     rows = {}
-    for case, row in zip(chosen, pool.run(compile_case, chosen, options.workers), strict=True):
+    for case, row in zip(
+        chosen, pool.run(compiler.compile_case, chosen, options.workers), strict=True
+    ):
         rows[case.key] = row
         print(case.key, row, flush=True)
     if options.save or not (options.only or options.check):

@@ -106,7 +106,7 @@ def dquery_and_dbias(
     for item in tl.range(tl.load(begin + share), tl.load(begin + share + 1)):
         groups, first, starts = place(tl.load(order + item), s)
         tokens = tokens_of(rows_of(first, s), groups, s)
-        for turn in tl.range(0, num_images, num_stages=s.stages):
+        for turn in tl.range(0, num_images, num_stages=s.stages, disable_licm=True):
             batch = first_image + turn
             q_tile, do_tile, lse_rows, delta_rows = rows_of_dquery(
                 q, out, do, lse, dlse, batch, head, tokens, s
