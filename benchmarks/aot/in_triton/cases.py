@@ -18,18 +18,19 @@ TARGETS = {
     "b200": (100, "sm_100a", 232_448),
     "rtx5090": (120, "sm_120a", 101_376),
 }
-# Small windows and large ones, dilation, wide heads, a batch of videos, and float32.
+# All kernels for all chips; and the fused ones for one chip.
 _PROBLEMS = (
     ("nat_tiny-stage1-d1", "bfloat16"),
-    ("nat_tiny-stage2-d1", "bfloat16"),
     ("nat_tiny-stage3-d1", "bfloat16"),
+    ("heads-of-128", "bfloat16"),
+    ("image-256", "bfloat16"),
+)
+_FURTHER = (
+    ("nat_tiny-stage2-d1", "bfloat16"),
     ("nat_tiny-stage4-d1", "bfloat16"),
     ("dinat_tiny-stage1-d8", "bfloat16"),
     ("heads-of-64", "bfloat16"),
-    ("heads-of-128", "bfloat16"),
-    ("video", "bfloat16"),
     ("window-31", "bfloat16"),
-    ("image-256", "bfloat16"),
     ("video-30x48x80", "bfloat16"),
     ("nat_tiny-stage1-d1", "float32"),
 )
@@ -41,9 +42,10 @@ def all_cases() -> list[Case]:
     return [
         Case(problem=problem, dtype=dtype, kernel=kernel, chip=chip)
         for problem, dtype in cases.PROBLEMS
-        if (problem.name, dtype) in _PROBLEMS
         for kernel in kernels_of(problem, dtype)
         for chip in TARGETS
+        if (problem.name, dtype) in _PROBLEMS
+        or ((problem.name, dtype) in _FURTHER and chip == "h100" and kernel in cases.FUSED)
     ]
 
 
@@ -65,7 +67,10 @@ def quick_cases() -> list[Case]:
     return [
         case
         for case in all_cases()
-        if case.problem.name in _QUICK
-        and case.dtype == "bfloat16"
-        and (case.chip in ("a100", "h100") or case.kernel == "forward")
+        if (
+            case.problem.name in _QUICK
+            and case.dtype == "bfloat16"
+            and (case.chip in ("a100", "h100") or case.kernel == "forward")
+        )
+        or (case.problem.name, case.kernel, case.chip) == ("heads-of-128", "dbias", "h100")
     ]

@@ -87,8 +87,8 @@ def dquery_and_dbias(
 ):
     """The gradient of a share of tiles of queries, their delta, and the sums of their blocks.
 
-    A program goes over the images of its tiles, which look alike: what to add to the logits is
-    loaded once, and what the gradient of the bias is made of stays in registers until the end.
+    A program goes over images, whose tiles look alike: what to add to the logits stays in the L1
+    cache, and what the gradient of the bias is made of in registers until the end.
     ``order`` are the tiles sorted by kind, ``begin`` is where each share of them begins, and
     ``kind`` is that of its tiles.
     """
@@ -101,26 +101,46 @@ def dquery_and_dbias(
     totals = ()
     for _ in tl.static_range(tl.constexpr(s.chunks)):
         totals += (tl.full((s.rows, s.columns), 0.0, tl.float32),)
-    first_image = split * s.images
-    num_images = tl.minimum(s.images, s.batch - first_image)
-    for item in tl.range(tl.load(begin + share), tl.load(begin + share + 1)):
-        groups, first, starts = place(tl.load(order + item), s)
-        tokens = tokens_of(rows_of(first, s), groups, s)
-        for turn in tl.range(0, num_images, num_stages=s.stages, disable_licm=True):
-            batch = first_image + turn
-            q_tile, do_tile, lse_rows, delta_rows = rows_of_dquery(
-                q, out, do, lse, dlse, batch, head, tokens, s
+    if s.shares == s.tiles:
+        # No loop over one tile: what counts its rounds would take registers of the one within.
+        tile = tl.load(order + share)
+        totals = over_images(
+            q, k, v, out, do, lse, dlse, block, dq, delta, totals, tile, head, split, s
+        )
+    else:
+        for item in tl.range(tl.load(begin + share), tl.load(begin + share + 1)):
+            tile = tl.load(order + item)
+            totals = over_images(
+                q, k, v, out, do, lse, dlse, block, dq, delta, totals, tile, head, split, s
             )
-            acc, totals = over_slab(
-                q_tile, do_tile, lse_rows, delta_rows, k, v, block, totals, batch, head, groups,
-                starts, s,
-            )  # fmt: skip
-            store_scalars(delta, batch, head, tokens, delta_rows, s)
-            store_queries(dq, batch, head, tokens, acc * s.scale, s)
     of_head = head * (s.splits * s.shares) + split * s.shares + share
     pointer = sums + of_head.to(tl.int64) * (s.chunks * s.rows * s.columns) + entry
     for chunk in tl.static_range(tl.constexpr(s.chunks)):
         tl.store(pointer + chunk * (s.rows * s.columns), totals[chunk])
+
+
+@triton.jit
+@no_type_check
+def over_images(
+    q, k, v, out, do, lse, dlse, block, dq, delta, totals, tile, head, split, s: tl.constexpr
+):
+    """Write what a share of images has at a tile; the totals with the gradients of their logits."""
+    groups, first, starts = place(tile, s)
+    tokens = tokens_of(rows_of(first, s), groups, s)
+    first_image = split * s.images
+    num_images = tl.minimum(s.images, s.batch - first_image)
+    for turn in tl.range(0, num_images, num_stages=s.stages):
+        batch = first_image + turn
+        q_tile, do_tile, lse_rows, delta_rows = rows_of_dquery(
+            q, out, do, lse, dlse, batch, head, tokens, s
+        )
+        acc, totals = over_slab(
+            q_tile, do_tile, lse_rows, delta_rows, k, v, block, totals, batch, head, groups,
+            starts, s,
+        )  # fmt: skip
+        store_scalars(delta, batch, head, tokens, delta_rows, s)
+        store_queries(dq, batch, head, tokens, acc * s.scale, s)
+    return totals
 
 
 @triton.jit
