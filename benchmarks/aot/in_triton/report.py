@@ -146,5 +146,24 @@ def _row(
     return rows.get(Case(problem=problem, dtype=dtype, kernel=kernel, chip=chip).key)
 
 
+def _cell(row: Mapping[str, Any] | None) -> str:
+    if row is None:
+        return ""
+    if "error" in row:
+        return f"**{row['error']}**"
+    spill = f"**{row['spill']} B spilled**, " if row["spill"] else ""
+    text = (
+        f"{spill}{row['registers']} reg, {row['shared'] / 1024:.0f} KiB, {row['instructions']} ins"
+    )
+    if not row.get("loop"):
+        return text
+    more = [
+        f"{row[name][0] / row[name][1]:.1f}x {name}"
+        for name in ("exponentials", "products")
+        if row[name][1] and row[name][0] > row[name][1]
+    ]
+    return f"{text}, loop {row['loop']}" + "".join(f", **{x}**" for x in more)
+
+
 def _table(lines: list[list[str]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
