@@ -48,8 +48,9 @@ Floors of a call in microseconds, and which is the highest: *issue*, the instruc
 at four a clock and multiprocessor; *exp*, exponentials at sixteen; *L2*, what programs load (tokens
 and, unless it is in registers or the L1 cache, the table) at 5120 bytes a clock, which is NVIDIA's
 figure for an A100, taken for all; *memory*, every operand read and every result written once at the
-bandwidth of the data sheet. They come from counts and data sheets. A time has never been as low as
-the highest of them, and may be far above it: latency is in none.
+bandwidth of the data sheet. They come from counts and data sheets. No call can take less than the
+highest of them; it may take much longer, since latency is in none.
+
 """
 
 _AIMED = """
@@ -102,6 +103,8 @@ def _limits(rows: Rows, problem: Problem, dtype: str) -> str:
     lines = []
     for kernel in kernels_of(problem, dtype):
         found = [_row(rows, problem, dtype, kernel, chip) for chip in CHIPS]
+        if not any(found):
+            continue
         lines.append([f"{problem.name}, {dtype}", kernel, *map(_floors, found, CHIPS)])
     return _table(lines)
 
