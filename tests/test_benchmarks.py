@@ -21,6 +21,7 @@ from benchmarks.aot import cases, layouts, pool, sass
 from benchmarks.aot import report as aot_report
 from benchmarks.aot.in_triton import __main__ as in_triton
 from benchmarks.aot.in_triton import cases as triton_cases
+from benchmarks.aot.in_triton import limits
 from benchmarks.aot.in_triton import report as triton_report
 from benchmarks.aot.step import __main__ as aot_step
 from benchmarks.aot.step import cases as step_cases
