@@ -5,10 +5,11 @@ A backend has seven kernels (`natjax.kernels.spec.Kernel`), which take and retur
 what is added to the logits, additional keys, and which kernels compute the gradients of which.
 
 Kernels compute the op and its first derivative in reverse mode. Gradients are recomputed from the
-log-sum-exp: those of queries by programs that own queries, those of keys and values by programs
-that own keys and walk over the queries that see them, and that of the bias by summing blocks of one
-kind, then by bias. None of it needs atomic additions. Every other derivative, and every platform
-but that of the kernels, is served by the implementation in plain JAX.
+log-sum-exp: those of queries by programs that own queries, which also make the delta that the
+others take; those of keys and values by programs that own keys and walk over the queries that see
+them; and that of the bias by summing blocks of one kind, then by bias. None of it needs atomic
+additions. Every other derivative, and every platform but that of the kernels, is served by the
+implementation in plain JAX.
 
 References:
   Hassani et al., *Faster Neighborhood Attention*, 2024 (fused neighborhood attention);
@@ -36,6 +37,7 @@ from natjax.kernels.merge import merge_attentions
 from natjax.kernels.neighborhood import Neighborhood
 from natjax.kernels.plan.pattern import HIDDEN, pattern_of
 from natjax.kernels.plan.reach import reach_of
+from natjax.kernels.plan.shares import tiles_by_kind, tiles_in_shares
 from natjax.kernels.plan.slots import fill_hidden, sum_by_bias
 from natjax.kernels.sharding.batching import in_indexable_parts, vmap_into_batch
 from natjax.kernels.sharding.one_device import on_one_device
@@ -61,13 +63,16 @@ _BIAS_TABLE = (Dim.HEADS, *(Dim.WHOLE,) * 4)
 _MASK_TABLE = (Dim.WHOLE,) * 5
 
 _BACKWARD = (_QUERY, _KEY, _KEY, _QUERY, _PER_QUERY, _PER_QUERY)
+_DQUERY = (_QUERY, _KEY, _KEY, _QUERY, _QUERY, _PER_QUERY, _PER_QUERY)
 # What each kernel takes, before what `_run` adds, and returns. Products of queries and keys, and
 # what "av" and "av_transposed" sum, which are the gradients of those, are times the call's scale.
 _SIGNATURES: dict[Kernel, Signature] = {
     # query, key, value -> output, log-sum-exp
     "forward": Signature((_QUERY, _KEY, _KEY), (_QUERY, _PER_QUERY)),
+    # query, key, value, output and its gradient, log-sum-exp and its gradient -> gradient, delta.
+    # Where it sums the gradient of the bias, also what `plan.shares` has -> blocks by kind
+    "dquery": Signature(_DQUERY, (_QUERY, _PER_QUERY)),
     # query, key, value, gradient of the output, log-sum-exp, delta -> gradients
-    "dquery": Signature(_BACKWARD, (_QUERY,)),
     "dkeyvalue": Signature(_BACKWARD, (_KEY, _KEY)),
     # ... and the tiles in order of their kind, and where each kind begins -> blocks summed by kind
     "dbias": Signature(_BACKWARD, (_BIAS_TABLE,)),
@@ -308,7 +313,7 @@ def _run(
     kernel: Kernel,
     arrays: Arrays,
     rpb: Arrays = (),
-    plan: Arrays | None = None,
+    plan: tuple[np.ndarray, ...] | None = None,
 ) -> Arrays:
     """Run a kernel on its arrays, the table made from the bias if it takes one, and its plan.
 
@@ -316,11 +321,13 @@ def _run(
     is a table, and which chunks each tile meets.
     """
     signature, blocks = _SIGNATURES[kernel], call.blocks(kernel)
+    if kernel == "dquery" and call.sums_bias:
+        signature = signature.giving(_BIAS_TABLE)
     if kernel in call.with_table:
         pattern = pattern_of(blocks)
         bias = rpb[0].reshape(-1, *call.spec.neighborhood.bias_shape) if rpb else None
         factor = 1.0 if kernel == "qk" else LOG2_E
-        rest = (jnp.asarray(pattern.kind),) if plan is None else plan
+        rest = tuple(map(jnp.asarray, (pattern.kind,) if plan is None else plan))
         arrays = (*arrays, pattern.table(bias, HIDDEN, factor), *rest)
         table: Dims = _BIAS_TABLE if rpb else _MASK_TABLE
         signature = signature.taking(table, *(_VECTOR,) * len(rest))
@@ -337,23 +344,20 @@ def _attention(call: KernelCall, q: Array, k: Array, v: Array, *rpb: Array) -> A
 def _attention_gradients(
     call: KernelCall, arrays: Arrays, results: Arrays, cotangents: Arrays
 ) -> Arrays:
+    """Delta is what is taken from the gradients of weights to make them those of logits."""
     (q, k, v, *rpb), (out, lse), (do, dlse) = arrays, results, cotangents
-    delta = jnp.sum(out.astype(jnp.float32) * do.astype(jnp.float32), axis=-1) - dlse
-    run = functools.partial(_run, call, arrays=(q, k, v, do, lse, delta), rpb=tuple(rpb))
-    (dq,), (dk, dv) = run("dquery"), run("dkeyvalue")
+    run = functools.partial(_run, call, rpb=tuple(rpb))
+    shares = tiles_in_shares(call.blocks("dquery")) if call.sums_bias else None
+    dq, delta, *sums = run("dquery", (q, k, v, out, do, lse, dlse), plan=shares)
+    backward = (q, k, v, do, lse, delta)
+    dk, dv = run("dkeyvalue", backward)
     if not rpb:
         return dq, dk, dv
-    (sums,) = run("dbias", plan=_dbias_plan(call))
-    drpb = pattern_of(call.blocks("dbias")).bias_gradient(sums)
+    if not sums:
+        sums = run("dbias", backward, plan=tiles_by_kind(call.blocks("dbias")))
+    blocks = call.blocks("dquery" if call.sums_bias else "dbias")
+    drpb = pattern_of(blocks).bias_gradient(*sums)
     return dq, dk, dv, drpb.reshape(rpb[0].shape).astype(rpb[0].dtype)
-
-
-def _dbias_plan(call: KernelCall) -> tuple[Array, Array]:
-    """Tiles sorted by kind, and where each kind begins."""
-    kind = pattern_of(call.blocks("dbias")).kind
-    order = np.argsort(kind, kind="stable")
-    first = np.searchsorted(kind[order], np.arange(kind.max() + 2))
-    return jnp.asarray(order, jnp.int32), jnp.asarray(first, jnp.int32)
 
 
 def _qk(call: KernelCall, q: Array, k: Array, *rpb: Array) -> Arrays:

@@ -33,7 +33,9 @@ class Implementation:
       name: what users call it, and its module in ``package``.
       platform: the only platform that it is for, if any: elsewhere None passes over it unasked,
         since importing it takes longer than a call.
-      aliases: further names that users may have written.
+      aliases: further names that users may have written; what several share means the best of
+        them that has what it needs.
+      needs: modules of other packages that it is nothing without.
       by_name_only: whether None passes over it on every platform: what has never run on the device
         that it is for is nobody's default.
       interprets_in_order: whether its kernels, interpreted, have effects that JAX keeps in order,
@@ -44,6 +46,7 @@ class Implementation:
     name: str
     platform: str | None = None
     aliases: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
     by_name_only: bool = False
     interprets_in_order: bool = False
     package: str = "natjax.kernels.backends"
@@ -53,11 +56,29 @@ class Implementation:
         """Import name."""
         return f"{self.package}.{self.name}".removeprefix(".")
 
+    def has_needs(self) -> bool:
+        """Whether the modules that it needs can be found."""
+        return all(map(_is_there, self.needs))
+
+
+def _is_there(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # of what it is part of
+        return False
+
 
 # Best first. None picks the first that does not decline; "reference" accepts everything.
 IMPLEMENTATIONS = (
-    Implementation("jax_triton", platform="gpu"),
-    Implementation("pallas_triton", platform="gpu", aliases=("triton",)),
+    Implementation(
+        "jax_triton", platform="gpu", aliases=("triton",), needs=("jax_triton", "triton")
+    ),
+    Implementation(
+        "pallas_triton",
+        platform="gpu",
+        aliases=("triton",),
+        needs=("jax.experimental.pallas.triton",),  # which JAX has deprecated
+    ),
     Implementation("mosaic_gpu", platform="gpu", by_name_only=True, interprets_in_order=True),
     Implementation("mosaic_tpu", platform="tpu"),
     Implementation("xla"),
@@ -86,10 +107,12 @@ def canonical(name: str) -> str:
     Raises:
       ValueError: there is none of that name.
     """
-    for implementation in available().values():
-        if name == implementation.name or name in implementation.aliases:
-            return implementation.name
-    raise ValueError(f"implementation must be None or one of {names()}; got {name!r}")
+    meant = [x for x in available().values() if name == x.name or name in x.aliases]
+    if not meant:
+        raise ValueError(f"implementation must be None or one of {names()}; got {name!r}")
+    if len(meant) == 1:
+        return meant[0].name
+    return next((x for x in meant if x.has_needs()), meant[0]).name
 
 
 def call(op: Op, implementation: str | None, *args: Any, **kwargs: Any) -> Any:
@@ -147,8 +170,17 @@ def load(op: Op, name: str, platform: str | None = None) -> Callable[..., Any]:
       name: of the implementation.
       platform: for kernels: the only one, as JAX lowers for it, on which to run them; elsewhere
         they give way to `plain`.
+
+    Raises:
+      NotImplementedError: a package that it needs is not there, or has not got what it needs.
     """
-    module = importlib.import_module(available()[name].module)
+    try:
+        module = importlib.import_module(available()[name].module)
+    except ImportError as error:
+        raise NotImplementedError(
+            f'implementation "{name}" cannot be imported here: {error}; use implementation=None, '
+            f"or another of {names()}"
+        ) from error
     if hasattr(module, "launch"):
         from natjax.kernels import autodiff  # which needs this module
 

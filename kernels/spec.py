@@ -99,6 +99,13 @@ class Settings(Protocol):
         """Whether the chunks of a slab should end inside the axis; see `Blocks.of`."""
         ...
 
+    def sums_bias(self, spec: CallSpec) -> bool:
+        """Whether "dquery" with these settings sums the gradient of the bias as well.
+
+        Then there is no kernel "dbias".
+        """
+        ...
+
 
 def blocks_of(kernel: Kernel, settings: Settings, neighborhood: Neighborhood) -> Blocks:
     """The blocks of a neighborhood that a kernel with these settings works on.
@@ -175,6 +182,11 @@ class KernelCall:
     def config(self, kernel: Kernel) -> Any:
         """The settings of a kernel."""
         return dict(self.settings)[kernel]
+
+    @property
+    def sums_bias(self) -> bool:
+        """Whether the kernel "dquery" sums the gradient of the bias as well."""
+        return self.spec.has_bias and self.config("dquery").sums_bias(self.spec)
 
     def blocks(self, kernel: Kernel) -> Blocks:
         """The blocks that a kernel works on."""

@@ -11,7 +11,15 @@ from jaxtyping import Array
 from natjax.kernels import device, registry
 from natjax.kernels.neighborhood import Neighborhood
 from natjax.kernels.plan.pattern import table_entries
-from natjax.kernels.spec import CallSpec, Kernel, KernelBackend, KernelCall, Op, kernels_of
+from natjax.kernels.spec import (
+    CallSpec,
+    Kernel,
+    KernelBackend,
+    KernelCall,
+    Op,
+    Settings,
+    kernels_of,
+)
 from natjax.kernels.tuning import settings
 
 # Kernels number rows of arrays, and entries of weights, by 32-bit integers.
@@ -67,11 +75,6 @@ def specialise(
     backend.supports(op, spec)
     _require_indexable(backend, op, spec, query.shape[-2])
     implementation = registry.available()[backend.NAME]
-    kind = device.kind(implementation.platform)
-    chosen = tuple(
-        (kernel, settings.resolve(backend, kernel, spec, kind)[0])
-        for kernel in kernels_of(op, spec.has_bias)
-    )
     call = KernelCall(
         launch=backend.launch,
         platform=platform,
@@ -81,10 +84,23 @@ def specialise(
         interpret=device.is_interpreted(),
         splits=not (device.is_interpreted() and implementation.interprets_in_order),
         tf32=_allows_tf32(),
-        settings=chosen,
+        settings=_settings(backend, op, spec),
         with_table=frozenset(),
     )
     return dataclasses.replace(call, with_table=_with_table(backend, call, query.shape[-2]))
+
+
+def _settings(
+    backend: KernelBackend, op: Op, spec: CallSpec
+) -> tuple[tuple[Kernel, Settings], ...]:
+    """The settings of each kernel that there is."""
+    kind = device.kind(registry.available()[backend.NAME].platform)
+    chosen: dict[Kernel, Settings] = {}
+    for kernel in kernels_of(op, spec.has_bias):
+        if kernel == "dbias" and chosen["dquery"].sums_bias(spec):
+            continue
+        chosen[kernel] = settings.resolve(backend, kernel, spec, kind)[0]
+    return tuple(chosen.items())
 
 
 def _require_indexable(backend: KernelBackend, op: Op, spec: CallSpec, heads: int) -> None:

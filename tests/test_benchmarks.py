@@ -18,14 +18,18 @@ from flax import nnx
 
 from benchmarks import annotations, measured, segment, swin, train_step
 from benchmarks.aot import __main__ as aot
-from benchmarks.aot import cases, in_mosaic, in_triton, layouts, pool, sass
+from benchmarks.aot import cases, in_mosaic, layouts, pool, sass
 from benchmarks.aot import report as aot_report
+from benchmarks.aot.in_triton import __main__ as in_triton
+from benchmarks.aot.in_triton import cases as triton_cases
+from benchmarks.aot.in_triton import limits
+from benchmarks.aot.in_triton import report as triton_report
 from benchmarks.aot.step import __main__ as aot_step
 from benchmarks.aot.step import cases as step_cases
 from benchmarks.aot.step import collectives
 from benchmarks.aot.step import report as step_report
 from benchmarks.aot.step.tasks import TASKS
-from benchmarks.gpu import flex, functions, hopper, plan, suite, timing, torch_worker
+from benchmarks.gpu import flex, functions, hopper, peers, plan, suite, timing, torch_worker
 from benchmarks.gpu import report as gpu_report
 from benchmarks.tpu import variants
 from natjax.kernels.backends import jax_triton, mosaic_gpu, pallas_triton
@@ -126,6 +130,30 @@ def test_the_document_has_figures_and_times():
 
 
 @pytest.mark.parametrize("name", ["1d-ragged-dilation", "2d-mixed-dilation", "3d"])
+def test_peers_with_a_mask_function_see_the_same_neighbors(name):
+    problem = named(name)
+    query, key = np.indices((problem.neighborhood.num_tokens,) * 2)
+    seen = peers.is_neighbor(problem, *peers.tables(problem), query, key)
+    np.testing.assert_array_equal(seen, problem.neighborhood.dense_mask())
+
+
+def test_tokamax_is_given_the_mask_and_the_bias(monkeypatch):
+    """Here a stand-in of one line each for what is installed on machines with a GPU alone."""
+
+    def attend(query, key, value, bias, mask):
+        logits = jnp.einsum("bqnd,bknd->bnqk", query, key) * query.shape[-1] ** -0.5 + bias
+        weights = jax.nn.softmax(jnp.where(mask, logits, -jnp.inf))
+        return jnp.einsum("bnqk,bknd->bqnd", weights, value)
+
+    module = types.SimpleNamespace(dot_product_attention=attend)
+    monkeypatch.setitem(sys.modules, "tokamax", module)
+    problem = problems.Problem(name="2d", shape=(5, 6), kernel_size=(3, 3), heads=2)
+    arrays = problem.arrays()
+    expected = problem.op(**arrays, **problem.arguments, implementation="reference")
+    np.testing.assert_allclose(peers.tokamax(problem, arrays), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["1d-ragged-dilation", "2d-mixed-dilation", "3d"])
 def test_flex_attention_sees_the_same_neighbors_and_bias(name):
     problem = named(name)
     hood = problem.neighborhood
@@ -184,6 +212,9 @@ def test_dry_run(tmp_path):
     for (_, _, variant), row in rows.items():
         if variant == "cudnn":
             assert "cuDNN" in row["error"]
+        elif variant in ("tokamax", "fa4") and "error" in row:
+            reasons = f"No module named '{variant}", "no bias"
+            assert any(reason in row["error"] for reason in reasons), row
         elif variant == "flex" and document["environment"]["torch"] == "none":
             assert row["error"] == "torch cannot be imported"
         else:
@@ -497,18 +528,42 @@ def test_work_that_warps_repeat_fails():
     assert not in_triton.failed({"a": row | {"products": [products, products]}}, {})
 
 
+def test_the_limiter_is_the_highest_floor():
+    """Of a kernel that would take a second each of issue and memory, and half that of the rest."""
+    chip = cases.CHIPS["h100"]
+    row = {
+        "programs": 1,
+        "warps": 1,
+        "issued": chip.issue_rate,
+        "exponentials_issued": chip.exponential_rate / 64,
+        "loaded": chip.l2_bandwidth / 2,
+        "bytes": chip.bandwidth * 1.5,
+    }
+    floors = limits.floors(row, chip)
+    assert floors == pytest.approx({"issue": 1.0, "exp": 0.5, "L2": 0.5, "memory": 1.5})
+    assert limits.limiter(floors) == "memory"
+    assert limits.total([row, row], chip)["issue"] == pytest.approx(2.0)
+
+
+def test_bytes_loaded_are_those_of_rows_and_of_columns_in_each_block():
+    loaded = limits.loaded(
+        "forward", tiles=2, blocks=6, rows=16, columns=8, row_bytes=64, table_bytes=2
+    )
+    assert loaded == 2 * 16 * 64 + 6 * (2 * 8 * 64 + 16 * 8 * 2)
+
+
 def test_the_table_of_kernels_in_triton_is_of_the_present_settings_and_without_spills():
     rows = in_triton.read()
-    assert list(rows) == [case.key for case in in_triton.all_cases()]
-    for case in in_triton.all_cases():
+    assert list(rows) == [case.key for case in triton_cases.all_cases()]
+    for case in triton_cases.all_cases():
         row = rows[case.key]
         assert row["spill"] == 0, case.key
         config = jax_triton.settings.suggest(case.kernel, shape_of(case))
         used = [list(config.tile), list(config.chunk), config.num_warps, config.num_stages]
         assert [row[k] for k in ("tile", "chunk", "warps", "stages")] == used, case.key
     where = json.loads(in_triton.TABLE.read_text())["environment"]
-    assert in_triton.DOCUMENT.read_text() == in_triton.document(rows, where)
-    assert {case.kernel for case in in_triton.quick_cases()} == set(KERNELS)
+    assert in_triton.DOCUMENT.read_text() == triton_report.document(rows, where)
+    assert {case.kernel for case in triton_cases.quick_cases()} == set(KERNELS)
 
 
 def test_made_up_annotations_can_be_meant(tmp_path):

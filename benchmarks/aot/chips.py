@@ -34,6 +34,24 @@ class Chip:
     shared: int
 
     @property
+    def issue_rate(self) -> float:
+        """Instructions of warps a second: four a clock and multiprocessor."""
+        return self.cores * 4 * self.clock_ghz * 1e9
+
+    @property
+    def exponential_rate(self) -> float:
+        """Exponentials a second: sixteen a clock and multiprocessor."""
+        return self.cores * 16 * self.clock_ghz * 1e9
+
+    @property
+    def l2_bandwidth(self) -> float:
+        """Bytes a second from the L2 cache: 5120 a clock.
+
+        That is NVIDIA's figure for the A100, taken for the others too, for which there is none.
+        """
+        return 5120 * self.clock_ghz * 1e9
+
+    @property
     def arch(self) -> str:
         """Name for ptxas."""
         major, minor = self.capability

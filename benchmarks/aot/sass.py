@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 import re
 
+from benchmarks.aot.cases import PRODUCTS
+from natjax.kernels.spec import Kernel
+
 _LABEL = re.compile(r"^(\.L_x_\d+):")
 _INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(.*?);")
 _BRANCH = re.compile(r"\bBRA\b.*`\((\.L_x_\d+)\)")
@@ -78,7 +81,14 @@ def _count(loop: list[str]) -> Loop:
     )
 
 
-def needed(kernel: str, rows: int, columns: int, width: int, warps: int) -> tuple[float, float]:
+def whole(text: str) -> Loop:
+    """The same counts of all of the code, for kernels that have no loop."""
+    return _count(_read(text)[0])
+
+
+def needed(
+    kernel: Kernel, rows: int, columns: int, width: int, warps: int, *, is_online: bool = True
+) -> tuple[float, float]:
     """Exponentials of a thread, and multiply-adds of a warp, that a chunk takes at least.
 
     Args:
@@ -87,12 +97,12 @@ def needed(kernel: str, rows: int, columns: int, width: int, warps: int) -> tupl
       columns: of a block.
       width: head size.
       warps: that share the block.
+      is_online: whether a softmax goes chunk by chunk, and rescales what came before.
     """
-    products = {"forward": 2, "dquery": 3, "dkeyvalue": 4, "dbias": 2}.get(kernel, 1)
     entries = rows * columns / (32 * warps)
     # Each thread has a part of two rows in sixteen, and rescales their sums and accumulators, which
     # may be laid out differently.
-    rescaled = rows / (4 * warps) if kernel == "forward" else 0
+    rescaled = rows / (4 * warps) if kernel == "forward" and is_online else 0
     has_weights = kernel in ("forward", "dquery", "dkeyvalue", "dbias")
     exponentials = entries + rescaled if has_weights else 0
-    return exponentials, products * rows * columns * width / warps
+    return exponentials, PRODUCTS[kernel] * rows * columns * width / warps

@@ -6,22 +6,12 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from benchmarks.aot.cases import PRODUCTS
 from natjax.kernels.backends.pallas_triton.program import skips_chunks
 from natjax.kernels.backends.triton_common.config import KernelConfig
 from natjax.kernels.plan.reach import num_blocks
 from natjax.kernels.spec import Kernel, blocks_of
 from natjax.kernels.tuning.problems import Problem
-
-# Matrix products of a block: with the width of queries and keys, and with that of values.
-_PRODUCTS: dict[Kernel, int] = {
-    "forward": 2,
-    "dquery": 3,
-    "dkeyvalue": 4,
-    "dbias": 2,
-    "qk": 1,
-    "av": 1,
-    "av_transposed": 1,
-}
 
 
 def of(
@@ -45,7 +35,7 @@ def of(
     skips = kernel != "dbias" and skips_chunks(blocks)
     count = num_blocks(blocks) if skips else blocks.num_tiles * blocks.num_chunks
     computed = count * blocks.num_rows * blocks.num_columns
-    products = _PRODUCTS[kernel] * 2 * problem.batch * problem.heads
+    products = PRODUCTS[kernel] * 2 * problem.batch * problem.heads
     padded = max(16, 1 << (problem.head_dim - 1).bit_length())
     return {
         "bytes": sum(math.prod(v.aval.shape) * v.aval.dtype.itemsize for v in variables),

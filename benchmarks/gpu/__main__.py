@@ -6,11 +6,13 @@
     python -m benchmarks.gpu --dry-run               # all of the code, on a CPU, tiny problems
 
 It needs jax, flax, pytest, hypothesis and jaxtyping, and the repository; with torch it also times
-FlexAttention. Forward, and forward and backward, are compared with: our own "xla"; full attention
-by cuDNN; blocked attention, which is ours with the stride of the window (what Swin does); and
-PyTorch's compiled FlexAttention. Columns "copy" and "matmul" are useful bytes and flops a second
-as fractions of what this device reaches when it copies and multiplies matrices, measured in the
-same run; "MB" is what a call takes besides its arguments.
+FlexAttention, with fa4-jax FlashAttention-4 and with tokamax its attention. What a call gets,
+forward, and forward and backward, is compared with: our own "pallas_triton" and "xla"; full
+attention by cuDNN; tokamax with mask and bias of all pairs; fa4-jax with a mask function, where
+there is no bias; blocked attention, which is ours with the stride of the window (what Swin does);
+and PyTorch's compiled FlexAttention. Columns "copy" and "matmul" are useful bytes and flops a
+second as fractions of what this device reaches when it copies and multiplies matrices, measured in
+the same run; "MB" is what a call takes besides its arguments.
 
 Results go to benchmarks/results/ as they come, and the page with the table is written and printed
 last.

@@ -11,11 +11,22 @@ from natjax.kernels.tuning import problems
 from natjax.kernels.tuning.problems import Problem
 
 type Mode = Literal["forward", "forward+backward"]
-type Variant = Literal["natjax", "xla", "cudnn", "blocked", "flex"]
+type Variant = Literal[
+    "natjax", "pallas_triton", "xla", "cudnn", "tokamax", "fa4", "blocked", "flex"
+]
 
 MODES: tuple[Mode, ...] = ("forward", "forward+backward")
 # The first is what the others are compared with; the last runs in PyTorch.
-VARIANTS: tuple[Variant, ...] = ("natjax", "xla", "cudnn", "blocked", "flex")
+VARIANTS: tuple[Variant, ...] = (
+    "natjax",
+    "pallas_triton",
+    "xla",
+    "cudnn",
+    "tokamax",
+    "fa4",
+    "blocked",
+    "flex",
+)
 
 
 def full() -> list[Problem]:

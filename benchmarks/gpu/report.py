@@ -82,8 +82,10 @@ Tests of the kernels on this device, in the same run: {tests}.
 Times are of natjax's kernels. "copy" and "matmul" are useful bytes and flops a second, as
 fractions of what the device reached in the same run: {copied} copying, {multiplied} multiplying
 matrices. "MB" is memory besides the arguments. The last columns tell how many times as long the
-others take: "xla", our plain implementation; full attention by cuDNN, which takes no bias; blocked
-attention, ours with the stride of the window; compiled FlexAttention. Below 1, natjax loses.
+others take: "pallas_triton" and "xla", our older kernels and plain implementation; full attention
+by cuDNN, which takes no bias; tokamax with mask and bias of all pairs; FlashAttention-4 with a mask
+function, which takes no bias; blocked attention, ours with the stride of the window; compiled
+FlexAttention. Below 1, natjax loses.
 
 {reasons(rows)}
 

@@ -40,6 +40,10 @@ class Signature:
         """The signature of a function that takes further arguments after these."""
         return dataclasses.replace(self, operands=(*self.operands, *more))
 
+    def giving(self, *more: Dims) -> Signature:
+        """The signature of a function that returns further results after these."""
+        return dataclasses.replace(self, results=(*self.results, *more))
+
 
 def axes_of(batch: Any, heads: Any, parts: int, kv_heads: int) -> Axes:
     """The mesh axes of each dimension, from those of the queries.

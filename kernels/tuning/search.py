@@ -1,7 +1,8 @@
 """Measuring which settings of a kernel are fastest on the present GPU.
 
 Each kernel of a call is compiled and timed alone, forward or backward, through the public op: a
-gradient that is not asked for is not computed. First come blocks of rows and columns, those of the
+gradient that is not asked for is not computed. (The kernels "dkeyvalue" and "dbias" take what
+"dquery" makes, and are timed with it.) First come blocks of rows and columns, those of the
 least estimated work; then warps and stages for the best of them. `tune` yields what it finds as it
 goes. Kernels run many times over the same arrays, so small ones find them in the cache.
 """
@@ -129,6 +130,8 @@ def tune(
         for kernel in kernels_of(op, case.spec.has_bias):
             if (case.spec.key, kernel) in done:
                 continue
+            if kernel == "dbias" and _sums_bias(found, case.spec):
+                continue
             done.add((case.spec.key, kernel))
             begin(problem.name, kernel)
             with settings.using(found):
@@ -136,6 +139,11 @@ def tune(
             if result.config is not None:
                 found[kernel] = result.config
             yield result
+
+
+def _sums_bias(found: dict[Kernel, Any], spec: CallSpec) -> bool:
+    """Whether there is no kernel "dbias" with what was found for "dquery"."""
+    return "dquery" in found and found["dquery"].sums_bias(spec)
 
 
 @dataclasses.dataclass(frozen=True)

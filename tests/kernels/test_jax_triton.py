@@ -1,5 +1,6 @@
 """What is particular to the kernels in Triton's language: what they repeat, memory, compiling."""
 
+import dataclasses
 import functools
 import importlib
 import importlib.util
@@ -26,7 +27,7 @@ from natjax.kernels.backends.jax_triton.config import KernelConfig
 from natjax.kernels.neighborhood import window_start
 from natjax.kernels.plan.blocks import Blocks
 from natjax.kernels.spec import KERNELS, CallSpec
-from natjax.kernels.tuning import settings
+from natjax.kernels.tuning import problems, settings
 from natjax.kernels.tuning.problems import Problem
 
 pytestmark = pytest.mark.skipif(
@@ -65,6 +66,56 @@ def test_agrees_with_the_reference(function):
     with settings.using(LARGE):
         actual = run(SMALL, arrays, "jax_triton", function)
     assert_close(actual, run(SMALL, arrays, "reference", function))
+
+
+# So many warps that a thread has room for all of a slab.
+AT_ONCE = dict.fromkeys(KERNELS, KernelConfig((2, 8), (2, 8), num_warps=16))
+
+
+@pytest.mark.parametrize("shares", [1, 512])
+def test_a_slab_may_be_in_registers_at_once(shares, monkeypatch):
+    """One softmax, and the gradient of the bias summed with that of queries.
+
+    Programs then share out images, here three and two, and tiles.
+    """
+    monkeypatch.setattr("natjax.kernels.plan.shares._SHARES", shares)
+    # The package has a function of the module's name.
+    module = importlib.import_module("natjax.kernels.backends.jax_triton.launch")
+    monkeypatch.setattr(module, "_LEAST_IMAGES", 2)
+    problem = dataclasses.replace(SMALL, batch=5)
+    arrays = problem.arrays()
+    with settings.using(AT_ONCE), settings.watching() as seen:
+        actual = run(problem, arrays, "jax_triton")
+    assert {x.kernel for x in seen} == {"forward", "dquery", "dkeyvalue"}
+    assert all(x.config.holds_slab(x.kernel, x.spec) for x in seen if x.kernel != "dkeyvalue")
+    assert_close(actual, run(problem, arrays, "reference"))
+
+
+def test_without_a_bias_a_slab_may_be_in_registers_at_once():
+    problem = Problem(name="2d", shape=(9, 8), kernel_size=(5, 3), head_dim=16, rpb=False)
+    arrays = problem.arrays()
+    with settings.using(AT_ONCE):
+        actual = run(problem, arrays, "jax_triton")
+    assert_close(actual, run(problem, arrays, "reference"))
+
+
+def test_the_gradient_of_a_bias_is_summed_with_that_of_queries_where_registers_allow():
+    """In all layers of NAT and DiNAT; not in float32, of wide heads and of large windows."""
+    for problem in (*problems.NAT_TINY, *problems.DINAT_TINY):
+        chosen = suggested("dquery", problem.neighborhood, 32)
+        assert chosen.sums_bias(CallSpec(problem.neighborhood, 32, 32, "bfloat16", True))
+    small, large = problems.NAT_TINY[0].neighborhood, checks.neighborhood((64, 64), 31)
+    for neighborhood, width, dtype in (
+        (small, 32, "float32"),
+        (small, 128, "bfloat16"),
+        (large, 32, "bfloat16"),
+    ):
+        spec = CallSpec(neighborhood, width, width, dtype, True)
+        assert not KernelConfig.suggest("dquery", spec).sums_bias(spec)
+
+
+def suggested(kernel, neighborhood, width, has_bias=True):
+    return KernelConfig.suggest(kernel, CallSpec(neighborhood, width, width, "bfloat16", has_bias))
 
 
 def test_a_computed_mask_is_as_good_as_a_table(monkeypatch):
@@ -107,11 +158,14 @@ def test_bfloat16_is_multiplied_as_numbers():
     np.testing.assert_allclose(out.astype("float32"), exact, atol=2e-2)
 
 
-def test_a_nan_key_stays_with_those_who_see_it():
+@pytest.mark.parametrize("num_warps", [1, 16], ids=["by chunks", "at once"])
+def test_a_nan_key_stays_with_those_who_see_it(num_warps):
     problem = Problem(name="nan", shape=(20,), kernel_size=(3,), head_dim=16)
     arrays = problem.arrays()
     broken = arrays | {"key": arrays["key"].at[0, 6].set(jnp.nan)}
-    out, whole = (fused(problem, "jax_triton")(x)[0] for x in (broken, arrays))
+    config = KernelConfig((16,), (16,), num_warps=num_warps)
+    with settings.using(dict.fromkeys(KERNELS, config)):
+        out, whole = (fused(problem, "jax_triton")(x)[0] for x in (broken, arrays))
     assert np.isnan(out[0, 5:8]).all()
     np.testing.assert_array_equal(
         np.delete(out[0], [5, 6, 7], 0), np.delete(whole[0], [5, 6, 7], 0)

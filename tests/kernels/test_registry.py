@@ -1,6 +1,7 @@
 """Choosing an implementation."""
 
 import logging
+import sys
 import types
 
 import jax.numpy as jnp
@@ -86,18 +87,45 @@ def test_an_implementation_goes_with_its_module(monkeypatch):
     assert registry.names() == tuple(x.name for x in registry.IMPLEMENTATIONS)
 
 
+@pytest.mark.parametrize("missing", ["triton", "jax.experimental.pallas.triton", None])
+def test_an_alias_is_the_best_that_has_what_it_needs(missing, monkeypatch):
+    """A name that users may have written goes on to work, whatever JAX and the user have."""
+    monkeypatch.setattr(registry, "_is_there", lambda module: module != missing)
+    expected = "pallas_triton" if missing == "triton" else "jax_triton"
+    assert registry.canonical("triton") == expected
+    assert registry.canonical("pallas_triton") == "pallas_triton"
+
+
 def test_an_alias_is_the_implementation(interpreted):
-    """A name that users may have written goes on to work."""
-    assert registry.canonical("triton") == registry.canonical("pallas_triton") == "pallas_triton"
     x = jnp.asarray(np.random.default_rng(0).standard_normal((1, 9, 1, 8)), jnp.float32)
-    by_name, by_alias = (
-        natjax.na1d(x, x, x, 3, implementation=name) for name in ("pallas_triton", "triton")
-    )
+    named = registry.canonical("triton")
+    by_name, by_alias = (natjax.na1d(x, x, x, 3, implementation=name) for name in (named, "triton"))
     np.testing.assert_array_equal(by_name, by_alias)
     told = natjax.explain(x, x, x, 3, implementation="triton")
-    assert told.chosen == "pallas_triton"
+    assert told.chosen == named
 
 
-def test_aliases_and_names_are_distinct():
-    names = [y for x in registry.IMPLEMENTATIONS for y in (x.name, *x.aliases)]
+def test_what_is_there_is_found_without_an_error():
+    assert registry._is_there("jax.numpy")
+    assert not registry._is_there("jax.no_such_module")
+    assert not registry._is_there("no_such_package.no_such_module")
+
+
+def test_kernels_that_jax_no_longer_has_are_declined(monkeypatch, interpreted):
+    """JAX has deprecated what "pallas_triton" is made of: one day the import fails."""
+    for name in [x for x in sys.modules if x.startswith("natjax.kernels.backends.pallas_triton")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "jax.experimental.pallas.triton", None)
+    monkeypatch.delattr("jax.experimental.pallas.triton", raising=False)
+    x = jnp.zeros((1, 9, 1, 8))
+    with pytest.raises(NotImplementedError, match=r"cannot be imported here: .*triton.* use impl"):
+        natjax.na1d(x, x, x, 3, implementation="pallas_triton")
+    assert natjax.na1d(x, x, x, 3).shape == x.shape
+    told = natjax.explain(x, x, x, 3)
+    assert told.chosen != "pallas_triton"
+
+
+def test_aliases_are_no_names():
+    names = [x.name for x in registry.IMPLEMENTATIONS]
     assert len(set(names)) == len(names)
+    assert not {y for x in registry.IMPLEMENTATIONS for y in x.aliases} & set(names)

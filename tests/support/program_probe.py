@@ -5,7 +5,7 @@ from typing import no_type_check
 import triton
 import triton.language as tl
 
-from natjax.kernels.backends.jax_triton.program import locate, window_start
+from natjax.kernels.backends.jax_triton.language.program import locate, window_start
 
 
 @triton.jit

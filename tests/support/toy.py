@@ -23,6 +23,9 @@ class settings:  # noqa: N801
     def suggest(cls, kernel, spec):
         return cls(*((side,) * len(spec.neighborhood.axes) for side in (3, 5)))
 
+    def sums_bias(self, spec):
+        return spec.dtype == "float32"
+
 
 def supports(op, spec):
     if spec.dtype == "float64":
@@ -31,10 +34,13 @@ def supports(op, spec):
 
 @functools.partial(jax.jit, static_argnums=(0, 1))  # its own, since tables become constants of it
 def launch(kernel, call, *arrays):
-    if kernel != "dbias":
+    sums_bias = kernel == "dbias" or (kernel == "dquery" and call.sums_bias)
+    if not sums_bias:
         *arrays, _ = arrays  # which chunks a tile meets: here all are computed
     if kernel == "forward":
         return forward(call, *arrays)
+    if kernel == "dquery":
+        return dquery(call, *arrays)
     return (gradients if kernel.startswith("d") else unfused)(kernel, call, *arrays)
 
 
@@ -79,19 +85,27 @@ def forward(call, q, k, v, *table):
     return out.astype(q.dtype), lse.swapaxes(1, 2)
 
 
+def dquery(call, q, k, v, out, do, lse, dlse, *table):
+    delta = (out.astype("float32") * do.astype("float32")).sum(axis=-1) - dlse
+    dq, *sums = gradients("dquery", call, q, k, v, do, lse, delta, *table)
+    return dq, delta, *sums
+
+
 def gradients(kernel, call, q, k, v, do, lse, delta, *table):
     kinds = pattern_of(call.blocks(kernel)).kind
     z = logits(kernel, call, q, k, (table[0], kinds) if table else ())
     lse, delta = (x.swapaxes(1, 2)[..., None] for x in (lse, delta))
     probs = jnp.exp(z - lse)
     dz = probs * (product("bqnd,bknd->bnqk", do, heads(v, q)) - delta)
-    if kernel == "dquery":
-        return ((call.scale * product("bnqk,bknd->bqnd", dz, heads(k, q))).astype(q.dtype),)
     if kernel == "dkeyvalue":
         dk = call.scale * product("bnqk,bqnd->bknd", dz, q)
         return to_keys(dk, k), to_keys(product("bnqk,bqnd->bknd", probs, do), v)
+    dq = (call.scale * product("bnqk,bknd->bqnd", dz, heads(k, q))).astype(q.dtype)
+    if kernel == "dquery" and not call.sums_bias:
+        return (dq,)
     blocks = jnp.pad(dz.sum(0), ((0, 0), (0, 1), (0, 1)))[:, *pairs(kernel, call)]
-    return (jnp.zeros_like(table[0]).at[:, kinds].add(blocks),)
+    sums = jnp.zeros_like(table[0]).at[:, kinds].add(blocks)
+    return (sums,) if kernel == "dbias" else (dq, sums)
 
 
 def unfused(kernel, call, x, y, *table):

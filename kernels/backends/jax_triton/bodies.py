@@ -7,14 +7,15 @@ from typing import Any
 
 import jax
 
-from natjax.kernels.backends.jax_triton import fused, interpreter, library, unfused
-from natjax.kernels.spec import Kernel
+from natjax.kernels.backends.jax_triton import interpreter, library
+from natjax.kernels.backends.jax_triton.language import backward, forward, unfused
 
-_BODIES: dict[Kernel, Any] = {
-    "forward": fused.forward,
-    "dquery": fused.dquery,
-    "dkeyvalue": fused.dkeyvalue,
-    "dbias": fused.dbias,
+_BODIES: dict[str, Any] = {
+    "forward": forward.forward,
+    "dquery": backward.dquery,
+    "dquery_and_dbias": backward.dquery_and_dbias,
+    "dkeyvalue": backward.dkeyvalue,
+    "dbias": backward.dbias,
     "qk": unfused.qk,
     "av": unfused.av,
     "av_transposed": unfused.av_transposed,
@@ -22,26 +23,27 @@ _BODIES: dict[Kernel, Any] = {
 
 
 def run(
-    kernel: Kernel,
+    body: str,
     grid: int,
     arrays: Sequence[jax.Array],
     outputs: Sequence[jax.ShapeDtypeStruct],
     *,
+    name: str,
     interpret: bool,
     num_warps: int,
     num_stages: int,
     s: Any,
 ) -> tuple[jax.Array, ...]:
-    """Run a kernel; see `natjax.kernels.backends.jax_triton.library.call`."""
+    """Run the kernel with this body; see `natjax.kernels.backends.jax_triton.library.call`."""
     if interpret:
-        return interpreter.call(_BODIES[kernel], grid, arrays, outputs, s=s)
+        return interpreter.call(_BODIES[body], grid, arrays, outputs, s=s)
     return library.call(
-        _BODIES[kernel],
+        _BODIES[body],
         grid,
         arrays,
         outputs,
         num_warps=num_warps,
         num_stages=num_stages,
-        name=f"natjax_{kernel}",
+        name=name,
         s=s,
     )

@@ -19,6 +19,9 @@ from natjax.kernels.spec import Kernel, KernelCall
 # entries of what they sum into.
 _DBIAS_PROGRAMS = 2048
 _LARGEST_SUMS = 2**26
+# What a program that sums a whole slab has of images, at least, where there are as many: what it
+# writes at the end is as much as it reads of two or three.
+_LEAST_IMAGES = 4
 # What tables of half-precision calls hold instead of larger numbers, and of hidden.
 _LARGEST_BIAS = 2.0**15
 
@@ -34,9 +37,10 @@ def _run(
     grid: int,
     outputs: list[tuple[tuple[int, ...], Any]],
     *arrays: Array,
+    body: str | None = None,
     **sizes: Any,
 ) -> tuple[Array, ...]:
-    """Run a kernel on arrays; results are as declared.
+    """Run a kernel, of the body that has its name or another, on arrays; results are as declared.
 
     Triton is imported here and not with the module: who has other kernels should not wait for it.
     """
@@ -46,10 +50,11 @@ def _run(
 
     config = call.config(kernel)
     results = bodies.run(
-        kernel,
+        body or kernel,
         grid,
         align_varying(*arrays),
         [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in outputs],
+        name=f"natjax_{kernel}",
         interpret=call.interpret,
         num_warps=config.num_warps,
         num_stages=config.num_stages,
@@ -107,16 +112,54 @@ def _forward(call: KernelCall, q: Array, k: Array, v: Array, *plan: Array) -> tu
 
 
 def _dquery(call: KernelCall, *arrays: Array) -> tuple[Array, ...]:
-    (q, k, v), plan = arrays[:3], arrays[6:]
+    if call.sums_bias:
+        return _dquery_and_dbias(call, *arrays)
+    (q, k, v), plan = arrays[:3], arrays[7:]
     return _run(
         call,
         "dquery",
         q.shape[0] * q.shape[2] * call.blocks("dquery").num_tiles,
-        [(q.shape, q.dtype)],
-        *arrays[:6],
+        [(q.shape, q.dtype), (q.shape[:-1], jnp.float32)],
+        *arrays[:7],
         *_plan(call, plan),
         **_sizes(q, k, v, plan),
     )
+
+
+def _dquery_and_dbias(call: KernelCall, *arrays: Array) -> tuple[Array, ...]:
+    """The same with the sums of blocks of each kind, which the programs' sums are added up to."""
+    (q, k, v), (table, order, begin, kind) = arrays[:3], arrays[7:]
+    batch, shares, heads = q.shape[0], kind.shape[0], q.shape[2]
+    splits = min(_DBIAS_PROGRAMS // max(1, shares * heads), batch // _LEAST_IMAGES)
+    images = -(-batch // max(1, splits))
+    splits = -(-batch // max(1, images))
+    entries = table.shape[2:]
+    dq, delta, sums = _run(
+        call,
+        "dquery",
+        splits * shares * heads,
+        [
+            (q.shape, q.dtype),
+            (q.shape[:-1], jnp.float32),
+            ((heads, splits, shares, *entries), jnp.float32),
+        ],
+        *arrays[:7],
+        _narrow(call, table),
+        order,
+        begin,
+        kind,
+        body="dquery_and_dbias",
+        **_sizes(q, k, v, (table, order, begin, kind)),
+        batch=batch,
+        splits=splits,
+        images=images,
+        shares=shares,
+    )
+    is_of_kind = kind[None] == jnp.arange(table.shape[1], dtype=kind.dtype)[:, None]
+    by_kind = jnp.einsum(
+        "kg,nsgcij->nkcij", is_of_kind.astype(jnp.float32), sums, precision="highest"
+    )
+    return dq, delta, by_kind
 
 
 def _dkeyvalue(call: KernelCall, *arrays: Array) -> tuple[Array, ...]:

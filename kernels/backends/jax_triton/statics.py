@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 from natjax.kernels.autodiff import LOG2_E
 from natjax.kernels.backends.triton_common.config import padded_head_dim
@@ -89,6 +90,7 @@ class Statics:
       rows: of a block.
       columns: of a block.
       chunks: of a slab.
+      shifts: tokens from the first chunk of a slab to each.
       rows_exist: whether every row of every tile is a token.
       columns_exist: whether every column of every chunk is one.
       skips_chunks: whether programs look up which chunks of their slab their tile meets.
@@ -107,9 +109,13 @@ class Statics:
       is_per_head: whether each head has a table.
       is_long: whether the entries of an image need 64-bit numbers.
       precision: of float32 products, as Triton names it.
-      stages: chunks in flight.
+      stages: chunks in flight; images, where a kernel loops over those.
+      is_unrolled: whether all chunks of a slab are in registers at once.
+      looks_for_nan: whether a program repeats its softmax with care where a key is nan.
       batch: images, where a kernel loops over them.
-      splits: programs that share the tiles of a kind, where a kernel loops over those.
+      splits: programs that share the images of the same tiles, where a kernel loops over them.
+      images: how many of them a program has at most.
+      shares: of the tiles, each of one kind, where a program has one.
     """
 
     t: Axis
@@ -121,6 +127,7 @@ class Statics:
     rows: int
     columns: int
     chunks: int
+    shifts: tuple[int, ...]
     rows_exist: bool
     columns_exist: bool
     skips_chunks: bool
@@ -140,8 +147,23 @@ class Statics:
     is_long: bool
     precision: str
     stages: int
+    is_unrolled: bool
+    looks_for_nan: bool
     batch: int = 1
     splits: int = 1
+    images: int = 1
+    shares: int = 1
+
+
+def _shifts(t: Axis, h: Axis, w: Axis) -> tuple[int, ...]:
+    """Tokens from the first chunk of a slab to each, row-major."""
+    steps = (x.chunk * x.dilation for x in (t, h, w))
+    tokens = (h.length * w.length, w.length, 1)
+    along = [
+        [i * step * token for i in range(axis.num_chunks)]
+        for axis, step, token in zip((t, h, w), steps, tokens, strict=True)
+    ]
+    return tuple(map(sum, itertools.product(*along)))
 
 
 _ONE_TOKEN = AxisWindow(length=1, kernel_size=1)
@@ -156,8 +178,7 @@ def statics_of(
     width: int,
     value_width: int,
     table: tuple[int, ...] | None = None,
-    batch: int = 1,
-    splits: int = 1,
+    **loops: int,
 ) -> Statics:
     """What a kernel of a call is compiled for.
 
@@ -169,13 +190,13 @@ def statics_of(
       width: head size of queries and keys.
       value_width: head size of values.
       table: shape of the table of what to add to the logits, if there is one.
-      batch: images, where the kernel loops over them.
-      splits: programs that share the tiles of a kind, where the kernel loops over those.
+      **loops: what `Statics` says of kernels that loop over images or tiles.
     """
     blocks = call.blocks(kernel)
     alone = axis_blocks(_ONE_TOKEN, rows_of(kernel), 1, 1)
     t, h, w = map(Axis.of, ((alone,) * (3 - len(blocks.axes)) + blocks.axes))
     met = blocks.num_tiles * blocks.num_chunks * _WORTHWHILE
+    skips_chunks = kernel != "dbias" and num_blocks(blocks) < met
     return Statics(
         t=t,
         h=h,
@@ -186,9 +207,10 @@ def statics_of(
         rows=blocks.num_rows,
         columns=blocks.num_columns,
         chunks=blocks.num_chunks,
+        shifts=_shifts(t, h, w),
         rows_exist=t.rows_exist and h.rows_exist and w.rows_exist,
         columns_exist=t.columns_exist and h.columns_exist and w.columns_exist,
-        skips_chunks=kernel != "dbias" and num_blocks(blocks) < met,
+        skips_chunks=skips_chunks,
         heads=heads,
         kv_heads=kv_heads,
         groups=max(1, heads // kv_heads),
@@ -205,6 +227,7 @@ def statics_of(
         is_long=blocks.num_tokens * heads * max(width, value_width) >= 2**31,
         precision="tf32" if call.tf32 else "ieee",
         stages=call.config(kernel).num_stages,
-        batch=batch,
-        splits=splits,
+        is_unrolled=not skips_chunks and call.config(kernel).holds_slab(kernel, call.spec),
+        looks_for_nan=table is not None,
+        **loops,
     )

@@ -87,6 +87,11 @@ class KernelConfig:
         """Warps in all."""
         return 4 * (self.warpgroups + 1)
 
+    def sums_bias(self, spec: CallSpec) -> bool:
+        """False: the gradient of the bias has a kernel of its own."""
+        del spec
+        return False
+
     @classmethod
     def suggest(cls, kernel: Kernel, spec: CallSpec) -> KernelConfig:
         """Settings by rule of thumb: the fewest logits in blocks that fit a warpgroup's registers.

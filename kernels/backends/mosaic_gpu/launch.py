@@ -180,7 +180,8 @@ def _forward(call: KernelCall, q: Array, k: Array, v: Array, *plan: Array) -> tu
 
 
 def _dquery(call: KernelCall, *arrays: Array) -> tuple[Array, ...]:
-    (q, k, v, do, lse, delta), plan = arrays[:6], arrays[6:]
+    (q, k, v, out, do, lse, dlse), plan = arrays[:7], arrays[7:]
+    delta = jnp.sum(out.astype(jnp.float32) * do.astype(jnp.float32), axis=-1) - dlse
     program = _program(call, "dquery", q, k)
     layout = program.layout
     has_table, plan = _plan(layout, plan)
@@ -197,7 +198,7 @@ def _dquery(call: KernelCall, *arrays: Array) -> tuple[Array, ...]:
         layout.by_tile(delta),
         *plan,
     )
-    return (layout.tokens(dq, q.shape[2]),)
+    return layout.tokens(dq, q.shape[2]), delta
 
 
 def _dkeyvalue(call: KernelCall, *arrays: Array) -> tuple[Array, ...]:

@@ -58,24 +58,27 @@ def dquery(
     q_ref,
     k_ref,
     v_ref,
+    out_ref,
     do_ref,
     lse_ref,
-    delta_ref,
+    dlse_ref,
     *refs,
     call: KernelCall,
     heads: int,
     kv_heads: int,
 ):
-    """The gradient of a tile of queries."""
-    *plan, dq_ref = refs
+    """The gradient of a tile of queries, and their delta."""
+    *plan, dq_ref, delta_ref = refs
     program = current_program(call, "dquery", heads)
     table, slab = plan_of(program, tuple(plan))
     penalty = Penalty(program, table, program.head)
     kv_head = program.head // (heads // kv_heads)
     rows = program.rows()
-    q, do = (rows.load(ref, program.head, heads) for ref in (q_ref, do_ref))
+    q, out, do = (rows.load(ref, program.head, heads) for ref in (q_ref, out_ref, do_ref))
     lse = rows.load_scalars(lse_ref, program.head, heads) * LOG2_E
-    delta = rows.load_scalars(delta_ref, program.head, heads)
+    delta = (out.astype(jnp.float32) * do.astype(jnp.float32)).sum(axis=1)
+    delta -= rows.load_scalars(dlse_ref, program.head, heads)
+    rows.store_scalars(delta_ref, program.head, heads, delta)
 
     def body(chunk, dq):
         columns = program.columns(chunk)

@@ -86,20 +86,24 @@ def _seen_as_rows(q: Array, k: Array, v: Array, do: Array, *scalars: Array) -> t
     return (*map(_as_rows, (q, k, v, do)), *(x.reshape(-1) for x in scalars))
 
 
-def _dquery(call: KernelCall, *arrays: Array) -> tuple[Array]:
-    (q, k), plan = arrays[:2], arrays[6:]
-    (dq,) = _run(
+def _dquery(call: KernelCall, *arrays: Array) -> tuple[Array, Array]:
+    (q, k), plan = arrays[:2], arrays[7:]
+    dq, delta = _run(
         call,
         "dquery",
         fused.dquery,
         q.shape[0] * q.shape[2] * call.blocks("dquery").num_tiles,
-        [jax.ShapeDtypeStruct(_as_rows(q).shape, q.dtype)],
-        *_seen_as_rows(*arrays[:6]),
+        [
+            jax.ShapeDtypeStruct(_as_rows(q).shape, q.dtype),
+            jax.ShapeDtypeStruct((math.prod(q.shape[:3]),), jnp.float32),
+        ],
+        *map(_as_rows, arrays[:5]),
+        *(x.reshape(-1) for x in arrays[5:7]),
         *plan,
         heads=q.shape[2],
         kv_heads=k.shape[2],
     )
-    return (dq.reshape(q.shape),)
+    return dq.reshape(q.shape), delta.reshape(q.shape[:-1])
 
 
 def _dkeyvalue(call: KernelCall, *arrays: Array) -> tuple[Array, Array]:

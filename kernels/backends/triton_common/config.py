@@ -69,6 +69,11 @@ class KernelConfig:
         """
         return _suggest(kernel, spec)
 
+    def sums_bias(self, spec: CallSpec) -> bool:
+        """Whether "dquery" with these settings sums the gradient of the bias as well: never."""
+        del spec
+        return False
+
 
 def padded_head_dim(size: int) -> int:
     """Head size inside a kernel: tensor cores take 16 and powers of two."""

@@ -66,6 +66,24 @@ def registers(kernel: Kernel, spec: CallSpec, config: KernelConfig) -> int:
     return _OTHER_REGISTERS + math.ceil(words / _threads(config))
 
 
+def slab_registers(kernel: Kernel, spec: CallSpec, config: KernelConfig, chunks: int) -> int:
+    """The same of a kernel that has a tile's whole slab at once, as so many chunks.
+
+    In "forward" those are logits and the values that wait for them; in "dquery", with the blocks of
+    a single chunk, sums for the gradient of the bias and the table. float32 products, which are not
+    done by tensor cores, have their operands in registers too.
+    """
+    rows, columns = math.prod(config.tile), math.prod(config.chunk)
+    if kernel == "forward":
+        words = (chunks - 1) * rows * columns
+        halves = chunks * columns * padded_head_dim(spec.value_dim)
+    else:
+        words = halves = chunks * rows * columns
+    words += halves * _bytes(spec) / 4
+    total = registers(kernel, spec, config) + math.ceil(words / _threads(config))
+    return total * (2 if spec.dtype == "float32" else 1)
+
+
 def shared_memory(kernel: Kernel, spec: CallSpec, config: KernelConfig) -> int:
     """Bytes of shared memory of a block of threads, at most."""
     needs = _NEEDS[kernel]

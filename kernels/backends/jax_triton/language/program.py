@@ -1,6 +1,6 @@
-"""What the kernels share, in Triton's language: where a program is, and how it reads and writes.
+"""Where a program is: its tile, the chunks of its slab, and which rows and columns see one another.
 
-Arrays of ``[B, T, N, D]`` are addressed by token. What is constant for a kernel is its ``s``, a
+What is constant for a kernel is its ``s``, a
 `natjax.kernels.backends.jax_triton.statics.Statics`, or ``axis``, one of its axes. Triton's
 language cannot call Python on values that are known only when a kernel runs, so `locate` and
 `window_start` say in it what `natjax.kernels.plan.blocks` and `natjax.kernels.neighborhood` say;
@@ -50,6 +50,14 @@ def window_start(query, length, axis: tl.constexpr):
         start = tl.maximum(leader - axis.kernel_size // 2, 0)
         start = tl.minimum(start, length - axis.kernel_size)
     return start
+
+
+@triton.jit
+@no_type_check
+def program(heads: tl.constexpr, s: tl.constexpr):
+    """Tile, head and image of this program, tiles fastest, so that those that run share slabs."""
+    number = tl.program_id(0)
+    return number % s.tiles, number // s.tiles % heads, number // (s.tiles * heads)
 
 
 @triton.jit
@@ -107,6 +115,13 @@ def exist(positions, groups, s: tl.constexpr):
 
 @triton.jit
 @no_type_check
+def tokens_of(positions, groups, s: tl.constexpr):
+    """Flat index of the tokens at some positions, and whether there are any."""
+    return token_at(positions, groups, s), exist(positions, groups, s)
+
+
+@triton.jit
+@no_type_check
 def chunk_start(chunk, starts, s: tl.constexpr):
     """Where a chunk begins, by its number among all of a slab."""
     w = starts[2] + chunk % s.w.num_chunks * s.w.chunk
@@ -155,69 +170,6 @@ def chunk_number(index, first, counts, s: tl.constexpr):
     else:
         number = index
     return number
-
-
-@triton.jit
-@no_type_check
-def image(pointer, batch, head, heads: tl.constexpr, width: tl.constexpr, s: tl.constexpr):
-    """Where a head of an image begins in an array of ``[B, T, heads, width]``."""
-    return pointer + (batch.to(tl.int64) * (s.tokens * heads) + head) * width
-
-
-@triton.jit
-@no_type_check
-def load_tokens(
-    pointer,
-    token,
-    exists,
-    all_exist: tl.constexpr,
-    heads: tl.constexpr,
-    width: tl.constexpr,
-    padded: tl.constexpr,
-    s: tl.constexpr,
-):
-    """Rows of tokens from where `image` points to; zeros where there is no token."""
-    lane = tl.arange(0, padded)[None, :]
-    if s.is_long:
-        token = token.to(tl.int64)
-    pointers = pointer + token[:, None] * (heads * width) + lane
-    if all_exist and width == padded:
-        result = tl.load(pointers)
-    elif all_exist:
-        result = tl.load(pointers, mask=lane < width, other=0.0)
-    elif width == padded:
-        result = tl.load(pointers, mask=exists[:, None], other=0.0)
-    else:
-        result = tl.load(pointers, mask=exists[:, None] & (lane < width), other=0.0)
-    return result
-
-
-@triton.jit
-@no_type_check
-def store_tokens(
-    pointer,
-    token,
-    exists,
-    value,
-    heads: tl.constexpr,
-    width: tl.constexpr,
-    padded: tl.constexpr,
-    s: tl.constexpr,
-):
-    """Write rows of tokens to where `image` points to."""
-    lane = tl.arange(0, padded)[None, :]
-    if s.is_long:
-        token = token.to(tl.int64)
-    pointers = pointer + token[:, None] * (heads * width) + lane
-    mask = exists[:, None] & (lane < width)
-    tl.store(pointers, value.to(pointer.dtype.element_ty), mask=mask)
-
-
-@triton.jit
-@no_type_check
-def load_scalars(pointer, token, exists, heads: tl.constexpr):
-    """An entry of each token, from where `image` points to; zero where there is no token."""
-    return tl.load(pointer + token * heads, mask=exists, other=0.0)
 
 
 @triton.jit
@@ -318,6 +270,13 @@ def table_block(table_ptr, head, kind, s: tl.constexpr):
     row = tl.arange(0, s.rows)[:, None] * s.columns
     pointer = table_ptr + first.to(tl.int64) * (s.rows * s.columns)
     return pointer + row + tl.arange(0, s.columns)[None, :]
+
+
+@triton.jit
+@no_type_check
+def block_of_tile(table, kind, tile, head, s: tl.constexpr):
+    """The same for the kind of a tile; where there is no table, nothing that is looked at."""
+    return table_block(table, head, tl.load(kind + tile), s) if s.has_table else table
 
 
 @triton.jit

@@ -1,0 +1,105 @@
+"""Compile the kernels in Triton's language for A100, Ada, H100, B200 and RTX Blackwell.
+
+    python -m benchmarks.aot.in_triton              # into results/aot_jax_triton.{md,json}
+    python -m benchmarks.aot.in_triton --check      # some, against the committed table
+    python -m benchmarks.aot.in_triton --only video # print those whose names have all of these
+
+jax-triton makes PTX while JAX lowers, so XLA is not asked; ptxas and nvdisasm say what becomes of
+it.
+It needs the environment that ``scripts/aot-env`` makes; ``make aot`` sees to that.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Mapping
+from importlib import metadata
+from typing import Any
+
+from benchmarks.aot import __main__ as aot
+from benchmarks.aot import pool
+from benchmarks.aot import report as aot_report
+from benchmarks.aot.in_triton import compiler, report
+from benchmarks.aot.in_triton.cases import all_cases, quick_cases
+
+TABLE = aot_report.RESULTS / "aot_jax_triton.json"
+DOCUMENT = aot_report.RESULTS / "aot_jax_triton.md"
+
+
+def failed(rows: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, str]:
+    """Why each case that failed did: an error, a new spill, or work that is done more than once."""
+    reasons = {}
+    for key, row in rows.items():
+        before = known.get(key, {})
+        if "error" in row:
+            reasons[key] = row["error"]
+        elif row["spill"] > before.get("spill", 0):
+            reasons[key] = f"spills {row['spill']} bytes of registers"
+        elif excess := _excess(row, before):
+            reasons[key] = excess
+    return reasons
+
+
+def _excess(row: Mapping[str, Any], before: Mapping[str, Any]) -> str | None:
+    for name in ("exponentials", "products"):
+        counted, needed = row.get(name, (0, 0))
+        if counted > max(needed, before.get(name, (0, 0))[0]):
+            return f"does {counted} {name} in its loop, where {needed:g} are needed"
+    return None
+
+
+def main() -> int:
+    """Parse the command line, compile, and say what failed."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.aot.in_triton",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--check", action="store_true", help="compare some with the table")
+    parser.add_argument("--only", nargs="+", default=[], metavar="PART", help="parts of names")
+    parser.add_argument("--save", action="store_true", help="with --only: into the table")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    options = parser.parse_args()
+    chosen = quick_cases() if options.check else all_cases()
+    chosen = [case for case in chosen if all(part in case.key for part in options.only)]
+    known = read() if options.check else {}
+    rows = {}
+    for case, row in zip(
+        chosen, pool.run(compiler.compile_case, chosen, options.workers), strict=True
+    ):
+        rows[case.key] = row
+        print(case.key, row, flush=True)
+    if options.save or not (options.only or options.check):
+        save(rows)
+    failures = failed(rows, known)
+    for name, reason in failures.items():
+        print(f"FAILED {name}: {reason}", file=sys.stderr)
+    return len(failures) > 0
+
+
+def save(rows: Mapping[str, Any]) -> None:
+    """Put rows into the table, in the order of all cases; those of cases that are no more go."""
+    known = read() | dict(rows)
+    kept = {case.key: known[case.key] for case in all_cases() if case.key in known}
+    where = environment()
+    lines = ",\n".join(f'  "{key}": {json.dumps(row)}' for key, row in kept.items())
+    TABLE.write_text(f'{{"environment": {json.dumps(where)},\n "rows": {{\n{lines}\n}}}}\n')
+    DOCUMENT.write_text(report.document(kept, where))
+
+
+def read() -> dict[str, Any]:
+    """The committed rows, by `Case.key`."""
+    return json.loads(TABLE.read_text())["rows"] if TABLE.exists() else {}
+
+
+def environment() -> dict[str, str]:
+    """Where the numbers come from."""
+    versions = {name.replace("-", "_"): metadata.version(name) for name in ("jax-triton", "triton")}
+    return aot.environment() | versions | {"command": "python -m benchmarks.aot.in_triton"}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

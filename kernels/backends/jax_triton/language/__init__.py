@@ -1,0 +1,1 @@
+"""The kernels, in Triton's language. Importing any module of it imports Triton."""
