@@ -3,8 +3,8 @@ r"""NAT-Tiny's attention on a CPU beside PyTorch's, forward and backward, in tur
     python benchmarks/peers.py --torch-python OTHER/python --peers swin natten
 
 NATTEN 0.17.5 has kernels for CPUs and computes the same function, so results are compared. A plain
-`pip install` compiles them without optimisation; this makes them about twelve times as fast (CMake,
-a C++ compiler and PyTorch's CPU build are needed):
+`pip install` compiles them without optimisation; this does better (CMake, a C++ compiler and a
+build of PyTorch for CPUs are needed):
 
     CXXFLAGS="-O3 -march=native -fopenmp -DCPU_CAPABILITY=AVX2 -DCPU_CAPABILITY_AVX2" \
       OTHER/python -m pip install --no-build-isolation --no-deps natten==0.17.5

@@ -229,6 +229,32 @@ def test_a_model_takes_it(mesh, x64):
         assert_equal(run(state, placed), expected)
 
 
+@pytest.mark.slow
+@pytest.mark.optimised
+def test_a_published_model_at_an_image_of_2_megapixels(mesh_of):
+    """NAT-Tiny at 1024x2048, split 2x2: forward, and gradients of all parameters."""
+    graph, state = nnx.split(natjax.create_model("nat_tiny", rngs=nnx.Rngs(0)))
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((1, 1024, 2048, 3)), jnp.float32)
+
+    @jax.jit
+    def run(state, x):
+        def loss(state):
+            logits = nnx.merge(graph, state)(x)
+            return jnp.sum(jnp.cos(logits)), logits
+
+        return jax.grad(loss, has_aux=True)(state)
+
+    gradients, logits = run(state, x)
+    mesh = mesh_of((2, 2), ("y", "x"), AxisType.Auto)
+    with jax.set_mesh(mesh), natjax.sharding.space("y", "x"):
+        placed = jax.device_put(x, NamedSharding(mesh, P(None, "y", "x")))
+        split_gradients, split_logits = run(state, placed)
+    np.testing.assert_allclose(split_logits, logits, rtol=1e-4, atol=1e-5)
+    for actual, expected in zip(*map(jax.tree.leaves, (split_gradients, gradients)), strict=True):
+        scale = np.abs(expected).max()
+        np.testing.assert_allclose(actual, expected, rtol=1e-3, atol=1e-3 * scale)
+
+
 @pytest.mark.parametrize(
     ("axes", "call", "match"),
     [

@@ -5,10 +5,15 @@ import dataclasses
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from natjax.train.config.settings import DataConfig
 from natjax.train.errors import UserError
 from natjax.train.tasks.classification.config import ClassificationConfig, ImagesConfig
-from natjax.train.tasks.registry import find_preset
+from natjax.train.tasks.registry import find_preset, installed_tasks
+
+if TYPE_CHECKING:
+    from natjax.train.engine.task import Task
 
 
 def add_data(commands: argparse._SubParsersAction) -> None:
@@ -102,37 +107,46 @@ def _prepare(args: argparse.Namespace) -> int:
 def _bench(args: argparse.Namespace) -> int:
     from natjax.train.cluster.processes import Host
     from natjax.train.data.bench import measure, show_measurement, time_stages
-    from natjax.train.tasks.classification.examples import input_stages
-    from natjax.train.tasks.classification.task import Classification
 
-    config = _bench_config(args)
-    task = Classification(config)
-    source = task.source(task.spec.train_split)
-    stages = input_stages(source, task.spec, config.data, config.augment, config.seed)
+    task = _bench_task(args)
+    config = task.config
+    count = task.train_size()
     measured = measure(
         task.train_batches(0, Host()),
         config.data,
-        time_stages(stages, len(source), config.seed),
+        time_stages(task.input_stages(), count, config.seed),
         seconds=args.seconds,
     )
-    title = f"{config.data.name}, {config.data.image_size} px"
+    side = getattr(config.data, "image_size", None)
+    title = config.data.name if side is None else f"{config.data.name}, {side} px"
     show_measurement(measured, title, args.images_per_second)
     return 0
 
 
-def _bench_config(args: argparse.Namespace) -> ClassificationConfig:
+def _bench_task(args: argparse.Namespace) -> "Task[Any]":
+    """The task of a preset, of any task; of a data set alone, that of classification."""
     if args.preset is None and args.name is None:
         raise UserError("bench takes a PRESET or --data.name (see `natjax data bench --help`)")
+    config: Any
     if args.preset is None:
+        definition = installed_tasks()["classification"]
         config = ClassificationConfig(data=ImagesConfig(name=args.name, image_size=224))
     else:
-        config = find_preset(args.preset)[1].make()
-    if not isinstance(config, ClassificationConfig):
-        raise UserError(f"bench is for classification, which {args.preset} is not")
+        definition, preset = find_preset(args.preset)
+        config = preset.make()
+    if not isinstance(getattr(config, "data", None), DataConfig):
+        raise UserError(
+            f"bench measures tasks whose configuration has `data`, a DataConfig; {args.preset} has"
+            " none"
+        )
     names = ("name", "dir", "prepared_dir", "image_size", "threads", "workers")
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-    return dataclasses.replace(
-        config,
-        data=dataclasses.replace(config.data, **given),
-        batch_size=args.batch_size or config.batch_size,
-    )
+    if "image_size" in given and not hasattr(config.data, "image_size"):
+        raise UserError(
+            f"--data.image-size is not a setting of {args.preset}, whose images have several sizes;"
+            f" leave it out, got {args.image_size}"
+        )
+    changed: dict[str, Any] = {"data": dataclasses.replace(config.data, **given)}
+    if args.batch_size is not None:
+        changed["batch_size"] = args.batch_size
+    return definition.build(dataclasses.replace(config, **changed))

@@ -17,8 +17,7 @@ from natjax.train.errors import UserError
 
 _SAMPLE = 200
 
-# What is done with an example, one after the other: each gets what the one before has returned, the
-# first the index of a record.
+# As `natjax.train.engine.task.Task.input_stages` has them.
 type Stages = Mapping[str, Callable[[Any], Any]]
 
 
@@ -156,9 +155,10 @@ def show_measurement(measured: Measurement, title: str, rate: float | None = Non
         f"{measured.rate_per_core:,.0f}",
     )
     console.say(table)
-    total = sum(measured.stages.values()) or math.inf
-    parts = (f"{x} {ms:.2f} ms ({ms / total:.0%})" for x, ms in measured.stages.items())
-    console.say(f"an image on one core: {', '.join(parts)}")
+    if measured.stages:
+        total = sum(measured.stages.values()) or math.inf
+        parts = (f"{x} {ms:.2f} ms ({ms / total:.0%})" for x, ms in measured.stages.items())
+        console.say(f"an image on one core: {', '.join(parts)}")
     if rate:
         cores = measured.cores(rate)
         console.say(

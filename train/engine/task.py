@@ -8,7 +8,7 @@ are dicts of arrays whose first axis is that of the examples.
 
 import abc
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
@@ -24,6 +24,8 @@ from natjax.train.reporting.metrics import Panel, Quantity
 
 Batch = dict[str, jax.Array]
 HostBatch = dict[str, np.ndarray]
+# What is done with an example, by name, one after the other.
+Stages = Mapping[str, Callable[[Any], Any]]
 # What a sum is divided by; a number where it is known before the program runs.
 Weight = jax.Array | float | int
 # A quantity to log: a sum and its weight, or a plain value, whose weight is 1.
@@ -259,6 +261,14 @@ class Task[Config: RunConfig](abc.ABC):
           start: Steps done. A batch must be a function of seed and step alone.
           host: Which rows of the global batch to make: ``batch_size / host.count`` of them.
         """
+
+    def input_stages(self) -> Stages:
+        """Return what is done with a training example, for ``natjax data bench`` to time.
+
+        Each stage gets what the one before has returned, the first a number below `train_size`;
+        none, where this cannot be told.
+        """
+        return {}
 
     @abc.abstractmethod
     def eval_batches(self, host: Host) -> Iterable[HostBatch]:

@@ -75,10 +75,11 @@ def compile_step(case: StepCase) -> dict[str, Any]:
 
 def _mesh(case: StepCase) -> Mesh:
     machine = MACHINES[case.machine]
-    return mesh_of(device_grid(config_of(case).mesh, _topology(machine).devices))
+    return mesh_of(device_grid(config_of(case).mesh, topology_of(machine).devices))
 
 
-def _topology(machine: Machine) -> topologies.TopologyDescription:
+def topology_of(machine: Machine) -> topologies.TopologyDescription:
+    """The devices of a machine, as its compiler knows them."""
     if machine.chip in CHIPS:
         chip = CHIPS[machine.chip]
         return topologies.get_topology_desc(

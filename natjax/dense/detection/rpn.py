@@ -137,8 +137,12 @@ def _best_of_levels(scores: Array, counts: Sequence[int], limit: int) -> tuple[A
     for level, number in enumerate(counts):
         probabilities = jax.nn.sigmoid(scores[start : start + number])
         # By probabilities, as published: where logits are too large to tell apart, the order of
-        # the anchors decides, which top_k keeps.
-        _, best = jax.lax.top_k(probabilities, min(limit, number))
+        # the anchors decides, which both keep. XLA gathers the whole batch on every GPU for a top_k
+        # of all there is.
+        if number > limit:
+            _, best = jax.lax.top_k(probabilities, limit)
+        else:
+            best = jnp.argsort(-probabilities, stable=True).astype(jnp.int32)
         chosen.append(best + start)
         levels.append(jnp.full(best.shape, level, jnp.int32))
         start += number

@@ -1,7 +1,6 @@
 """Labelled images as batches: decoded, changed at random for training, whole for evaluation."""
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import grain
@@ -12,6 +11,7 @@ from natjax.train.data.datasets import Source
 from natjax.train.data.images import add_border, decode, to_pixels
 from natjax.train.data.pipeline import Batch, Batches, test_batches, train_dataset
 from natjax.train.data.readable import DecodeImage, Readable
+from natjax.train.engine.task import Stages
 from natjax.train.tasks.classification.augment.crop import evaluation_view
 from natjax.train.tasks.classification.augment.pipeline import TrainTransform
 from natjax.train.tasks.classification.config import AugmentConfig, ImagesConfig
@@ -115,7 +115,7 @@ def test_images(
 
 def input_stages(
     source: Source, spec: LabelledImages, data: ImagesConfig, augment: AugmentConfig, seed: int
-) -> dict[str, Callable[[Any], Any]]:
+) -> Stages:
     """Return what is done with a training image, as `natjax.train.data.bench` times it."""
     example, rng = train_example(spec, data, augment), np.random.default_rng(seed)
 
@@ -125,7 +125,7 @@ def input_stages(
     return {
         "read": source.__getitem__,
         "decode": decoded,
-        "augment": lambda record: example(record, rng),
+        "change at random": lambda record: example(record, rng),
     }
 
 

@@ -33,6 +33,7 @@ from natjax.train.engine.task import (
     Loss,
     ParameterGroup,
     Scores,
+    Stages,
     StepKeys,
     Task,
 )
@@ -279,6 +280,13 @@ class Classification(Task[ClassificationConfig]):
             host=host,
         )
         return read(batches, config.data, start)
+
+    def input_stages(self) -> Stages:
+        """Return what is done with a training image."""
+        from natjax.train.tasks.classification.examples import input_stages
+
+        config = self.config
+        return input_stages(self._train_source, self.spec, config.data, config.augment, config.seed)
 
     def eval_batches(self, host: Host) -> Iterable[HostBatch]:
         """Return batches of all held-out images."""

@@ -22,6 +22,7 @@ from natjax.train.cluster.processes import Host
 from natjax.train.data.pipeline import Batch, Batches, read
 from natjax.train.data.readable import Readable
 from natjax.train.data.resize import Size, fitted_size, resize_image
+from natjax.train.engine.task import Stages
 from natjax.train.errors import UserError
 from natjax.train.tasks.detection.config import AugmentConfig, DetectionConfig
 from natjax.train.tasks.detection.datasets.registry import Split
@@ -179,9 +180,13 @@ class TrainBatches:
         if image.shape[:2] != plan.size:  # another took the place of one that cannot be read
             plan = self._plan(image.shape[:2], scale, step, row)
             plan = dataclasses.replace(plan, final=within(plan.final, bucket))
+        return self.changed(record, plan, bucket)
+
+    def changed(self, record: dict[str, Any], plan: Plan, bucket: Size) -> Batch:
+        """Return the row of an image that was read, changed as planned."""
         objects = _subset(self.records).split.objects(record["index"])
         return {
-            "image": padded(move_image(image, plan), bucket),
+            "image": padded(move_image(record["image"], plan), bucket),
             "size": np.array(plan.final, np.int32),
             **self._objects(objects.take(objects.trained), plan, bucket),
         }
@@ -236,12 +241,28 @@ def train_batches(
             f"{many} training images have more than {slots} objects; the first {slots} of each are"
             " taken. A larger --data.objects takes more, and more memory"
         )
+    batches = _train_batches(records, config, host)
+    return read(grain.MapDataset.source(batches), config.data, start)
+
+
+def _train_batches(records: Readable, config: DetectionConfig, host: Host) -> TrainBatches:
+    source = _subset(records)
     sizes = source.split.annotations.sizes[source.rows]
     are_wide = np.array([is_wide((height, width)) for height, width in sizes.tolist()])
-    batches = TrainBatches(
-        records, np.flatnonzero(are_wide), np.flatnonzero(~are_wide), config, host
-    )
-    return read(grain.MapDataset.source(batches), config.data, start)
+    wide, tall = np.flatnonzero(are_wide), np.flatnonzero(~are_wide)
+    return TrainBatches(records, wide, tall, config, host)
+
+
+def input_stages(records: Readable, config: DetectionConfig) -> Stages:
+    """Return what is done with a training image, as `natjax.train.data.bench` times it."""
+    batches, how = _train_batches(records, config, Host()), config.augment
+    rng = np.random.default_rng(config.seed)
+
+    def changed(record: dict[str, Any]) -> Batch:
+        plan = draw_plan(record["image"].shape[:2], draw_scale(how, rng), how, rng)
+        return batches.changed(record, plan, bucket_of([plan.final], how.buckets))
+
+    return {"read and decode": _subset(records).__getitem__, "change at random": changed}
 
 
 @dataclasses.dataclass(frozen=True)

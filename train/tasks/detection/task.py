@@ -36,6 +36,7 @@ from natjax.train.engine.task import (
     Loss,
     ParameterGroup,
     Scores,
+    Stages,
     StepKeys,
     Task,
 )
@@ -264,6 +265,12 @@ class Detection(Task[DetectionConfig]):
         from natjax.train.tasks.detection.examples import train_batches
 
         return train_batches(self._train_records, self.config, start, host)
+
+    def input_stages(self) -> Stages:
+        """Return what is done with a training image."""
+        from natjax.train.tasks.detection.examples import input_stages
+
+        return input_stages(self._train_records, self.config)
 
     def eval_batches(self, host: Host) -> Iterable[HostBatch]:
         """Return batches of all held-out images, each of images that fill up to one size."""

@@ -13,6 +13,7 @@ from natjax.train.config.settings import DataConfig
 from natjax.train.data.pipeline import Batch, Batches
 from natjax.train.data.readable import Readable
 from natjax.train.data.resize import Size, fitted_size, resize_image
+from natjax.train.engine.task import Stages
 from natjax.train.tasks.segmentation.augment import augment
 from natjax.train.tasks.segmentation.config import AugmentConfig
 from natjax.train.tasks.segmentation.datasets.registry import LabelMaps, PairSource
@@ -61,6 +62,16 @@ class TrainExample:
             "label": example.labels,
             "size": np.asarray(example.size, np.int32),
         }
+
+
+def input_stages(records: Readable, how: AugmentConfig, seed: int) -> Stages:
+    """Return what is done with a training image, as `natjax.train.data.bench` times it."""
+    example, rng = TrainExample(how), np.random.default_rng(seed)
+    return {
+        "read": records.source.__getitem__,
+        "decode": lambda record: records.decode(record, ""),
+        "change at random": lambda record: example(record, rng),
+    }
 
 
 @dataclasses.dataclass(frozen=True)

@@ -35,6 +35,7 @@ from natjax.train.engine.task import (
     Loss,
     ParameterGroup,
     Scores,
+    Stages,
     Task,
 )
 from natjax.train.reporting.metrics import Panel, Quantity
@@ -251,6 +252,12 @@ class Segmentation(Task[SegmentationConfig]):
             host=host,
         )
         return read(batches, config.data, start)
+
+    def input_stages(self) -> Stages:
+        """Return what is done with a training image."""
+        from natjax.train.tasks.segmentation.examples import input_stages
+
+        return input_stages(self._train_records, self.config.augment, self.config.seed)
 
     def eval_batches(self, host: Host) -> Iterable[HostBatch]:
         """Return batches of all held-out images, each of images of one size."""

@@ -65,7 +65,7 @@ def test_bench(folder, capsys):
     out = capsys.readouterr().out
     assert "imagenet2012, 32 px" in out
     assert "images/s a core" in out
-    for stage in ("read", "decode", "augment"):
+    for stage in ("read", "decode", "change at random"):
         assert f"{stage} " in out
     assert "2,500 images/s need " in out
     assert main(["data", "bench"]) == 2
