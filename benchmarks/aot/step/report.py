@@ -24,8 +24,9 @@ Compiled with jax {jax} on the day of each row, on a machine without GPU or TPU:
 run, and nothing says how fast it is.** A step is that of a preset (stochastic depth, AdamW, their
 averages if any, and what it changes at random on the devices: mixup and CutMix, random erasing) in
 bfloat16, on a mesh of all devices as `natjax train` makes it. *Kernels* are ours that the program
-holds. Steps that are set to "xla" have the plain implementation instead, whose temporaries are
-larger. The presets are
+holds. Steps that are set to "xla", or hold none, have the plain implementation instead, whose
+temporaries are larger: those of segmentation and detection on TPUs are from before kernels ran on
+several TPUs. The presets are
 
 {presets}
 
