@@ -28,8 +28,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from natjax.kernels import device
-from natjax.kernels.backends.mosaic_gpu import interpreter, settings, support
-from natjax.kernels.backends.mosaic_gpu import program as do
+from natjax.kernels.backends.mosaic_gpu import copies, interpreter, registers, settings, support
 from natjax.kernels.backends.mosaic_gpu.config import GROUP_ROWS
 from natjax.kernels.backends.mosaic_gpu.layout import Layout
 from natjax.kernels.backends.mosaic_gpu.program import BLOCK, Program
@@ -83,7 +82,9 @@ def copied_chunks(program: Program, x: jax.Array) -> jax.Array:
         head = jnp.int32(program.heads - 1)
         place = program.place(tile, head, jnp.int32(0))
         chunk = program.chunk(place, program.met(None, tile), jnp.int32(0))
-        do.fetch_columns(program, source, memory.at[0], arrived, place, chunk, head, program.heads)
+        copies.fetch_columns(
+            program, source, memory.at[0], arrived, place, chunk, head, program.heads
+        )
         plgpu.barrier_wait(arrived)
         for part in program.parts:
             plgpu.copy_smem_to_gmem(memory.at[0, part], out.at[tile, part])
@@ -121,7 +122,7 @@ def weighted_sum(program: Program, weights: jax.Array, x: jax.Array) -> jax.Arra
             plgpu.copy_gmem_to_smem(source.at[:, channels], memory.at[0, part], arrived)
         plgpu.barrier_wait(arrived)
         own = plgpu.load(given.at[:, :], layout=BLOCK, optimized=False)
-        sums = do.accumulate(program, do.zeros(program), own, memory.at[0], left)
+        sums = registers.accumulate(program, registers.zeros(program), own, memory.at[0], left)
         for part, result in enumerate(sums):
             plgpu.store(out.at[part, :, :], result, optimized=False)
 

@@ -87,12 +87,6 @@ def all_cases() -> list[StepCase]:
     cases += [
         dataclasses.replace(case, accumulate=4 if case.batch == 4096 else 2) for case in tight
     ]
-    # What kernels are worth on TPUs.
-    cases += [
-        dataclasses.replace(case, attention="xla")
-        for case in cases
-        if case.machine != "8xH100" and case.accumulate == 1
-    ]
     cases.append(StepCase(model="nat_base", machine="8xH100", batch=1024, fsdp=8))
     cases += [
         StepCase(
@@ -109,6 +103,12 @@ def all_cases() -> list[StepCase]:
         task="detection", model="mask_rcnn_nat_tiny", machine="8xH100", batch=16, size=(800, 1344)
     )
     cases += [dataclasses.replace(detector, machine=name) for name in ("8xH100", "v5e:4x4")]
+    # What kernels are worth on TPUs.
+    cases += [
+        dataclasses.replace(case, attention="xla")
+        for case in cases
+        if case.machine != "8xH100" and case.accumulate == 1
+    ]
     return cases
 
 

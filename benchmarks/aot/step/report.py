@@ -24,9 +24,8 @@ Compiled with jax {jax} on the day of each row, on a machine without GPU or TPU:
 run, and nothing says how fast it is.** A step is that of a preset (stochastic depth, AdamW, their
 averages if any, and what it changes at random on the devices: mixup and CutMix, random erasing) in
 bfloat16, on a mesh of all devices as `natjax train` makes it. *Kernels* are ours that the program
-holds. Steps that are set to "xla", or hold none, have the plain implementation instead, whose
-temporaries are larger: those of segmentation and detection on TPUs are from before kernels ran on
-several TPUs. The presets are
+holds. Steps that are set to "xla" have the plain implementation instead, whose temporaries are
+larger. The presets are
 
 {presets}
 
@@ -48,8 +47,7 @@ segmentation: sums over the batch, and their gradients, of the heads' 13 batch n
 the function that the compiler says they come from. Nothing else is new, and no activation crosses
 devices; `make aot-step-check` fails if one does.
 
-The row of nat_tiny with "xla" on v5e:4x4 of 2026-11-27 is from before "xla" chose its tiles by
-platform.
+Rows with "xla" on TPUs are from before "xla" chose its tiles by platform.
 
 Rows of before 2026-11-26 are of an older step, with the residual stream, and the gradients that
 devices exchange, in bfloat16. Both are in float32 now. That took the first row from 12.20 to

@@ -15,7 +15,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from natjax.kernels.backends.mosaic_gpu import program as do
+from natjax.kernels.backends.mosaic_gpu import copies, registers
 from natjax.kernels.backends.mosaic_gpu.config import GROUP_ROWS
 from natjax.kernels.backends.mosaic_gpu.penalty import Penalty
 from natjax.kernels.backends.mosaic_gpu.program import (
@@ -25,7 +25,9 @@ from natjax.kernels.backends.mosaic_gpu.program import (
     Place,
     Program,
     Ref,
-    Stream,
+    each_image,
+    split_work,
+    total_of,
 )
 
 
@@ -52,11 +54,11 @@ def dquery(
     left: Ref = None,
 ) -> None:
     """The gradient of a tile of queries. ``lse`` is in units of log2(e), in the order of tiles."""
-    keys, values = (Stream(*x) for x in zip(columns, full, free, strict=True))
+    keys, values = (copies.Stream(*x) for x in zip(columns, full, free, strict=True))
     warpgroup = lax.axis_index("warpgroup")
     first = program.place_of_block(program.heads)
     met = program.met(reach, first.tile)
-    total = do.total_of(met)
+    total = total_of(met)
     kept, kept_here = stored or (None, None)
     penalty = Penalty(program, table, kind, has_table, kept)
     stages = jnp.int32(program.config.num_stages)
@@ -65,12 +67,12 @@ def dquery(
         tile = penalty.of_tile(first)
         if kept_here is not None:
             plgpu.barrier_wait(kept_here)
-        do.each_image(program, first, functools.partial(multiply_image, tile))
+        each_image(program, first, functools.partial(multiply_image, tile))
 
     def multiply_image(tile: Any, before: Ints, place: Place) -> None:
         queries, douts = (x.at[warpgroup] for x in rows)
         for source, target in ((query, queries), (dout, douts)):
-            do.fetch_rows(
+            copies.fetch_rows(
                 program,
                 source,
                 target,
@@ -80,36 +82,36 @@ def dquery(
                 warpgroup,
             )
         plgpu.barrier_wait(arrived.at[warpgroup])
-        ends, deltas = (do.load_scalars(x, place, warpgroup) for x in (lse, delta))
+        ends, deltas = (copies.load_scalars(x, place, warpgroup) for x in (lse, delta))
 
         def step(turn: Ints, sums: Any) -> Any:
             slot = lax.rem(before * total + turn, stages)
             chunk = program.chunk(place, met, turn)
             plgpu.barrier_wait(keys.full.at[slot])
-            products = do.product(program, queries, keys.memory.at[slot])
+            products = registers.product(program, queries, keys.memory.at[slot])
             logits = penalty.exponents(products, tile, place, place.head, chunk, warpgroup)
-            weights = jnp.exp2(logits - do.across(ends, program.columns))
+            weights = jnp.exp2(logits - registers.across(ends, program.columns))
             plgpu.barrier_wait(values.full.at[slot])
-            dweights = do.product(program, douts, values.memory.at[slot])
+            dweights = registers.product(program, douts, values.memory.at[slot])
             plgpu.barrier_arrive(values.free.at[slot])
-            dlogits = weights * (dweights - do.across(deltas, program.columns))
+            dlogits = weights * (dweights - registers.across(deltas, program.columns))
             own = None if left is None else left.at[warpgroup]
-            sums = do.accumulate(program, sums, dlogits, keys.memory.at[slot], own)
+            sums = registers.accumulate(program, sums, dlogits, keys.memory.at[slot], own)
             plgpu.barrier_arrive(keys.free.at[slot])
             return sums
 
-        sums = lax.fori_loop(0, total, step, do.zeros(program))
-        do.write(program, [x * program.scale for x in sums], queries)
-        do.store_rows(program, queries, dq, place, program.heads, warpgroup)
+        sums = lax.fori_loop(0, total, step, registers.zeros(program))
+        registers.write(program, [x * program.scale for x in sums], queries)
+        copies.store_rows(program, queries, dq, place, program.heads, warpgroup)
 
     def copy() -> None:
         if kept_here is not None:
             penalty.fetch(first, first.head, kept_here)
-        do.produce_images(
+        copies.produce_images(
             program, first, met, (keys, values), (key, value), first.head // program.groups
         )
 
-    do.split_work(program, warpgroup, multiply, copy)
+    split_work(program, warpgroup, multiply, copy)
 
 
 def dkeyvalue(
@@ -140,11 +142,11 @@ def dkeyvalue(
     Rows are keys, columns the queries that see them. ``lse``, in units of log2(e), and ``delta``
     are lines of scalars, which come with the columns.
     """
-    queries, douts = (Stream(*x) for x in zip(columns, full, free, strict=True))
+    queries, douts = (copies.Stream(*x) for x in zip(columns, full, free, strict=True))
     warpgroup = lax.axis_index("warpgroup")
     place = program.place_of_block(program.kv_heads)
     met = program.met(reach, place.tile)
-    count = do.total_of(met)
+    count = total_of(met)
     total = count * program.groups
     penalty = Penalty(program, table, kind, has_table)
     stages = jnp.int32(program.config.num_stages)
@@ -159,7 +161,7 @@ def dkeyvalue(
     def multiply() -> None:
         keys, values = (x.at[warpgroup] for x in rows)
         for source, target in ((key, keys), (value, values)):
-            do.fetch_rows(
+            copies.fetch_rows(
                 program,
                 source,
                 target,
@@ -174,50 +176,50 @@ def dkeyvalue(
 
         def of_columns(source: Ref, slot: Ints) -> jax.Array:
             x = plgpu.load(source.at[slot], layout=OF_COLUMNS, optimized=False)
-            return do.along(x)
+            return registers.along(x)
 
         def step(turn: Ints, carry: Any) -> Any:
             dkeys, dvalues = carry
             slot = lax.rem(turn, stages)
             head, chunk = at(turn)
             plgpu.barrier_wait(queries.full.at[slot])
-            products = do.product(program, keys, queries.memory.at[slot])
+            products = registers.product(program, keys, queries.memory.at[slot])
             logits = penalty.exponents(products, tile, place, head, chunk, warpgroup)
             weights = jnp.exp2(logits - of_columns(scalars[0], slot))
             plgpu.barrier_wait(douts.full.at[slot])
-            dvalues = do.accumulate(program, dvalues, weights, douts.memory.at[slot], own)
-            dweights = do.product(program, values, douts.memory.at[slot])
+            dvalues = registers.accumulate(program, dvalues, weights, douts.memory.at[slot], own)
+            dweights = registers.product(program, values, douts.memory.at[slot])
             dlogits = weights * (dweights - of_columns(scalars[1], slot))
             plgpu.barrier_arrive(douts.free.at[slot])
-            dkeys = do.accumulate(program, dkeys, dlogits, queries.memory.at[slot], own)
+            dkeys = registers.accumulate(program, dkeys, dlogits, queries.memory.at[slot], own)
             plgpu.barrier_arrive(queries.free.at[slot])
             return dkeys, dvalues
 
-        begin = do.zeros(program), do.zeros(program)
+        begin = registers.zeros(program), registers.zeros(program)
         dkeys, dvalues = lax.fori_loop(0, total, step, begin)
-        do.write(program, [x * program.scale for x in dkeys], keys)
-        do.write(program, dvalues, values)
+        registers.write(program, [x * program.scale for x in dkeys], keys)
+        registers.write(program, dvalues, values)
         for source, target in ((keys, dk), (values, dv)):
-            do.store_rows(program, source, target, place, program.kv_heads, warpgroup)
+            copies.store_rows(program, source, target, place, program.kv_heads, warpgroup)
 
     def copy() -> None:
         def fetch(source: Ref, numbers: Ref, beside: Ref) -> Any:
             def begin(turn: Ints, memory: Ref, barrier: Ref) -> None:
                 head, chunk = at(turn)
                 slot = lax.rem(turn, stages)
-                do.fetch_columns(
+                copies.fetch_columns(
                     program, source, memory, barrier, place, chunk, head, program.heads
                 )
-                do.fetch_scalars(
+                copies.fetch_scalars(
                     program, numbers, beside.at[slot], barrier, place, chunk, head, program.heads
                 )
 
             return begin
 
         fetches = fetch(query, lse, scalars[0]), fetch(dout, delta, scalars[1])
-        do.produce(program, total, (queries, douts), fetches)
+        copies.produce(program, total, (queries, douts), fetches)
 
-    do.split_work(program, warpgroup, multiply, copy)
+    split_work(program, warpgroup, multiply, copy)
 
 
 def dbias(
@@ -276,7 +278,7 @@ def dbias(
     total = (items - split + splits - 1) // splits
     penalty = Penalty(program, table, order, True)
     stages = jnp.int32(program.config.num_stages)
-    streams = [Stream(*x) for x in zip((*rows, *columns), full, free, strict=True)]
+    streams = [copies.Stream(*x) for x in zip((*rows, *columns), full, free, strict=True)]
 
     def at(turn: Ints) -> Any:
         item = turn * splits + split
@@ -289,18 +291,18 @@ def dbias(
         def step(turn: Ints, sum_so_far: jax.Array) -> jax.Array:
             slot = lax.rem(turn, stages)
             place = at(turn)
-            ends, deltas = (do.load_scalars(x, place, warpgroup) for x in (lse, delta))
+            ends, deltas = (copies.load_scalars(x, place, warpgroup) for x in (lse, delta))
             for stream in streams:
                 plgpu.barrier_wait(stream.full.at[slot])
             queries, douts = (x.memory.at[slot * groups + warpgroup] for x in streams[:2])
             keys, values = (x.memory.at[slot] for x in streams[2:])
-            products = do.product(program, queries, keys)
-            dweights = do.product(program, douts, values)
+            products = registers.product(program, queries, keys)
+            dweights = registers.product(program, douts, values)
             for stream in streams:
                 plgpu.barrier_arrive(stream.free.at[slot])
             logits = products * penalty.factor + added
-            weights = jnp.exp2(logits - do.across(ends, program.columns))
-            return sum_so_far + weights * (dweights - do.across(deltas, program.columns))
+            weights = jnp.exp2(logits - registers.across(ends, program.columns))
+            return sum_so_far + weights * (dweights - registers.across(deltas, program.columns))
 
         empty = jnp.zeros((GROUP_ROWS, program.columns), jnp.float32)
         result = lax.fori_loop(0, total, step, plgpu.layout_cast(empty, BLOCK))
@@ -314,7 +316,7 @@ def dbias(
                 place, slot = at(turn), lax.rem(turn, stages)
                 for group in range(groups):
                     memory = target.at[slot * groups + group]
-                    do.fetch_rows(
+                    copies.fetch_rows(
                         program, source, memory, barrier, place, program.heads, jnp.int32(group)
                     )
 
@@ -324,7 +326,7 @@ def dbias(
             def begin_copies(turn: Ints, memory: Ref, barrier: Ref) -> None:
                 place = at(turn)
                 chunk = program.chunk(place, program.met(order, 0), chunk_number)
-                do.fetch_columns(
+                copies.fetch_columns(
                     program,
                     source,
                     memory,
@@ -343,6 +345,6 @@ def dbias(
             fetch_chunk(key),
             fetch_chunk(value),
         )
-        do.produce(program, total, streams, fetches)
+        copies.produce(program, total, streams, fetches)
 
-    do.split_work(program, warpgroup, multiply, copy)
+    split_work(program, warpgroup, multiply, copy)

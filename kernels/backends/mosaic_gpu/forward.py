@@ -11,10 +11,18 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from natjax.kernels.autodiff import LOG2_E
-from natjax.kernels.backends.mosaic_gpu import program as do
+from natjax.kernels.backends.mosaic_gpu import copies, registers
 from natjax.kernels.backends.mosaic_gpu.config import GROUP_ROWS
 from natjax.kernels.backends.mosaic_gpu.penalty import Penalty
-from natjax.kernels.backends.mosaic_gpu.program import Ints, Place, Program, Ref, Stream
+from natjax.kernels.backends.mosaic_gpu.program import (
+    Ints,
+    Place,
+    Program,
+    Ref,
+    each_image,
+    split_work,
+    total_of,
+)
 from natjax.kernels.plan.pattern import HIDDEN
 
 
@@ -44,11 +52,11 @@ def forward(
     Logits are in units of log2(e), so that exp2 is all they need.
     """
     (queries,) = rows
-    keys, values = (Stream(*x) for x in zip(columns, full, free, strict=True))
+    keys, values = (copies.Stream(*x) for x in zip(columns, full, free, strict=True))
     warpgroup = lax.axis_index("warpgroup")
     first = program.place_of_block(program.heads)
     met = program.met(reach, first.tile)
-    total = do.total_of(met)
+    total = total_of(met)
     kept, kept_here = stored or (None, None)
     penalty = Penalty(program, table, kind, has_table, kept)
     stages = jnp.int32(program.config.num_stages)
@@ -66,12 +74,12 @@ def forward(
             plgpu.barrier_wait(kept_here)
         if pair:
             pl.when(warpgroup == 1)(take_turns)
-        do.each_image(program, first, functools.partial(multiply_image, tile))
+        each_image(program, first, functools.partial(multiply_image, tile))
         if pair:
             pl.when(warpgroup == 0)(take_turns)
 
     def multiply_image(tile: Any, before: Ints, place: Place) -> None:
-        do.fetch_rows(
+        copies.fetch_rows(
             program,
             query,
             queries.at[warpgroup],
@@ -87,28 +95,30 @@ def forward(
             slot = lax.rem(before * total + turn, stages)
             chunk = program.chunk(place, met, turn)
             plgpu.barrier_wait(keys.full.at[slot])
-            products = do.product(program, queries.at[warpgroup], keys.memory.at[slot], take_turns)
+            products = registers.product(
+                program, queries.at[warpgroup], keys.memory.at[slot], take_turns
+            )
             plgpu.barrier_arrive(keys.free.at[slot])
             logits = penalty.exponents(
                 products, tile, place, place.head, chunk, warpgroup, select=True
             )
             new = jnp.maximum(top, logits.max(axis=1))
             shrink = jnp.exp2(top - new)
-            weights = jnp.exp2(logits - do.across(new, program.columns))
+            weights = jnp.exp2(logits - registers.across(new, program.columns))
             weight = weight * shrink + weights.sum(axis=1)
-            sums = [x * do.across(shrink, program.elements) for x in sums]
+            sums = [x * registers.across(shrink, program.elements) for x in sums]
             take_turns()
             plgpu.barrier_wait(values.full.at[slot])
             own = None if left is None else left.at[warpgroup]
-            sums = do.accumulate(program, sums, weights, values.memory.at[slot], own)
+            sums = registers.accumulate(program, sums, weights, values.memory.at[slot], own)
             plgpu.barrier_arrive(values.free.at[slot])
             return sums, new, weight
 
-        begin = do.zeros(program), do.per_row(HIDDEN), do.per_row(0.0)
+        begin = registers.zeros(program), registers.per_row(HIDDEN), registers.per_row(0.0)
         sums, top, weight = lax.fori_loop(0, total, step, begin)
-        sums = [x / do.across(weight, program.elements) for x in sums]
-        do.write(program, sums, queries.at[warpgroup])
-        do.store_rows(program, queries.at[warpgroup], out, place, program.heads, warpgroup)
+        sums = [x / registers.across(weight, program.elements) for x in sums]
+        registers.write(program, sums, queries.at[warpgroup])
+        copies.store_rows(program, queries.at[warpgroup], out, place, program.heads, warpgroup)
         own_rows = pl.ds(warpgroup * GROUP_ROWS, GROUP_ROWS)
         ends = (top + jnp.log2(weight)) * (1 / LOG2_E)
         plgpu.store(lse.at[place.image, place.head, place.tile, own_rows], ends, optimized=False)
@@ -116,8 +126,8 @@ def forward(
     def copy() -> None:
         if kept_here is not None:
             penalty.fetch(first, first.head, kept_here)
-        do.produce_images(
+        copies.produce_images(
             program, first, met, (keys, values), (key, value), first.head // program.groups
         )
 
-    do.split_work(program, warpgroup, multiply, copy)
+    split_work(program, warpgroup, multiply, copy)

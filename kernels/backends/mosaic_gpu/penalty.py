@@ -14,6 +14,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from natjax.kernels.autodiff import LOG2_E
+from natjax.kernels.backends.mosaic_gpu import copies, registers
 from natjax.kernels.backends.mosaic_gpu.config import GROUP_ROWS
 from natjax.kernels.backends.mosaic_gpu.program import (
     BLOCK,
@@ -23,8 +24,6 @@ from natjax.kernels.backends.mosaic_gpu.program import (
     Place,
     Program,
     Ref,
-    across,
-    fetch_table,
 )
 from natjax.kernels.plan.pattern import HIDDEN
 
@@ -100,7 +99,7 @@ class Penalty:
     def fetch(self, place: Place, head: Ints, barrier: Ref) -> None:
         """Copy the blocks of a tile into shared memory; see `program.fetch_table`."""
         blocks = self.table.at[self._table_of(head), self.kind[place.tile]]
-        fetch_table(self.program, blocks, self.stored, barrier)
+        copies.fetch_table(self.program, blocks, self.stored, barrier)
 
     def _table_of(self, head: Ints) -> Ints:
         return head if self.table.shape[0] > 1 else 0
@@ -144,7 +143,7 @@ class Penalty:
             along = column & (unit * sides[axis] - 1)
             # Loaded for each chunk that needs a mask, which are few, and not kept in registers.
             low, high = (
-                across((end - chunk.start[axis]) * unit, shape[1])
+                registers.across((end - chunk.start[axis]) * unit, shape[1])
                 for end in self._windows(place, warpgroup, axis)
             )
             conditions += [along >= low, along < high]

@@ -1,0 +1,266 @@
+"""Copies between the memory of the device and shared memory, and the ring of chunks."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from natjax.kernels.backends.mosaic_gpu.config import GROUP_ROWS
+from natjax.kernels.backends.mosaic_gpu.program import (
+    OF_ROWS,
+    Chunk,
+    Ints,
+    Place,
+    Program,
+    Ref,
+    total_of,
+)
+from natjax.kernels.plan.blocks import unravel
+
+
+def _row_line(program: Program, place: Place, warpgroup: Ints, number: int) -> tuple[Any, ...]:
+    """A line of a warpgroup's rows: its number, its first place, and whether it is in the array.
+
+    One that is not stands at the end of the array, and says None where all lines are inside.
+    """
+    tile, places = program.layout.tile, program.layout.places
+    row = (warpgroup * program.row_lines + number) * program.row_line
+    within = unravel(row, tile)
+    positions = [f + i for f, i in zip(place.first, within, strict=True)]
+    exists = None
+    for axis in (0, 1):
+        if places[axis] % tile[axis]:
+            inside = positions[axis] < places[axis]
+            exists = inside if exists is None else exists & inside
+            positions[axis] = jnp.minimum(positions[axis], places[axis] - 1)
+    return program.line(place, positions[0], positions[1]), positions[2], exists
+
+
+def fetch_rows(
+    program: Program,
+    source: Ref,
+    target: Ref,
+    barrier: Ref,
+    place: Place,
+    heads: int,
+    warpgroup: Ints,
+) -> None:
+    """Copy the rows of a warpgroup into shared memory; arrives once for each line and part."""
+    for number in range(program.row_lines):
+        line, first, _ = _row_line(program, place, warpgroup, number)
+        rows = pl.ds(number * program.row_line, program.row_line)
+        for part in program.parts:
+            channels = program.channels(place, place.head, heads, part)
+            plgpu.copy_gmem_to_smem(
+                source.at[line, pl.ds(first, program.row_line), channels],
+                target.at[part, rows],
+                barrier,
+            )
+
+
+def store_rows(
+    program: Program, source: Ref, target: Ref, place: Place, heads: int, warpgroup: Ints
+) -> None:
+    """Copy the rows of a warpgroup out of shared memory, those that there are."""
+    plgpu.commit_smem()
+    # Where lines are is found again: kept from when rows were fetched, it took registers that sums
+    # need in between, which then spilled.
+    image, head, tile, warpgroup = lax.optimization_barrier(
+        (place.image, place.head, place.tile, warpgroup)
+    )
+    place = program.place(tile, head, image)
+    for number in range(program.row_lines):
+        line, first, exists = _row_line(program, place, warpgroup, number)
+        rows = pl.ds(number * program.row_line, program.row_line)
+        store = functools.partial(
+            _store_line, program, source, target, place, heads, rows, line, first
+        )
+        if exists is None:
+            store()
+        else:
+            # Pallas' interpreter knows no predicate of a copy.
+            pl.when(exists)(store)
+    plgpu.wait_smem_to_gmem(0)
+
+
+def _store_line(
+    program: Program,
+    source: Ref,
+    target: Ref,
+    place: Place,
+    heads: int,
+    rows: Any,
+    line: Ints,
+    first: Ints,
+) -> None:
+    for part in program.parts:
+        channels = program.channels(place, place.head, heads, part)
+        own = target.at[line, pl.ds(first, program.row_line), channels]
+        plgpu.copy_smem_to_gmem(source.at[part, rows], own)
+
+
+def _column_line(program: Program, place: Place, chunk: Chunk, frame: int, line: int) -> Ints:
+    """Number of a line of a chunk's columns; one past the end of an axis is the last there is."""
+    positions = [chunk.start[0] + frame, chunk.start[1] + line]
+    for axis in (0, 1):
+        if not program.layout.chunks_fit(axis):
+            positions[axis] = jnp.minimum(positions[axis], program.layout.places[axis] - 1)
+    return program.line(place, *positions)
+
+
+def fetch_columns(
+    program: Program,
+    source: Ref,
+    target: Ref,
+    barrier: Ref,
+    place: Place,
+    chunk: Chunk,
+    head: Ints,
+    heads: int,
+) -> None:
+    """Copy the columns of a chunk into shared memory; arrives `Program.column_copies` times.
+
+    Places past the end of a line are zeros.
+    """
+    frames, lines, length = program.layout.chunk
+    for part in program.parts:
+        channels = program.channels(place, head, heads, part)
+        for frame in range(frames):
+            if program.copies_boxes:
+                line = _column_line(program, place, chunk, frame, 0)
+                # With as few windows as a line of the box has tokens, the windows of one row after
+                # the other are the tokens of the box.
+                windows = program.layout.places[2] - length + 1
+                view = plgpu.im2col_ref(source, window_shape=(windows,))
+                box = view.at[pl.ds(line * length, lines * length), chunk.start[2], channels]
+                rows = pl.ds(frame * lines * length, lines * length)
+                plgpu.copy_gmem_to_smem(box, target.at[part, rows], barrier)
+                continue
+            for i in range(lines):
+                line = _column_line(program, place, chunk, frame, i)
+                columns = source.at[line, pl.ds(chunk.start[2], length), channels]
+                rows = pl.ds((frame * lines + i) * length, length)
+                plgpu.copy_gmem_to_smem(columns, target.at[part, rows], barrier)
+
+
+def fetch_scalars(
+    program: Program,
+    source: Ref,
+    target: Ref,
+    barrier: Ref,
+    place: Place,
+    chunk: Chunk,
+    head: Ints,
+    heads: int,
+) -> None:
+    """Copy a number of each column of a chunk into shared memory; arrives once a line."""
+    frames, lines, length = program.layout.chunk
+    group = place.groups[2] * heads + head
+    for frame in range(frames):
+        for i in range(lines):
+            line = _column_line(program, place, chunk, frame, i)
+            columns = source.at[line, group, pl.ds(chunk.start[2], length)]
+            rows = pl.ds((frame * lines + i) * length, length)
+            plgpu.copy_gmem_to_smem(columns, target.at[rows], barrier)
+
+
+def fetch_table(program: Program, source: Ref, target: Ref, barrier: Ref) -> None:
+    """Copy the blocks of a tile into shared memory; arrives once a chunk."""
+    for chunk in range(program.layout.blocks.num_chunks):
+        plgpu.copy_gmem_to_smem(source.at[chunk], target.at[chunk], barrier)
+
+
+def load_scalars(source: Ref, place: Place, warpgroup: Ints) -> jax.Array:
+    """A number of each row of a warpgroup, of an array in the order of tiles."""
+    rows = source.at[place.image, place.head, place.tile, pl.ds(warpgroup * GROUP_ROWS, GROUP_ROWS)]
+    return plgpu.load(rows, layout=OF_ROWS, optimized=False)
+
+
+# The ring.
+
+
+@dataclasses.dataclass(frozen=True)
+class Stream:
+    """An operand of which chunk after chunk goes through the ring.
+
+    Attributes:
+      memory: shared memory, of a place of the ring.
+      full: barriers that a chunk has arrived.
+      free: barriers that all who multiply are done with it.
+    """
+
+    memory: Ref
+    full: Ref
+    free: Ref
+
+
+def produce(
+    program: Program,
+    total: Ints,
+    streams: Sequence[Stream],
+    fetches: Sequence[Callable[[Ints, Ref, Ref], None]],
+) -> None:
+    """Copy one chunk after the other into the ring, as places become free.
+
+    Args:
+      program: what the kernel is compiled for.
+      total: chunks in all.
+      streams: operands.
+      fetches: for each, a function of turn, place of the ring and barrier that begins its copies.
+    """
+    stages = program.config.num_stages
+
+    @pl.loop(0, total)
+    def _(turn: Ints) -> None:
+        slot = lax.rem(turn, jnp.int32(stages))
+        for stream, fetch in zip(streams, fetches, strict=True):
+
+            @pl.when(turn >= stages)
+            def _(stream: Stream = stream) -> None:
+                plgpu.barrier_wait(stream.free.at[slot])
+
+            fetch(turn, stream.memory.at[slot], stream.full.at[slot])
+
+
+def produce_images(
+    program: Program,
+    first: Place,
+    met: tuple[list[Ints], list[Ints]],
+    streams: Sequence[Stream],
+    sources: Sequence[Ref],
+    head: Ints,
+) -> None:
+    """Copy the chunks of keys and of values of one image after the other into the ring.
+
+    Args:
+      program: what the kernel is compiled for.
+      first: the tile in the first image.
+      met: which chunks it meets.
+      streams: operands.
+      sources: lines of each.
+      head: whose channels.
+    """
+    total = total_of(met)
+
+    def fetch(source: Ref) -> Callable[[Ints, Ref, Ref], None]:
+        def begin(turn: Ints, memory: Ref, barrier: Ref) -> None:
+            place, own = first, turn
+            if program.images > 1:
+                # Of a tile that meets nothing there is no turn.
+                place = dataclasses.replace(first, image=first.image + turn // total)
+                own = turn % total
+            chunk = program.chunk(place, met, own)
+            fetch_columns(program, source, memory, barrier, place, chunk, head, program.kv_heads)
+
+        return begin
+
+    count = program.count_images(first) if program.images > 1 else 1
+    produce(program, total * count, streams, [fetch(source) for source in sources])
