@@ -1,7 +1,5 @@
 """Every implementation runs the same suite, and so does a backend that the tests bring along."""
 
-import importlib
-
 import jax
 import pytest
 from calls import KERNELS, NAMES
@@ -44,10 +42,6 @@ def strict(monkeypatch, interpreted):
         uninitialized_memory="nan", detect_races=True, dma_execution_mode="on_wait"
     )
     monkeypatch.setattr("natjax.kernels.backends.mosaic_tpu.run.INTERPRETER", params)
-    # Its callbacks are ordered, which JAX does not support inside of what it partitions.
-    ops = "natjax.kernels.backends.mosaic_tpu.ops"
-    monkeypatch.setattr(f"{ops}.split_over_batch_and_heads", lambda function, *_: function)
-    monkeypatch.setattr(f"{ops}._wrapped", importlib.import_module(ops)._wrapped.__wrapped__)
     jax.clear_caches()
     yield
     jax.clear_caches()

@@ -1,6 +1,6 @@
 """Everything of JAX that natjax uses and that has no public name.
 
-Nothing else in the tree imports from `jax._src`, so what a new JAX may break without notice is what
+Nothing else of training imports from `jax._src`, so what a new JAX may break without notice is what
 this file holds. `tests/train/cluster/test_jax_private.py` says what must be true of each name, on
 the oldest JAX and on the newest.
 """

@@ -9,7 +9,9 @@ from natjax.cli import main
     ("preset", "stages"),
     [
         ("detect_demo", ("read and decode", "change at random")),
-        ("segment_demo", ("read", "decode", "change at random")),
+        pytest.param(
+            "segment_demo", ("read", "decode", "change at random"), marks=pytest.mark.slow
+        ),
     ],
 )
 def test_bench_times_the_input_of_every_task(preset, stages, capsys):
