@@ -204,6 +204,17 @@ def test_a_machine_without_a_tpu_says_so(monkeypatch):
         natjax.na1d(x, x, x, 3, implementation="mosaic_tpu")
 
 
+def test_maps_of_few_columns_are_declined_where_kernels_are_compiled(monkeypatch):
+    monkeypatch.delenv("NATJAX_INTERPRET", raising=False)
+    chip = types.SimpleNamespace(platform="tpu", device_kind="TPU v5 lite")
+    monkeypatch.setattr(device, "targets", lambda: (chip,))
+    attend = functools.partial(natjax.na2d, kernel_size=3, implementation="mosaic_tpu")
+    few, enough = (jax.ShapeDtypeStruct((1, 8, n, 4, 32), jnp.bfloat16) for n in (4, 5))
+    with pytest.raises(NotImplementedError, match=r'takes 5 tokens or more .*; got 4; use .*"xla"'):
+        jax.eval_shape(attend, few, few, few)
+    assert jax.eval_shape(attend, enough, enough, enough).shape == enough.shape
+
+
 @pytest.mark.oldest
 def test_what_runs_is_chosen_when_a_program_is_lowered(monkeypatch):
     """On a machine with a TPU: `None` has kernels in programs for it, but not in those for CPUs."""

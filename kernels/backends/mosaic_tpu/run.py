@@ -155,28 +155,54 @@ class Launch:
     ) -> tuple[Array, ...]:
         """Run a kernel over blocks of lanes and, within those, over the batch in order."""
         plan = jnp.asarray(self.layout.plan())
-        arrays = align_varying(plan, *(x for x, _ in inputs))
-        varying = jax.typeof(arrays[0]).manual_axis_type
         grid = (packing.num_blocks(self.heads, self.layout), self.batch // self.steps.images)
-        call = pl.pallas_call(
-            body,
-            grid_spec=pltpu.PrefetchScalarGridSpec(
-                num_scalar_prefetch=1,
-                grid=grid,
-                in_specs=[spec for _, spec in inputs],
-                out_specs=[spec for _, spec in outputs],
-                scratch_shapes=scratch,
-            ),
-            out_shape=[
-                jax.ShapeDtypeStruct(x.shape, x.dtype, manual_axis_type=varying) for x, _ in outputs
-            ],
-            interpret=INTERPRETER if self.call.interpret else False,
-            compiler_params=pltpu.CompilerParams(
-                dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=VMEM_LIMIT
-            ),
-            name=name,
-        )
-        return tuple(call(*arrays))
+        return run_kernel(self.call, name, body, grid, plan, inputs, outputs, scratch)
+
+
+def run_kernel(
+    call: KernelCall,
+    name: str,
+    body: Callable[..., None],
+    grid: tuple[int, ...],
+    plan: Array,
+    inputs: list[tuple[Array, pl.BlockSpec]],
+    outputs: list[tuple[jax.ShapeDtypeStruct, pl.BlockSpec]],
+    scratch: list[Any],
+) -> tuple[Array, ...]:
+    """Run a kernel over a grid, along whose last axis it goes in order.
+
+    Args:
+      call: what it is part of.
+      name: what profiles call it.
+      body: takes references to the plan, the inputs, the outputs and the scratch memory.
+      grid: sizes of the grid.
+      plan: numbers that lie in scalar memory.
+      inputs: arrays, and their blocks.
+      outputs: results, and their blocks.
+      scratch: memory that the kernel has for itself.
+    """
+    arrays = align_varying(plan, *(x for x, _ in inputs))
+    varying = jax.typeof(arrays[0]).manual_axis_type
+    run = pl.pallas_call(
+        body,
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=1,
+            grid=grid,
+            in_specs=[spec for _, spec in inputs],
+            out_specs=[spec for _, spec in outputs],
+            scratch_shapes=scratch,
+        ),
+        out_shape=[
+            jax.ShapeDtypeStruct(x.shape, x.dtype, manual_axis_type=varying) for x, _ in outputs
+        ],
+        interpret=INTERPRETER if call.interpret else False,
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=(*["parallel"] * (len(grid) - 1), "arbitrary"),
+            vmem_limit_bytes=VMEM_LIMIT,
+        ),
+        name=name,
+    )
+    return tuple(run(*arrays))
 
 
 def attention(

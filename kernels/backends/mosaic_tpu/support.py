@@ -10,6 +10,7 @@ from natjax.kernels.spec import CallSpec
 
 NAME = "mosaic_tpu"
 _DTYPES = ("bfloat16", "float32")
+_LEAST_COLUMNS = 5
 
 
 def require_support(spec: CallSpec, heads: int, *, is_unfused: bool = False) -> None:
@@ -24,6 +25,12 @@ def require_support(spec: CallSpec, heads: int, *, is_unfused: bool = False) -> 
       NotImplementedError: they do not; the message says what would work.
     """
     _require_device()
+    columns = spec.neighborhood.axes[-1].length
+    if columns < _LEAST_COLUMNS and not device.is_interpreted():
+        raise _refusal(
+            f"takes {_LEAST_COLUMNS} tokens or more along the last axis, since Mosaic does not "
+            f"compile kernels of fewer; got {columns}"
+        )
     if spec.dtype not in _DTYPES:
         raise _refusal(f"takes the dtypes {_DTYPES}; got {spec.dtype}")
     largest = max(spec.head_dim, spec.value_dim)

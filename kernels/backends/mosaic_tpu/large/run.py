@@ -18,8 +18,6 @@ from natjax.kernels.backends.mosaic_tpu.large import kernels, packing
 from natjax.kernels.backends.mosaic_tpu.large.chunk import HEADS_OF_STATISTICS, Step
 from natjax.kernels.backends.mosaic_tpu.large.walk import Walk
 from natjax.kernels.backends.mosaic_tpu.layout import LANES, SUBLANES
-from natjax.kernels.backends.mosaic_tpu.memory import VMEM_LIMIT
-from natjax.kernels.sharding.partitioning import align_varying
 from natjax.kernels.spec import KernelCall
 
 type Operand = tuple[Array, Any]
@@ -136,8 +134,7 @@ class _Launch:
         """Run ``body(step, *refs)`` over images, blocks of lanes and, within those, all steps."""
         steps, *masks = plan
         inputs = [*zip(masks, self._mask_specs, strict=True), *inputs]
-        arrays = align_varying(steps, *(x for x, _ in inputs))
-        varying = jax.typeof(arrays[0]).manual_axis_type
+        grid = (self.batch, self.blocks, self.walk.num_steps)
 
         def kernel(steps: Any, *refs: Any) -> None:
             body(
@@ -145,26 +142,7 @@ class _Launch:
                 *refs[self._n :],
             )
 
-        call = pl.pallas_call(
-            kernel,
-            grid_spec=pltpu.PrefetchScalarGridSpec(
-                num_scalar_prefetch=1,
-                grid=(self.batch, self.blocks, self.walk.num_steps),
-                in_specs=[spec for _, spec in inputs],
-                out_specs=[spec for _, spec in outputs],
-                scratch_shapes=scratch,
-            ),
-            out_shape=[
-                jax.ShapeDtypeStruct(x.shape, x.dtype, manual_axis_type=varying) for x, _ in outputs
-            ],
-            interpret=small.INTERPRETER if self.call.interpret else False,
-            compiler_params=pltpu.CompilerParams(
-                dimension_semantics=("parallel", "parallel", "arbitrary"),
-                vmem_limit_bytes=VMEM_LIMIT,
-            ),
-            name=name,
-        )
-        return tuple(call(*arrays))
+        return small.run_kernel(self.call, name, kernel, grid, steps, inputs, outputs, scratch)
 
     @property
     def _n(self) -> int:
