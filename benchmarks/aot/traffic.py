@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.aot.cases import PRODUCTS
-from natjax.kernels.backends.pallas_triton.program import skips_chunks
 from natjax.kernels.backends.triton_common.config import KernelConfig
-from natjax.kernels.plan.reach import num_blocks
+from natjax.kernels.plan.reach import num_blocks, skipping_pays
 from natjax.kernels.spec import Kernel, blocks_of
 from natjax.kernels.tuning.problems import Problem
 
@@ -32,7 +31,7 @@ def of(
     blocks = blocks_of(kernel, config, problem.neighborhood)
     pairs = problem.neighborhood.num_tokens * problem.neighborhood.num_neighbors
     # The bias gradient sums whole slabs.
-    skips = kernel != "dbias" and skips_chunks(blocks)
+    skips = kernel != "dbias" and skipping_pays(blocks)
     count = num_blocks(blocks) if skips else blocks.num_tiles * blocks.num_chunks
     computed = count * blocks.num_rows * blocks.num_columns
     products = PRODUCTS[kernel] * 2 * problem.batch * problem.heads

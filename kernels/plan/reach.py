@@ -49,7 +49,8 @@ def reach_of(blocks: Blocks) -> Int[np.ndarray, "tiles axes 2"]:
 def skipping_pays(blocks: Blocks) -> bool:
     """Whether kernels should skip the chunks of a slab that a tile does not meet.
 
-    Finding those that it meets costs divisions in every round.
+    Finding those that it meets costs divisions in every round, so that there must be chunks to
+    save: on an H100, loops that saved 2 % of their chunks got slower.
     """
     return num_blocks(blocks) < _WORTHWHILE * blocks.num_tiles * blocks.num_chunks
 

@@ -140,7 +140,7 @@ def test_chunks_that_are_seen_whole_need_no_mask(monkeypatch):
 
 @pytest.mark.parametrize("skips", [True, False])
 def test_chunks_that_a_tile_does_not_meet_may_be_skipped(skips, monkeypatch):
-    monkeypatch.setattr(statics, "_WORTHWHILE", 2.0 if skips else 0.0)
+    monkeypatch.setattr(statics, "skipping_pays", lambda _: skips)
     problem = Problem(name="long", shape=(70,), kernel_size=(9,), head_dim=16)
     arrays = problem.arrays()
     config = KernelConfig((32,), (16,), num_warps=1)

@@ -9,11 +9,8 @@ from natjax.kernels.autodiff import LOG2_E
 from natjax.kernels.backends.triton_common.config import padded_head_dim
 from natjax.kernels.neighborhood import AxisWindow
 from natjax.kernels.plan.blocks import AxisBlocks, axis_blocks
-from natjax.kernels.plan.reach import num_blocks
+from natjax.kernels.plan.reach import skipping_pays
 from natjax.kernels.spec import Kernel, KernelCall, rows_of
-
-# Below this, what a tile meets of its slab is looked up; else the loop has a fixed length.
-_WORTHWHILE = 0.85
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -195,8 +192,7 @@ def statics_of(
     blocks = call.blocks(kernel)
     alone = axis_blocks(_ONE_TOKEN, rows_of(kernel), 1, 1)
     t, h, w = map(Axis.of, ((alone,) * (3 - len(blocks.axes)) + blocks.axes))
-    met = blocks.num_tiles * blocks.num_chunks * _WORTHWHILE
-    skips_chunks = kernel != "dbias" and num_blocks(blocks) < met
+    skips_chunks = kernel != "dbias" and skipping_pays(blocks)
     return Statics(
         t=t,
         h=h,

@@ -15,9 +15,9 @@ from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array
 
 from natjax.kernels.backends.triton_common.config import padded_head_dim
-from natjax.kernels.plan.blocks import Blocks, Tile, unravel
+from natjax.kernels.plan.blocks import Tile, unravel
 from natjax.kernels.plan.pattern import HIDDEN
-from natjax.kernels.plan.reach import num_blocks
+from natjax.kernels.plan.reach import skipping_pays
 from natjax.kernels.spec import Kernel, KernelCall
 
 
@@ -185,16 +185,6 @@ class WholeSlab:
         return loop(self._num_chunks, body, start)
 
 
-# Finding the chunks that a tile meets costs divisions in every round, so that there must be chunks
-# to save: on an H100, loops that saved 2 % of their chunks got slower.
-_WORTHWHILE = 0.85
-
-
-def skips_chunks(blocks: Blocks) -> bool:
-    """Whether kernels skip the chunks of a slab that a tile does not meet."""
-    return num_blocks(blocks) < _WORTHWHILE * blocks.num_tiles * blocks.num_chunks
-
-
 def plan_of(program: Program, refs: tuple[Any, ...]) -> tuple[tuple[Any, ...], Slab | WholeSlab]:
     """What a kernel takes besides its arrays: the table, if it has one, and the slab to walk over.
 
@@ -204,7 +194,7 @@ def plan_of(program: Program, refs: tuple[Any, ...]) -> tuple[tuple[Any, ...], S
     """
     *table, reach = refs
     blocks = program.tile.blocks
-    slab = Slab(program, reach) if skips_chunks(blocks) else WholeSlab(blocks.num_chunks)
+    slab = Slab(program, reach) if skipping_pays(blocks) else WholeSlab(blocks.num_chunks)
     return tuple(table), slab
 
 
