@@ -22,6 +22,7 @@ pytestmark = pytest.mark.skipif(
 
 FOLDER = "natjax.kernels.backends.mosaic_tpu"
 NO_BIAS = functools.partial(Problem, rpb=False)
+BIAS = functools.partial(Problem, rpb=True)
 # Maps of several tiles with several chunks each, with the limits of `few_logits`.
 PROBLEMS = (
     # Neither axis divides, heads of 128 channels and keys that are one head.
@@ -55,17 +56,31 @@ PROBLEMS = (
     ),
     # Windows that are blocks: every chunk within one is seen as a whole.
     NO_BIAS(name="1d-blocked", shape=(700,), kernel_size=(256,), stride=256, heads=2, head_dim=24),
+    BIAS(name="2d-bias", shape=(19, 27), kernel_size=(6, 11), batch=2, heads=2, head_dim=64),
+    # Three heads for two blocks of lanes, and chunks with several rows of the map in a vector.
+    BIAS(
+        name="2d-bias-everything",
+        shape=(23, 33),
+        kernel_size=(6, 9),
+        stride=(2, 3),
+        dilation=(1, 2),
+        is_causal=(True, False),
+        heads=3,
+        kv_heads=1,
+        head_dim=64,
+        extra=3,
+    ),
+    BIAS(name="3d-bias", shape=(6, 7, 18), kernel_size=(4, 5, 9), heads=1, head_dim=128),
+    BIAS(name="1d-bias", shape=(500,), kernel_size=(200,), heads=2, head_dim=24),
 )
-QUICK = ("2d", "3d-causal-dilation")
+QUICK = ("2d", "3d-causal-dilation", "2d-bias")
 
 
 @pytest.fixture
 def few_logits(monkeypatch, interpreted):
     """Every call goes to the kernels for large windows, whose tiles and chunks are small."""
     for module in ("ops", "support"):
-        monkeypatch.setattr(
-            f"{FOLDER}.{module}.prefers_large", lambda spec, heads: not spec.has_bias
-        )
+        monkeypatch.setattr(f"{FOLDER}.{module}.prefers_large", lambda spec, heads: True)
     monkeypatch.setattr(f"{FOLDER}.large.walk._ROWS", 128)
     monkeypatch.setattr(f"{FOLDER}.large.walk._COLUMNS", 256)
     _forget_plans()
@@ -92,7 +107,7 @@ def _forget_plans():
 def test_values_and_gradients_are_those_of_the_reference(problem, few_logits):
     from natjax.kernels.backends.mosaic_tpu.large.walk import Walk
 
-    walk = Walk.of(problem.neighborhood, "queries", problem.heads, 64)
+    walk = Walk.of(problem.neighborhood, "queries", problem.heads, 64, has_bias=problem.rpb)
     assert walk.num_steps > walk.num_tiles > 1
     arrays = problem.arrays()
     expected = value_and_gradients(fused(problem, "reference"), arrays)
@@ -189,7 +204,7 @@ def test_steps_hold_the_windows_and_little_else(shape, kernel_size, share, rows)
     from natjax.kernels.backends.mosaic_tpu.large.walk import IS_FIRST, IS_LAST, Walk
 
     problem = Problem(name="x", shape=shape, kernel_size=kernel_size)
-    walk = Walk.of(problem.neighborhood, rows, heads=8, head_dim=128)
+    walk = Walk.of(problem.neighborhood, rows, heads=8, head_dim=128, has_bias=False)
     assert walk.num_columns % 128 == 0
     assert walk.axes[-1].shift in range(8)
     steps = walk.steps().reshape(-1, walk.num_fields)
@@ -209,7 +224,7 @@ def test_maps_are_unpacked_as_they_were_packed(name):
     from natjax.kernels.backends.mosaic_tpu.large.walk import Walk
 
     (neighborhood,) = (p.neighborhood for p in PROBLEMS if p.name == name)
-    walk = Walk.of(neighborhood, "queries", heads=5, head_dim=32)
+    walk = Walk.of(neighborhood, "queries", heads=5, head_dim=32, has_bias=False)
     shape = (1, neighborhood.num_tokens, 5, 30)
     x = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
     packed = packing.as_map(jnp.asarray(x), walk)
@@ -220,7 +235,7 @@ def test_statistics_keep_the_digits_of_float32():
     from natjax.kernels.backends.mosaic_tpu.large import packing
     from natjax.kernels.backends.mosaic_tpu.large.walk import Walk
 
-    walk = Walk.of(PROBLEMS[0].neighborhood, "queries", heads=18, head_dim=128)
+    walk = Walk.of(PROBLEMS[0].neighborhood, "queries", heads=18, head_dim=128, has_bias=False)
     rng = np.random.default_rng(0)
     lse, delta = rng.standard_normal((2, 1, 21 * 27, 18)).astype(np.float32)
     packed = jax.jit(packing.statistics, static_argnums=2)(lse, delta, walk)
@@ -242,16 +257,79 @@ def _prefers_large(shape, kernel_size, **change):
 def test_the_plan_decides_between_small_and_large_windows():
     assert _prefers_large((256, 256), (80, 80))
     assert _prefers_large((30, 48, 80), (18, 24, 24))
-    assert not _prefers_large((256, 256), (80, 80), has_bias=True)
+    assert _prefers_large((256, 256), (80, 80), has_bias=True)
+    assert _prefers_large((30, 48, 80), (18, 24, 24), has_bias=True)
     for side in (7, 14, 28, 56):
+        assert not _prefers_large((side, side), (7, 7), head_dim=32, has_bias=True)
         assert not _prefers_large((side, side), (7, 7))
         assert not _prefers_large((side, side), (7, 7), head_dim=32)
 
 
-def test_large_windows_with_a_bias_are_declined(interpreted):
-    x = jax.ShapeDtypeStruct((1, 256, 256, 2, 128), jnp.bfloat16)
-    bias = jax.ShapeDtypeStruct((2, 159, 159), jnp.float32)
+def test_biases_whose_gradient_does_not_fit_are_declined(interpreted):
+    """The sums of four heads that share the lanes take four times the memory."""
+    x = jax.ShapeDtypeStruct((1, 256, 256, 4, 32), jnp.bfloat16)
+    bias = jax.ShapeDtypeStruct((4, 159, 159), jnp.float32)
     attend = functools.partial(natjax.na2d, kernel_size=80, implementation="mosaic_tpu")
     assert jax.eval_shape(attend, x, x, x).shape == x.shape
-    with pytest.raises(NotImplementedError, match=r"without a bias, .* got .*a bias; use .*xla"):
+    with pytest.raises(NotImplementedError, match=r"plan for large windows .* a bias; use .*xla"):
         jax.eval_shape(lambda x, b: attend(x, x, x, rpb=b), x, bias)
+
+
+@pytest.mark.parametrize("rows", ["queries", "keys"])
+@pytest.mark.parametrize("problem", [p for p in PROBLEMS if p.rpb], ids=lambda p: p.name)
+def test_blocks_of_biases_hold_that_of_every_pair(problem, rows, few_logits):
+    from natjax.kernels.backends.mosaic_tpu.large.walk import Walk
+
+    walk = Walk.of(problem.neighborhood, rows, heads=1, head_dim=128, has_bias=True)
+    sizes = [2 * axis.window.kernel_size - 1 for axis in walk.axes]
+    numbers = np.arange(1, 1 + np.prod(sizes), dtype=np.float32)
+    table = np.asarray(walk.biases.table(numbers[None], 1.0))[0]
+    assert table.shape[1:] == (*walk.biases.entries, walk.biases.width, walk.biases.lanes)
+    for step in walk.steps().reshape(-1, walk.num_fields):
+        found = _biases_of(walk, step, table)
+        seen, distances = np.ones((1, 1), bool), []
+        for i, axis in enumerate(walk.axes):
+            row = step[3 + i] * axis.tile + np.arange(axis.tile)
+            column = step[3 + len(sizes) + i] - axis.shift + np.arange(axis.chunk)
+            # Dilation groups differ in length, so in who sees whom, and not in distances.
+            group = np.unravel_index(step[2], walk.dilation)[i]
+            see = axis.is_neighbor(row[:, None], column[None], group)
+            seen = np.kron(seen, see & (column[None] >= 0)).astype(bool)
+            sign = 1 if rows == "queries" else -1
+            distances.append(sign * (column[None] - row[:, None]) + axis.window.kernel_size - 1)
+        expected = np.zeros((1, 1), int)
+        for size, x in zip(sizes, distances, strict=True):
+            expected = np.kron(expected * size, np.ones_like(x)) + np.kron(
+                np.ones_like(expected), x
+            )
+        np.testing.assert_array_equal(found[seen], numbers[expected[seen]])
+
+
+def _biases_of(walk, step, table):
+    """What a kernel adds to the logits of a step, as `Step.logits` reads it."""
+    biases, n = walk.biases, len(walk.axes)
+    starts = [biases.start(i, step[3 + i], step[3 + n + i]) for i in range(n - 1)]
+    box = tuple(slice(at, at + size) for at, size in zip(starts, biases.block, strict=True))
+    block = table[step[biases.field]][box]
+    assert block.shape[: n - 1] == biases.block
+    lines = []
+    for line in np.ndindex(*walk.tile[:-1]):
+        parts = []
+        for first in range(0, walk.num_columns, 128):
+            *entry, lane = biases.entry(line, first)
+            parts.append(block[*entry, :, lane : lane + 128])
+        lines.append(np.concatenate(parts, axis=1))
+    return np.concatenate(lines)
+
+
+def test_gradients_of_biases_are_summed_over_entries():
+    from natjax.kernels.backends.mosaic_tpu.large.walk import Walk
+
+    problem = BIAS(name="x", shape=(20, 40), kernel_size=(5, 9))
+    walk = Walk.of(problem.neighborhood, "queries", heads=1, head_dim=128, has_bias=True)
+    rng = np.random.default_rng(0)
+    rpb = rng.standard_normal((2, 9 * 17)).astype(np.float32)
+    table = walk.biases.table(rpb, 1.0)
+    other = rng.standard_normal(table.shape).astype(np.float32)
+    gradient = walk.biases.gradient(other)
+    np.testing.assert_allclose(np.vdot(gradient, rpb), np.vdot(table, other), rtol=1e-4)

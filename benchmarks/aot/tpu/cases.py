@@ -150,15 +150,16 @@ VIDEO = Problem(
     head_dim=128,
     rpb=False,
 )
+LARGE_BIAS = dataclasses.replace(LARGE, name="map-256-k80-bias", rpb=True)
 # Windows too large for a tile's whole slab.
-LARGE_PROBLEMS = [LARGE, VIDEO]
+LARGE_PROBLEMS = [LARGE, VIDEO, LARGE_BIAS]
 
-# Chips that other problems than the first of either kind are compiled for.
-_SOME = {VIDEO.name: ("v5e",)} | {p.name: _COMPARED for p in PROBLEMS if p != FIRST}
+# Chips that some problems are compiled for; all others for all.
+_SOME = {p.name: _COMPARED for p in (*PROBLEMS[1:], LARGE_BIAS)}
 
 
 def all_cases() -> list[TPUCase]:
-    """The first problem of either kind for all chips, others for some; unfused, the first two."""
+    """Some problems for all chips, others for some; unfused, the first two."""
     fused = [
         TPUCase(problem=problem, what=what, chip=chip)
         for kind, passes in ((PROBLEMS, PASSES), (LARGE_PROBLEMS, PASSES_OF_LARGE))

@@ -12,7 +12,7 @@ from benchmarks.aot.tpu import bundles
 from benchmarks.aot.tpu.bundles import Bundles
 from benchmarks.aot.tpu.cases import TPUCase
 from natjax.kernels.backends.mosaic_tpu.large.choice import walks_of
-from natjax.kernels.backends.mosaic_tpu.large.walk import IS_MASKED, Walk
+from natjax.kernels.backends.mosaic_tpu.large.walk import IS_FIRST, IS_LAST, IS_MASKED, Walk
 from natjax.kernels.backends.mosaic_tpu.layout import Layout
 from natjax.kernels.backends.mosaic_tpu.memory import steps_of
 
@@ -76,14 +76,17 @@ def walk_of(case: TPUCase) -> Walk:
 
 
 def _shares(walk: Walk) -> tuple[float, ...]:
-    """Which part of the steps has a mask and which has none, where there are both."""
+    """Which part of the steps is the first of its tile, has a mask, has none, and is the last.
+
+    There is one kind of steps only where all have a mask, or none has.
+    """
     flags = walk.steps().reshape(-1, walk.num_fields)[:, 1]
-    masked = float(np.mean(flags & IS_MASKED > 0))
-    return () if masked in (0, 1) else (masked, 1 - masked)
+    first, masked, last = (float(np.mean(flags & x > 0)) for x in (IS_FIRST, IS_MASKED, IS_LAST))
+    return first, *(() if masked in (0, 1) else (masked, 1 - masked)), last
 
 
 def _large(case: TPUCase, found: Bundles) -> dict[str, Any]:
-    """Every step is counted as if it were the first and last of its tile, too."""
+    """The figures of a kernel for large windows."""
     walk = walk_of(case)
     turns = [1, walk.num_steps, walk.heads]
     unit, fewest = found.busiest(len(found.count) - 1)
@@ -123,6 +126,9 @@ def fetched(walk: Walk, what: str, itemsize: int = 2) -> int:
     lanes = maps[what] * walk.lanes
     lanes += {"forward": 0, "dquery": tiles, "dkeyvalue": chunks}[what] * 128
     size = itemsize * lanes + (4 * walk.heads * tiles if what == "forward" else 0)
+    if walk.biases is not None:
+        table = walk.biases.size(walk.heads) if what == "dquery" else 0
+        size += 4 * (chunks // walk.num_columns * walk.biases.block_size(walk.heads) + table)
     changes = [1 + int(np.count_nonzero(np.diff(kind[:, 0]))) for kind in masks]
     sides = (side * walk.num_columns * 4 for side in walk.tile)
     return size + sum(a * b for a, b in zip(changes, sides, strict=True))

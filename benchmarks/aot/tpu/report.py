@@ -53,7 +53,7 @@ Window 7x7 with a bias, in bfloat16; problems are those of `benchmarks/aot/tpu/c
 _LARGE_WINDOWS = """
 ## Large windows
 
-A step is a tile and a chunk. Each is counted as if it were the first and the last of its tile.
+A step is a tile and a chunk.
 
 - *ideal*: what the products of all steps take if the matrix units never wait, and how many times
   that the bundles are; *of windows*: the same of what queries see, and nothing else.

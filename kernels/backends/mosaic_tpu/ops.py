@@ -121,24 +121,24 @@ def _attention_gradients(call: KernelCall, arrays: Arrays, _: Arrays, cotangents
     return tuple(dx.astype(x.dtype) for dx, x in zip(gradients, arrays, strict=True))
 
 
-def _large_attention(call: KernelCall, q: Array, k: Array, v: Array) -> Arrays:
+def _large_attention(call: KernelCall, q: Array, k: Array, v: Array, *rpb: Array) -> Arrays:
     walk = walks_of(call.spec, q.shape[2]).queries
-    signature = Signature((QUERY, KEY, KEY), (QUERY, _PER_QUERY))
-    return _run_walk(large.attention, call, walk, signature, q, k, v)
+    signature = Signature((QUERY, KEY, KEY, *(BIAS,) * len(rpb)), (QUERY, _PER_QUERY))
+    return _run_walk(large.attention, call, walk, signature, q, k, v, *rpb)
 
 
 def _large_gradients(
     call: KernelCall, arrays: Arrays, results: Arrays, cotangents: Arrays
 ) -> Arrays:
-    (q, k, v), (out, lse), (do, dlse) = arrays, results, cotangents
+    (q, k, v, *rpb), (out, lse), (do, dlse) = arrays, results, cotangents
     delta = jnp.sum(out.astype(jnp.float32) * do.astype(jnp.float32), axis=-1) - dlse
-    walks = walks_of(call.spec, q.shape[2])
-    operands = (QUERY, KEY, KEY, QUERY, _PER_QUERY, _PER_QUERY)
-    given = (q, k, v, do, lse, delta)
-    of_queries, of_keys = Signature(operands, (QUERY,)), Signature(operands, (KEY, KEY))
-    (dq,) = _run_walk(large.query_gradient, call, walks.queries, of_queries, *given)
+    walks, bias = walks_of(call.spec, q.shape[2]), (BIAS,) * len(rpb)
+    operands = (QUERY, KEY, KEY, QUERY, _PER_QUERY, _PER_QUERY, *bias)
+    given = (q, k, v, do, lse, delta, *rpb)
+    of_queries, of_keys = Signature(operands, (QUERY, *bias)), Signature(operands, (KEY, KEY))
+    dq, *drpb = _run_walk(large.query_gradient, call, walks.queries, of_queries, *given)
     dk, dv = _run_walk(large.key_value_gradients, call, walks.keys, of_keys, *given)
-    return dq, dk, dv
+    return dq, dk, dv, *(dx.astype(x.dtype) for dx, x in zip(drpb, rpb, strict=True))
 
 
 def _run_walk(

@@ -168,8 +168,10 @@ def run_kernel(
     inputs: list[tuple[Array, pl.BlockSpec]],
     outputs: list[tuple[jax.ShapeDtypeStruct, pl.BlockSpec]],
     scratch: list[Any],
+    *,
+    in_order: int = 1,
 ) -> tuple[Array, ...]:
-    """Run a kernel over a grid, along whose last axis it goes in order.
+    """Run a kernel over a grid, along whose last axes it goes in order.
 
     Args:
       call: what it is part of.
@@ -180,6 +182,7 @@ def run_kernel(
       inputs: arrays, and their blocks.
       outputs: results, and their blocks.
       scratch: memory that the kernel has for itself.
+      in_order: of the axes of the grid.
     """
     arrays = align_varying(plan, *(x for x, _ in inputs))
     varying = jax.typeof(arrays[0]).manual_axis_type
@@ -197,7 +200,10 @@ def run_kernel(
         ],
         interpret=INTERPRETER if call.interpret else False,
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=(*["parallel"] * (len(grid) - 1), "arbitrary"),
+            dimension_semantics=(
+                *["parallel"] * (len(grid) - in_order),
+                *["arbitrary"] * in_order,
+            ),
             vmem_limit_bytes=VMEM_LIMIT,
         ),
         name=name,

@@ -40,7 +40,7 @@ def require_support(spec: CallSpec, heads: int, *, is_unfused: bool = False) -> 
     if not (is_large or fits(spec, heads, is_unfused=is_unfused)):
         raise _refusal(
             "takes maps of which rows that see each other, the table of biases, and the weights of "
-            "unfused ops fit the memory of a core; and, fused and without a bias, those whose plan "
+            "unfused ops fit the memory of a core; and, fused, those whose plan for large windows "
             "does; got "
             f"{spec.neighborhood.shape} tokens of {spec.dtype}, "
             f"kernel_size={spec.neighborhood.kernel_size}, "

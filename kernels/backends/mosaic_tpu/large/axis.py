@@ -47,11 +47,13 @@ class AxisMasks:
     Attributes:
       kind: of each chunk of each tile, a number of ``seen``; 0 where a tile has fewer chunks.
       is_whole: whether every row that exists sees all columns of the chunk.
+      is_full: whether all rows of each tile exist.
       seen: the different blocks.
     """
 
     kind: Int[np.ndarray, "tiles chunks"]
     is_whole: Bool[np.ndarray, "tiles chunks"]
+    is_full: Bool[np.ndarray, "tiles"]
     seen: Bool[np.ndarray, "kinds tile chunk"]
 
 
@@ -122,10 +124,12 @@ def axis_masks(walk: AxisWalk) -> AxisMasks:
     """What the blocks along an axis look like."""
     shape = walk.num_tiles, max(walk.counts)
     kind, is_whole = np.zeros(shape, np.int32), np.zeros(shape, bool)
+    is_full = np.zeros(shape[0], bool)
     kinds: dict[bytes, int] = {}
     examples = []
     for tile, count in enumerate(walk.counts):
         seen, exists = _seen(walk, tile)
+        is_full[tile] = exists.all()
         for i, block in enumerate(np.split(seen[:, : count * walk.chunk], count, axis=1)):
             key = np.packbits(block).tobytes()
             if key not in kinds:
@@ -133,7 +137,7 @@ def axis_masks(walk: AxisWalk) -> AxisMasks:
                 examples.append(block)
             kind[tile, i] = kinds[key]
             is_whole[tile, i] = block[exists].all()
-    return AxisMasks(kind, is_whole, np.stack(examples))
+    return AxisMasks(kind, is_whole, is_full, np.stack(examples))
 
 
 def _seen(walk: AxisWalk, tile: int) -> tuple[np.ndarray, np.ndarray]:

@@ -16,6 +16,9 @@ _PLAN_BYTES = 2**19
 _ROWS_BYTES = 2**23
 # Masks, in the memory of the device.
 _MASK_BYTES = 2**27
+# The biases of a step, which are there twice; and the gradient of their whole table.
+_BIAS_BYTES = 2**22
+_BIAS_SUMS_BYTES = 2**25
 # What a vector of logits costs these kernels, forward and backward, over what it costs those that
 # have whole maps in memory; from bundles of both, compiled for a v5e.
 _COST = 1.25
@@ -41,14 +44,16 @@ def walks_of(spec: CallSpec, heads: int) -> Walks:
     Raises:
       ValueError: the kernels do not take it.
     """
-    if spec.has_bias:
-        raise ValueError("the kernels for large windows add no bias")
-    head_dim = padded_head_dim(spec)
-    queries = Walk.of(spec.neighborhood, "queries", heads, head_dim)
-    keys = Walk.of(spec.neighborhood, "keys", heads, head_dim)
-    for walk in (queries, keys):
+    make = functools.partial(
+        Walk.of, heads=heads, head_dim=padded_head_dim(spec), has_bias=spec.has_bias
+    )
+    walks = Walks(make(spec.neighborhood, "queries"), make(spec.neighborhood, "keys"))
+    for walk in (walks.queries, walks.keys):
         _require_fit(walk)
-    return Walks(queries, keys)
+    biases = walks.queries.biases
+    if biases is not None and 4 * biases.size(walks.queries.heads) > _BIAS_SUMS_BYTES:
+        raise ValueError("the gradient of the table of biases does not fit the memory of a core")
+    return walks
 
 
 def _require_fit(walk: Walk) -> None:
@@ -60,6 +65,8 @@ def _require_fit(walk: Walk) -> None:
         )
     if walk.mask_bytes > _MASK_BYTES:
         raise ValueError("the masks of the kernels for large windows take too much memory")
+    if walk.biases is not None and 4 * walk.biases.block_size(walk.heads) > _BIAS_BYTES:
+        raise ValueError("the biases of a step do not fit the memory of a core")
 
 
 def prefers_large(spec: CallSpec, heads: int) -> bool:

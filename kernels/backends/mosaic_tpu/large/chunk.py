@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
+from natjax.kernels.autodiff import LOG2_E
 from natjax.kernels.backends.mosaic_tpu.large.walk import IS_FIRST, IS_LAST, IS_MASKED, Walk
 from natjax.kernels.backends.mosaic_tpu.layout import LANES, SUBLANES
 from natjax.kernels.backends.mosaic_tpu.program import ROWS_BY_ROWS, product
@@ -22,7 +24,6 @@ HEADS_OF_STATISTICS = LANES // STATISTIC_LANES
 
 type Ref = Any
 type Ints = Any
-type Hide = Callable[[jax.Array], jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,31 +33,42 @@ class Step:
     Attributes:
       walk: tiles and chunks.
       block: number of the block of lanes.
+      image: number of the image.
       number: of the step.
       plan: `Walk.steps`.
       masks: the mask of the chunk along each axis, ``[tile, columns]``.
+      bias: what is added to the logits, ``[heads, 1, *block, width, lanes]`` (`BiasWalk`);
+        None without a bias.
+      scale: factor on the products of queries and keys.
     """
 
     walk: Walk
     block: Ints
+    image: Ints
     number: Ints
     plan: Ref
     masks: tuple[Ref, ...]
+    bias: Ref | None
+    scale: float
 
     @property
     def tile(self) -> Ints:
         """Number of the tile."""
         return self._field(0)
 
-    def run(self, begin: Callable[[], None], body: Callable[[Hide], None], end: Any) -> None:
+    @property
+    def is_first_of_all(self) -> Ints:
+        """Whether it is the first step with its block of lanes."""
+        return (self.image == 0) & (self.number == 0)
+
+    def run(self, begin: Callable[[], None], body: Callable[[bool], None], end: Any) -> None:
         """Call ``begin`` at the first chunk of a tile, ``body`` at each, and ``end`` at the last.
 
-        ``body`` gets what hides logits; where all are seen, it does nothing.
+        ``body`` is told whether there are logits to hide.
         """
         flags = self._field(1)
         pl.when(flags & IS_FIRST != 0)(begin)
-        masked = functools.partial(body, self._hide)
-        plain = functools.partial(body, lambda x: x)
+        masked, plain = (functools.partial(body, is_masked) for is_masked in (True, False))
         if len(self.walk.masked) == 1:
             (masked if True in self.walk.masked else plain)()
         else:
@@ -95,6 +107,12 @@ class Step:
         """A chunk of a map, ``[columns, lanes]``."""
         return ref[...].reshape(self.walk.num_columns, self.walk.lanes)
 
+    def parts(self, most: int) -> tuple[slice, ...]:
+        """The columns in so many parts at most, which begin and end at multiples of the lanes."""
+        vectors = self.walk.num_columns // LANES
+        cuts = [LANES * (vectors * i // most) for i in range(most + 1)]
+        return tuple(slice(a, b) for a, b in itertools.pairwise(cuts) if a < b)
+
     def columns_in(self, ref: Ref, head: Ints) -> tuple[jax.Array, jax.Array]:
         """The statistics of a head from a chunk of their map, ``[1, columns]`` each."""
         x = ref[...].reshape(self.walk.num_columns, LANES)
@@ -117,25 +135,88 @@ class Step:
         first = number * STATISTIC_LANES + 3 * which
         return (first <= lane) & (lane < first + 3)
 
+    def logits(
+        self, head: Ints, rows: jax.Array, columns: jax.Array, part: slice, *, is_masked: bool
+    ) -> jax.Array:
+        """Logits in units of log2(e), ``[rows, columns of the part]``.
+
+        Args:
+          head: of the heads in the lanes.
+          rows: `rows_of` queries or keys, of one head.
+          columns: `columns_of` the others.
+          part: of the columns; it begins and ends at a multiple of the lanes.
+          is_masked: whether some of them are hidden. Those are selected, and not only added to: nan
+            in a key must not reach queries that do not see it.
+        """
+        x = product(rows, columns[part], ROWS_BY_ROWS) * (self.scale * LOG2_E)
+        if self.bias is not None:
+            x = self._by_line(x, lambda line, x: x + self._biases(head, line, part))
+        return self.hide(x, part, HIDDEN) if is_masked else x
+
+    def hide(self, x: jax.Array, part: slice, value: float) -> jax.Array:
+        """``[rows, columns of the part]``, with a value where a row does not see a column."""
+        return self._by_line(x, lambda line, x: jnp.where(self._sees(line, part), x, value))
+
+    def add_by_bias(self, sums: Ref, head: Ints, x: jax.Array) -> None:
+        """Add what belongs to logits, ``[rows, columns]``, to sums for the entries of `bias`.
+
+        Args:
+          sums: ``[heads, kinds, *entries, width, lanes]``.
+          head: of the heads in the lanes.
+          x: what is added, 0 where a row does not see a column.
+        """
+        plan, width = self.walk.biases, self.walk.tile[-1]
+        assert plan is not None
+        added: dict[tuple[Any, ...], list[jax.Array]] = {}
+        for number, line in enumerate(self._lines()):
+            for first in range(0, x.shape[1], LANES):
+                rows = slice(number * width, (number + 1) * width)
+                at = plan.entry(line, first)
+                added.setdefault(at, []).append(x[rows, first : first + LANES])
+        kind, starts = self._field(plan.field), self._bias_starts()
+        for (*entry, lane), parts in added.items():
+            place = [start + i for start, i in zip(starts, entry, strict=True)]
+            at = (head, kind, *place, slice(None), pl.ds(lane, LANES))
+            sums[at] += sum(parts[1:], start=parts[0])
+
+    def _bias_starts(self) -> list[Ints]:
+        """The first entry of the block of `bias` along each axis but the last."""
+        plan, n = self.walk.biases, len(self.walk.axes)
+        assert plan is not None
+        return [plan.start(i, self._field(3 + i), self._field(3 + n + i)) for i in range(n - 1)]
+
     def _field(self, i: int) -> Ints:
         return self.plan[self.number * self.walk.num_fields + i]
 
-    def _hide(self, logits: jax.Array) -> jax.Array:
-        """Logits, ``[rows, columns]``, of those that see each other.
+    def _lines(self) -> Iterator[tuple[int, ...]]:
+        """Where the lines of a tile are along all axes but the last, along which they lie."""
+        return itertools.product(*map(range, self.walk.tile[:-1]))
 
-        Selected and not only added to: nan in a key must not reach those that do not see it.
-        """
-        *others, last = self.masks
+    def _by_line(
+        self, x: jax.Array, function: Callable[[Sequence[int], jax.Array], jax.Array]
+    ) -> jax.Array:
+        """What a function of a line and its rows gives for each line of ``[rows, columns]``."""
         width = self.walk.tile[-1]
-        parts = []
-        for i in range(self.walk.num_rows // width):
-            number, numbers = i, []
-            for mask in reversed(others):
-                numbers.append(mask[pl.ds(number % mask.shape[0], 1), :])
-                number //= mask.shape[0]
-            is_seen = last[...] < functools.reduce(jnp.minimum, numbers)
-            parts.append(jnp.where(is_seen, logits[i * width : (i + 1) * width], HIDDEN))
+        parts = [
+            function(line, x[i * width : (i + 1) * width]) for i, line in enumerate(self._lines())
+        ]
         return jnp.concatenate(parts, axis=0) if len(parts) > 1 else parts[0]
+
+    def _sees(self, line: Sequence[int], part: slice) -> jax.Array:
+        """Which columns the rows of a line see."""
+        *others, last = self.masks
+        numbers = [mask[pl.ds(i, 1), part] for mask, i in zip(others, line, strict=True)]
+        return last[:, part] < functools.reduce(jnp.minimum, numbers)
+
+    def _biases(self, head: Ints, line: Sequence[int], part: slice) -> jax.Array:
+        """The biases of a line, ``[width, columns of the part]``."""
+        plan, parts = self.walk.biases, []
+        assert plan is not None
+        assert self.bias is not None
+        for first in range(part.start, part.stop, LANES):
+            *entry, lane = plan.entry(line, first)
+            parts.append(self.bias[head, 0, *entry, :, lane : lane + LANES])
+        return jnp.concatenate(parts, axis=1) if len(parts) > 1 else parts[0]
 
 
 def as_row(column: jax.Array) -> jax.Array:

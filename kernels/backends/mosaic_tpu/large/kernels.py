@@ -13,12 +13,15 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from natjax.kernels.autodiff import LOG2_E
-from natjax.kernels.backends.mosaic_tpu.large.chunk import Hide, Step, as_row
+from natjax.kernels.backends.mosaic_tpu.large.chunk import Step, as_row
 from natjax.kernels.backends.mosaic_tpu.layout import LANES
 from natjax.kernels.backends.mosaic_tpu.program import PLAIN, ROWS_BY_ROWS, product
 from natjax.kernels.plan.pattern import HIDDEN
 
 type Ref = Any
+
+# Parts of a chunk that have their softmax one after the other.
+_PARTS = 4
 
 
 def forward(
@@ -31,8 +34,6 @@ def forward(
     sums: Ref,
     top: Ref,
     total: Ref,
-    *,
-    scale: float,
 ) -> None:
     """The output of a tile of queries and its log-sum-exp, by an online softmax over chunks.
 
@@ -46,7 +47,6 @@ def forward(
       sums: weighted values so far, ``[rows, lanes]``; scratch memory.
       top: the largest logit so far, ``[heads, rows, 128]``, lanes alike.
       total: the sum of weights so far, in 128 parts.
-      scale: factor on the products of queries and keys.
     """
 
     def begin() -> None:
@@ -54,19 +54,29 @@ def forward(
         top[...] = jnp.full_like(top, HIDDEN)
         total[...] = jnp.zeros_like(total)
 
-    def body(hide: Hide) -> None:
+    def body(is_masked: bool) -> None:
         q, k, v = step.rows_of(query), step.columns_of(key), step.columns_of(value)
+        parts = step.parts(_PARTS)
 
         def of_head(head: Any) -> None:
-            x = hide(product(step.own(head, q), k, ROWS_BY_ROWS) * (scale * LOG2_E))
-            before = top[head]
-            now = jnp.maximum(before, x.max(axis=1, keepdims=True))
-            # 1 where a chunk hides all that a query might see; then nothing that was or will be.
-            shrink = jnp.exp2(before - now)
-            w = jnp.exp2(x - now[:, :1])
-            top[head] = now
-            total[head] = total[head] * shrink + _in_lanes(w)
-            added = sums[...] * shrink[:, : step.walk.lanes] + product(w.astype(v.dtype), v, PLAIN)
+            own = step.own(head, q)
+
+            def logits(part: slice) -> jax.Array:
+                return step.logits(head, own, k, part, is_masked=is_masked)
+
+            before, weight, added = top[head], total[head], sums[...]
+            following = logits(parts[0])
+            for part, next_part in zip(parts, (*parts[1:], None), strict=True):
+                # The products of the next part fill the time in which this one has its softmax.
+                x, following = following, logits(next_part) if next_part else following
+                now = jnp.maximum(before, x.max(axis=1, keepdims=True))
+                # 1 where all is hidden that a query might see; then nothing that was or will be.
+                shrink = jnp.exp2(before - now)
+                w = jnp.exp2(x - now[:, :1])
+                weight = weight * shrink + _in_lanes(w)
+                values = product(w.astype(v.dtype), v[part], PLAIN)
+                before, added = now, added * shrink[:, : step.walk.lanes] + values
+            top[head], total[head] = before, weight
             sums[...] = step.select(head, added, sums[...])
 
         step.each_head(of_head)
@@ -91,11 +101,7 @@ def dquery(
     dout: Ref,
     statistics: Ref,
     dq: Ref,
-    sums: Ref,
-    lse: Ref,
-    delta: Ref,
-    *,
-    scale: float,
+    *refs: Ref,
 ) -> None:
     """The gradient of a tile of queries.
 
@@ -108,11 +114,13 @@ def dquery(
       statistics: of each query, its log-sum-exp times log2(e) and the weighted sum of the gradients
         of its weights: ``[*tile, 128]``.
       dq: the gradient, as ``query``.
-      sums: the gradient so far, ``[rows, lanes]``; scratch memory.
-      lse: the first of the statistics, ``[heads, rows, 128]``, lanes alike; scratch memory.
-      delta: the second, as ``lse``.
-      scale: factor on the products of queries and keys.
+      *refs: with biases, the gradient of their table, over all tiles and images; and scratch
+        memory: the gradient so far, ``[rows, lanes]``, and either of the statistics,
+        ``[heads, rows, 128]``, lanes alike.
     """
+    *dtable, sums, lse, delta = refs
+    for table in dtable:
+        _zero_at_first(step, table)
 
     def begin() -> None:
         sums[...] = jnp.zeros_like(sums)
@@ -120,21 +128,26 @@ def dquery(
             for column, x in zip((lse, delta), step.rows_in(statistics, head), strict=True):
                 column[head] = jnp.broadcast_to(x, column.shape[1:])
 
-    def body(hide: Hide) -> None:
+    def body(is_masked: bool) -> None:
         q, do = step.rows_of(query), step.rows_of(dout)
         k, v = step.columns_of(key), step.columns_of(value)
+        (part,) = step.parts(1)
 
         def of_head(head: Any) -> None:
-            x = hide(product(step.own(head, q), k, ROWS_BY_ROWS) * (scale * LOG2_E))
+            x = step.logits(head, step.own(head, q), k, part, is_masked=is_masked)
             w = jnp.exp2(x - lse[head][:, :1])
             dw = product(step.own(head, do), v, ROWS_BY_ROWS)
             dx = w * (dw - delta[head][:, :1])
             sums[...] += step.own(head, product(dx.astype(k.dtype), k, PLAIN))
+            for table in dtable:
+                # Rows that do not exist have nan.
+                seen = step.hide(dx, part, 0.0) if is_masked else dx
+                step.add_by_bias(table, head, seen)
 
         step.each_head(of_head)
 
     def end() -> None:
-        dq[...] = (sums[...] * scale).astype(dq.dtype).reshape(dq.shape)
+        dq[...] = (sums[...] * step.scale).astype(dq.dtype).reshape(dq.shape)
 
     step.run(begin, body, end)
 
@@ -150,8 +163,6 @@ def dkeyvalue(
     dv: Ref,
     key_sums: Ref,
     value_sums: Ref,
-    *,
-    scale: float,
 ) -> None:
     """The gradients of a tile of keys and their values.
 
@@ -166,20 +177,20 @@ def dkeyvalue(
       dv: gradient of values, as ``key``.
       key_sums: gradient of keys so far, ``[rows, lanes]``; scratch memory.
       value_sums: as ``key_sums``.
-      scale: factor on the products of queries and keys.
     """
 
     def begin() -> None:
         for sums in (key_sums, value_sums):
             sums[...] = jnp.zeros_like(sums)
 
-    def body(hide: Hide) -> None:
+    def body(is_masked: bool) -> None:
         q, do = step.columns_of(query), step.columns_of(dout)
         k, v = step.rows_of(key), step.rows_of(value)
+        (part,) = step.parts(1)
 
         def of_head(head: Any) -> None:
             lse, delta = step.columns_in(statistics, head)
-            x = hide(product(step.own(head, k), q, ROWS_BY_ROWS) * (scale * LOG2_E))
+            x = step.logits(head, step.own(head, k), q, part, is_masked=is_masked)
             w = jnp.exp2(x - lse)
             dw = product(step.own(head, v), do, ROWS_BY_ROWS)
             dx = w * (dw - delta)
@@ -189,10 +200,16 @@ def dkeyvalue(
         step.each_head(of_head)
 
     def end() -> None:
-        dk[...] = (key_sums[...] * scale).astype(dk.dtype).reshape(dk.shape)
+        dk[...] = (key_sums[...] * step.scale).astype(dk.dtype).reshape(dk.shape)
         dv[...] = value_sums[...].astype(dv.dtype).reshape(dv.shape)
 
     step.run(begin, body, end)
+
+
+def _zero_at_first(step: Step, ref: Ref) -> None:
+    @pl.when(step.is_first_of_all)
+    def zero() -> None:
+        ref[...] = jnp.zeros_like(ref)
 
 
 def _in_lanes(x: jax.Array) -> jax.Array:

@@ -48,6 +48,11 @@ class _Launch:
         walk = dataclasses.replace(walk, heads=min(walk.heads, query.shape[2]))
         return cls(call, walk, query.shape[0], -(-query.shape[2] // walk.heads))
 
+    @property
+    def heads(self) -> int:
+        """Heads in all, those that fill up the last block of lanes included."""
+        return self.blocks * self.walk.heads
+
     def rows(self, x: Array) -> Operand:
         """A map, of which a step has a tile."""
         return packing.as_map(x, self.walk), self.rows_spec
@@ -80,7 +85,7 @@ class _Launch:
     def _tiles(self, lanes: int, lanes_of: Callable[[Any], Any]) -> pl.BlockSpec:
         """A tile; the last along an axis may reach beyond the map."""
 
-        def index(b: Any, g: Any, step: Any, plan: Any) -> tuple[Any, ...]:
+        def index(g: Any, b: Any, step: Any, plan: Any) -> tuple[Any, ...]:
             tile = (self._field(plan, step, _AXES + i) for i in range(self._n))
             return b, self._field(plan, step, _GROUP), *tile, lanes_of(g)
 
@@ -90,7 +95,7 @@ class _Launch:
         """A chunk, wherever it begins."""
         *leading, last = range(_AXES + self._n, _AXES + 2 * self._n)
 
-        def index(b: Any, g: Any, step: Any, plan: Any) -> tuple[Any, ...]:
+        def index(g: Any, b: Any, step: Any, plan: Any) -> tuple[Any, ...]:
             first = (self._field(plan, step, i) for i in leading)
             column = pl.multiple_of(self._field(plan, step, last), SUBLANES)
             return b, self._field(plan, step, _GROUP), *first, column, lanes_of(g) * lanes
@@ -108,9 +113,44 @@ class _Launch:
     def per_row_result(self) -> tuple[jax.ShapeDtypeStruct, pl.BlockSpec]:
         """What there is one of for each row, all of a block of lanes at a time."""
         heads, tiles = self.walk.heads, (self.walk.num_tiles, self.walk.num_rows)
-        spec = pl.BlockSpec((None, heads, *tiles), lambda b, g, *_: (b, g, 0, 0))
-        shape = (self.batch, self.blocks * heads, *tiles)
+        spec = pl.BlockSpec((None, heads, *tiles), lambda g, b, *_: (b, g, 0, 0))
+        shape = (self.batch, self.heads, *tiles)
         return jax.ShapeDtypeStruct(shape, jnp.float32), spec
+
+    def table(self, rpb: tuple[Array, ...]) -> list[Operand]:
+        """The table of biases, of which a step has a block; nothing without biases."""
+        biases = self.walk.biases
+        if biases is None:
+            return []
+        (x,) = rpb
+        x = jnp.pad(x, ((0, self.heads - x.shape[0]), (0, 0)))
+
+        def index(g: Any, b: Any, step: Any, plan: Any) -> tuple[Any, ...]:
+            del b
+            starts = (
+                biases.start(
+                    i, *(self._field(plan, step, _AXES + part + i) for part in (0, self._n))
+                )
+                for i in range(self._n - 1)
+            )
+            kind = self._field(plan, step, biases.field)
+            return g * self.walk.heads, kind, *starts, 0, 0
+
+        sizes = (self.walk.heads, 1, *biases.block, biases.width, biases.lanes)
+        return [(biases.table(x, LOG2_E), pl.BlockSpec(tuple(map(pl.Element, sizes)), index))]
+
+    @property
+    def table_results(self) -> list[tuple[jax.ShapeDtypeStruct, pl.BlockSpec]]:
+        """The gradient of the table of biases, all of a block of lanes; nothing without biases."""
+        biases = self.walk.biases
+        if biases is None:
+            return []
+        shape = (len(biases.kinds), *biases.entries, biases.width, biases.lanes)
+        zeros = (0,) * len(shape)
+        spec = pl.BlockSpec(
+            (self.walk.heads, *shape), lambda g, *_: (g, *zeros), pipeline_mode=pl.Buffered(1)
+        )
+        return [(jax.ShapeDtypeStruct((self.heads, *shape), jnp.float32), spec)]
 
     @property
     def sums(self) -> Any:
@@ -126,23 +166,48 @@ class _Launch:
         self,
         name: str,
         body: Callable[..., None],
+        rpb: tuple[Array, ...],
         plan: tuple[Array, ...],
         inputs: list[Operand],
         outputs: list[tuple[jax.ShapeDtypeStruct, pl.BlockSpec]],
         scratch: list[Any],
+        *,
+        sums_batch: bool = False,
     ) -> tuple[Array, ...]:
-        """Run ``body(step, *refs)`` over images, blocks of lanes and, within those, all steps."""
+        """Run ``body(step, *refs)`` over blocks of lanes, images and, within those, all steps.
+
+        Args:
+          name: of the kernel.
+          body: it.
+          rpb: the biases of each head, if there are any.
+          plan: `Walk.plan`.
+          inputs: what it reads.
+          outputs: what it writes.
+          scratch: memory that it has for itself.
+          sums_batch: whether it adds something up over the images.
+        """
         steps, *masks = plan
-        inputs = [*zip(masks, self._mask_specs, strict=True), *inputs]
-        grid = (self.batch, self.blocks, self.walk.num_steps)
+        first = [*zip(masks, self._mask_specs, strict=True), *self.table(rpb)]
+        grid = (self.blocks, self.batch, self.walk.num_steps)
 
         def kernel(steps: Any, *refs: Any) -> None:
-            body(
-                Step(self.walk, pl.program_id(1), pl.program_id(2), steps, refs[: self._n]),
-                *refs[self._n :],
-            )
+            masks, rest = refs[: self._n], refs[len(first) :]
+            bias = refs[self._n] if self.walk.has_bias else None
+            place = map(pl.program_id, range(3))
+            step = Step(self.walk, *place, steps, masks, bias, self.call.scale)
+            body(step, *rest)
 
-        return small.run_kernel(self.call, name, kernel, grid, steps, inputs, outputs, scratch)
+        return small.run_kernel(
+            self.call,
+            name,
+            kernel,
+            grid,
+            steps,
+            [*first, *inputs],
+            outputs,
+            scratch,
+            in_order=2 if sums_batch else 1,
+        )
 
     @property
     def _n(self) -> int:
@@ -151,8 +216,8 @@ class _Launch:
     @property
     def _mask_specs(self) -> list[pl.BlockSpec]:
         def spec(i: int) -> pl.BlockSpec:
-            def index(_: Any, g: Any, step: Any, plan: Any) -> tuple[Any, ...]:
-                del g
+            def index(g: Any, b: Any, step: Any, plan: Any) -> tuple[Any, ...]:
+                del g, b
                 return self._field(plan, step, _AXES + 2 * self._n + i), 0, 0
 
             return pl.BlockSpec((None, self.walk.tile[i], self.walk.num_columns), index)
@@ -169,7 +234,7 @@ def attention(
     q: Float[Array, "B T N D"],
     k: Float[Array, "B T M D"],
     v: Float[Array, "B T M Dv"],
-    *plan: Array,
+    *rest: Array,
 ) -> tuple[Float[Array, "B T N Dv"], Float[Array, "B T N"]]:
     """The output and its log-sum-exp.
 
@@ -179,19 +244,17 @@ def attention(
       q: queries.
       k: keys.
       v: values.
-      *plan: `Walk.plan`.
+      *rest: the biases of each head, if there are any, and `Walk.plan`.
     """
     launch = _Launch.of(call, walk, q)
     if not launch.batch:
         return jnp.zeros((*q.shape[:3], v.shape[-1]), q.dtype), jnp.zeros(q.shape[:3])
-
-    def body(step: Step, *refs: Any) -> None:
-        kernels.forward(step, *refs, scale=call.scale)
-
+    rpb, plan = _split(walk, rest)
     k, v = _for_each_query_head(q, k, v)
     out, lse = launch.run(
         "natjax_tpu_large_forward",
-        body,
+        kernels.forward,
+        rpb,
         plan,
         [launch.rows(q), launch.columns(k), launch.columns(v)],
         [launch.map_result(q.dtype), launch.per_row_result],
@@ -213,9 +276,9 @@ def query_gradient(
     do: Float[Array, "B T N Dv"],
     lse: Float[Array, "B T N"],
     delta: Float[Array, "B T N"],
-    *plan: Array,
-) -> tuple[Float[Array, "B T N D"]]:
-    """The gradient of queries.
+    *rest: Array,
+) -> tuple[Array, ...]:
+    """The gradient of queries, and that of the biases if there are any.
 
     Args:
       call: as in `attention`, and so are the other arguments but these.
@@ -227,26 +290,27 @@ def query_gradient(
       lse: log-sum-exp.
       delta: sum of the gradients of a query's weights, each times its weight, less the gradient of
         the log-sum-exp.
-      *plan: `Walk.plan`.
+      *rest: as in `attention`.
     """
     launch = _Launch.of(call, walk, q)
+    rpb, plan = _split(walk, rest)
     if not launch.batch:
-        return (jnp.zeros_like(q),)
-
-    def body(step: Step, *refs: Any) -> None:
-        kernels.dquery(step, *refs, scale=call.scale)
-
+        return tuple(map(jnp.zeros_like, (q, *rpb)))
     statistics = packing.statistics(lse * LOG2_E, delta, launch.walk)
     keys = (launch.columns(x) for x in _for_each_query_head(q, k, v))
-    (dq,) = launch.run(
+    dq, *dtable = launch.run(
         "natjax_tpu_large_dquery",
-        body,
+        kernels.dquery,
+        rpb,
         plan,
         [launch.rows(q), *keys, launch.rows(do), launch.row_statistics(statistics)],
-        [launch.map_result(q.dtype)],
+        [launch.map_result(q.dtype), *launch.table_results],
         [launch.sums, launch.per_head, launch.per_head],
+        sums_batch=bool(rpb),
     )
-    return (packing.from_map(dq, launch.walk, q.shape[2], q.shape[-1]),)
+    heads, biases = q.shape[2], launch.walk.biases
+    drpb = [biases.gradient(x[:heads]) for x in dtable] if biases else []
+    return packing.from_map(dq, launch.walk, heads, q.shape[-1]), *drpb
 
 
 def key_value_gradients(
@@ -258,23 +322,22 @@ def key_value_gradients(
     do: Float[Array, "B T N Dv"],
     lse: Float[Array, "B T N"],
     delta: Float[Array, "B T N"],
-    *plan: Array,
+    *rest: Array,
 ) -> tuple[Float[Array, "B T M D"], Float[Array, "B T M Dv"]]:
     """The gradients of keys and values; arguments as in `query_gradient`, with tiles of keys."""
     launch = _Launch.of(call, walk, q)
     if not launch.batch:
         return jnp.zeros_like(k), jnp.zeros_like(v)
 
-    def body(step: Step, *refs: Any) -> None:
-        kernels.dkeyvalue(step, *refs, scale=call.scale)
-
+    rpb, plan = _split(walk, rest)
     statistics = packing.statistics(lse * LOG2_E, delta, launch.walk)
     keys = (launch.rows(x) for x in _for_each_query_head(q, k, v))
     # Gradients that are still to be summed over the queries of a group are not rounded.
     result = launch.map_result(jnp.float32 if q.shape[2] > k.shape[2] else k.dtype)
     dk, dv = launch.run(
         "natjax_tpu_large_dkeyvalue",
-        body,
+        kernels.dkeyvalue,
+        rpb,
         plan,
         [launch.columns(q), *keys, launch.columns(do), launch.column_statistics(statistics)],
         [result, result],
@@ -285,6 +348,11 @@ def key_value_gradients(
         for x, like in ((dk, k), (dv, v))
     )
     return small.per_key_head(dk, k), small.per_key_head(dv, v)
+
+
+def _split(walk: Walk, rest: tuple[Array, ...]) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
+    """The biases of each head, if there are any; and the plan."""
+    return rest[: walk.has_bias], rest[walk.has_bias :]
 
 
 def _for_each_query_head(q: Array, *keys: Array) -> list[Array]:

@@ -28,6 +28,7 @@ from natjax.kernels.backends.mosaic_tpu.large.axis import (
     axis_walk,
     columns_needed,
 )
+from natjax.kernels.backends.mosaic_tpu.large.bias import BiasWalk, block_size_of, suits
 from natjax.kernels.backends.mosaic_tpu.layout import LANES, SUBLANES, at_least_2d, round_up
 from natjax.kernels.neighborhood import AxisWindow, Neighborhood
 from natjax.kernels.plan.blocks import Rows
@@ -60,14 +61,18 @@ class Walk:
       axes: of which there are two at least.
       heads: heads that a program works on, one after the other.
       head_dim: channels of a head, a power of two.
+      has_bias: whether biases are added to the logits.
     """
 
     axes: tuple[AxisWalk, ...]
     heads: int
     head_dim: int
+    has_bias: bool
 
     @classmethod
-    def of(cls, neighborhood: Neighborhood, rows: Rows, heads: int, head_dim: int) -> Walk:
+    def of(
+        cls, neighborhood: Neighborhood, rows: Rows, heads: int, head_dim: int, *, has_bias: bool
+    ) -> Walk:
         """The walk with the least work.
 
         Args:
@@ -75,9 +80,10 @@ class Walk:
           rows: whether tiles are of queries or of keys.
           heads: heads in all.
           head_dim: channels of a head, a power of two up to 128.
+          has_bias: whether biases are added to the logits.
         """
-        axes = _best_axes(at_least_2d(neighborhood), rows)
-        return cls(axes, min(LANES // head_dim, heads), head_dim)
+        axes = _best_axes(at_least_2d(neighborhood), rows, has_bias)
+        return cls(axes, min(LANES // head_dim, heads), head_dim, has_bias)
 
     @property
     def rows(self) -> Rows:
@@ -142,18 +148,23 @@ class Walk:
     @property
     def num_fields(self) -> int:
         """Numbers that say what a step is."""
-        return 3 + 3 * len(self.axes)
+        return 3 + 3 * len(self.axes) + self.has_bias
 
     @property
     def work(self) -> float:
         """What all steps cost, in vectors of logits."""
-        return float(_work(self.tile, self.num_columns, self.num_steps))
+        return float(_work(self.tile, self.chunk, self.num_steps, self.has_bias))
 
     @property
     def mask_bytes(self) -> int:
         """What masks take."""
         kinds = (len(axis_masks(axis).seen) * axis.tile for axis in self.axes)
         return sum(kinds) * self.num_columns * 4
+
+    @functools.cached_property
+    def biases(self) -> BiasWalk | None:
+        """The table of biases, if there are any."""
+        return BiasWalk(self.axes, self.num_fields - 1) if self.has_bias else None
 
     @functools.cached_property
     def masked(self) -> frozenset[bool]:
@@ -163,9 +174,10 @@ class Walk:
 
     def steps(self) -> Int[np.ndarray, "F"]:
         """Of every step: the number of its tile, flags, the dilation group; and along each axis the
-        number of the tile in its group, the first column of the chunk, and the kind of the mask.
+        number of the tile in its group, the first column of the chunk, and the kind of the mask;
+        and with biases their kind.
         """
-        return _steps(self.axes)
+        return _steps(self.axes, self.biases)
 
     def plan(self) -> tuple[Array, ...]:
         """What kernels take besides maps: the steps, and the mask along each axis."""
@@ -187,7 +199,7 @@ class Walk:
 
 
 @functools.lru_cache(64)
-def _steps(axes: tuple[AxisWalk, ...]) -> Int[np.ndarray, "F"]:
+def _steps(axes: tuple[AxisWalk, ...], biases: BiasWalk | None) -> Int[np.ndarray, "F"]:
     masks = [axis_masks(axis) for axis in axes]
     dilation = [axis.window.dilation for axis in axes]
     steps = []
@@ -202,20 +214,23 @@ def _steps(axes: tuple[AxisWalk, ...]) -> Int[np.ndarray, "F"]:
         for chunk in itertools.product(*chunks):
             left -= 1
             at = list(zip(masks, tile, chunk, strict=True))
-            if not all(mask.is_whole[t, c] for mask, t, c in at):
-                flags |= IS_MASKED
-            fields = [number, flags | (IS_LAST if not left else 0), group]
+            # What rows that do not exist see must not be added to the gradients of biases.
+            whole = (m.is_whole[t, c] and (biases is None or m.is_full[t]) for m, t, c in at)
+            masked = 0 if all(whole) else IS_MASKED
+            fields = [number, flags | masked | (0 if left else IS_LAST), group]
             starts = [a.column_of(t, c) for a, t, c in zip(axes, tile, chunk, strict=True)]
             kinds = [mask.kind[t, c] for mask, t, c in at]
+            if biases is not None:
+                kinds.append(biases.kind_of(tile[-1], chunk[-1]))
             steps.append([*fields, *within, *starts, *kinds])
             flags = 0
     return np.array(steps, np.int32).reshape(-1)
 
 
 @functools.lru_cache(256)
-def _best_axes(neighborhood: Neighborhood, rows: Rows) -> tuple[AxisWalk, ...]:
+def _best_axes(neighborhood: Neighborhood, rows: Rows, has_bias: bool) -> tuple[AxisWalk, ...]:
     """The tiles and chunks with the least work."""
-    choices = (_best_chunk(neighborhood, rows, tile) for tile in _tiles(neighborhood))
+    choices = (_best_chunk(neighborhood, rows, tile, has_bias) for tile in _tiles(neighborhood))
     _, tile, chunk = min(choices)
     axes = zip(neighborhood.axes, tile, chunk, _alignments(neighborhood), strict=True)
     return tuple(axis_walk(window, rows, t, c, a) for window, t, c, a in axes)
@@ -232,7 +247,7 @@ def _tiles(neighborhood: Neighborhood) -> list[tuple[int, ...]]:
 
 
 def _best_chunk(
-    neighborhood: Neighborhood, rows: Rows, tile: tuple[int, ...]
+    neighborhood: Neighborhood, rows: Rows, tile: tuple[int, ...], has_bias: bool
 ) -> tuple[float, tuple[int, ...], tuple[int, ...]]:
     """The least work with a tile; the tile; and the sides of chunks with which it is that."""
     axes = zip(neighborhood.axes, tile, _alignments(neighborhood), strict=True)
@@ -242,7 +257,9 @@ def _best_chunk(
     steps = functools.reduce(np.multiply.outer, (steps for _, steps in options))
     most = max(LANES, min(_COLUMNS, _LOGITS // math.prod(tile)))
     fits = (columns % LANES == 0) & (columns <= most)
-    work = np.where(fits, _work(tile, columns, steps), np.inf)
+    if has_bias:
+        fits &= suits(sides)
+    work = np.where(fits, _work(tile, sides, steps, has_bias), np.inf)
     best = np.unravel_index(np.argmin(work), work.shape)
     return float(work[best]), tile, tuple(int(side[best]) for side in sides)
 
@@ -253,11 +270,13 @@ def _sides_of_chunks(
 ) -> tuple[Int[np.ndarray, "S"], Int[np.ndarray, "S"]]:
     """Sides of chunks along an axis, and how many chunks all tiles have together."""
     lengths = columns_needed(window, rows, tile, alignment)[2]
-    # Numbers of bfloat16 fill 16 rows of a vector register. Sides that are multiples of the lanes
-    # are among them whatever the other axes have.
+    # Numbers of bfloat16 fill 16 rows of a vector register.
     unit = 1 if alignment == 1 else 2 * alignment
-    most = min(round_up(int(lengths.max()), LANES), _COLUMNS)
-    sides = np.arange(unit, most + 1, unit)
+    most = int(lengths.max())
+    # Longer ones than that only so that the sides together are a multiple of the lanes.
+    longer = {round_up(most, 1 << i) for i in range(LANES.bit_length())}
+    sides = np.array(sorted({*range(unit, most + 1, unit), *longer}))
+    sides = sides[(sides % unit == 0) & (sides <= _COLUMNS)]
     return sides, (-(-lengths[:, None] // sides)).sum(axis=0)
 
 
@@ -265,10 +284,13 @@ def _alignments(neighborhood: Neighborhood) -> list[int]:
     return [1] * (len(neighborhood.axes) - 1) + [SUBLANES]
 
 
-def _work(tile: Sequence[int], columns: Any, steps: Any) -> Any:
-    """Of so many steps with chunks of so many columns, in vectors of logits (numbers or arrays)."""
-    rows, columns = round_up(math.prod(tile), 2 * SUBLANES) / SUBLANES, columns / LANES
+def _work(tile: Sequence[int], chunk: Sequence[Any], steps: Any, has_bias: bool) -> Any:
+    """Of so many steps with chunks of these sides, in vectors of logits (numbers or arrays)."""
+    rows = round_up(math.prod(tile), 2 * SUBLANES) / SUBLANES
+    columns = functools.reduce(np.multiply, chunk) / LANES
     logits = rows * columns + _OF_ROWS * rows + _OF_COLUMNS * columns + _STEP
     # Keys and values in half precision, and the masks.
     fetched = columns * LANES * (4 * LANES + 4 * sum(tile))
+    if has_bias:
+        fetched = fetched + 4 * block_size_of(tile, chunk)
     return steps * np.maximum(logits, fetched / _BYTES)
