@@ -34,7 +34,7 @@ _FACTORS = {"forward": 2, "dquery": 3, "dkeyvalue": 4}
 def of(case: TPUCase, folder: pathlib.Path) -> dict[str, Any]:
     """The figures of a case whose kernel was dumped in a folder."""
     if case.is_large:
-        row = _large(case, bundles.read(folder, case.kernel, _shares(walk_of(case))))
+        row = _large(case, bundles.read(folder, case.kernel, _shares(case)))
     else:
         row = _small(case, bundles.read(folder, case.kernel))
     return row | {"vmem": bundles.vmem(folder, case.kernel)}
@@ -75,14 +75,22 @@ def walk_of(case: TPUCase) -> Walk:
     return walks.keys if case.what == "dkeyvalue" else walks.queries
 
 
-def _shares(walk: Walk) -> tuple[float, ...]:
+def _shares(case: TPUCase) -> tuple[float, ...]:
     """Which part of the steps is the first of its tile, has a mask, has none, and is the last.
 
-    There is one kind of steps only where all have a mask, or none has.
+    There is one kind of steps only where all have a mask, or none has. The gradient of biases is
+    set to zero in the very first step.
     """
+    walk = walk_of(case)
     flags = walk.steps().reshape(-1, walk.num_fields)[:, 1]
     first, masked, last = (float(np.mean(flags & x > 0)) for x in (IS_FIRST, IS_MASKED, IS_LAST))
-    return first, *(() if masked in (0, 1) else (masked, 1 - masked)), last
+    sums_biases = walk.has_bias and case.what == "dquery"
+    return (
+        *([1 / walk.num_steps] if sums_biases else []),
+        first,
+        *([] if masked in (0, 1) else [masked, 1 - masked]),
+        last,
+    )
 
 
 def _large(case: TPUCase, found: Bundles) -> dict[str, Any]:
@@ -114,7 +122,7 @@ def fetched(walk: Walk, what: str, itemsize: int = 2) -> int:
     A block that a step shares with the one before is not fetched again.
     """
     n, steps = len(walk.axes), walk.steps().reshape(-1, walk.num_fields)
-    masks = np.split(steps[:, 3 + 2 * n :], n, axis=1)
+    masks = np.split(steps[:, 3 + 2 * n : 3 + 3 * n], n, axis=1)
     tiles = walk.num_tiles * walk.num_rows
     chunks = len(steps) * walk.num_columns
     # Queries and outputs, keys and values, their gradients, and statistics of queries.

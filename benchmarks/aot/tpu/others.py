@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.aot.tpu import bundles, compiler, estimate
-from benchmarks.aot.tpu.cases import LARGE, Pass, TPUCase
+from benchmarks.aot.tpu.cases import LARGE, PASSES, VIDEO, Pass, TPUCase
 from natjax.kernels.tuning.problems import Problem
 
 type Other = Literal["splash", "xla"]
@@ -28,6 +28,7 @@ CHIPS = ("v5e",)
 # Boxes of tokens that are blocks of splash attention: the best of them counts.
 _BOXES = {
     LARGE.name: ((16, 16), (16, 32), (32, 32)),
+    VIDEO.name: ((4, 8, 8), (4, 8, 16), (8, 8, 8), (4, 16, 16)),
 }
 
 
@@ -50,8 +51,8 @@ def all_cases() -> list[OtherCase]:
     """What the table compares."""
     return [
         OtherCase(problem=problem, what=what, chip=chip, by=by)
-        for problem in (LARGE,)
-        for what in ("forward",)
+        for problem in (LARGE, VIDEO)
+        for what in PASSES
         for chip in CHIPS
         for by in ("splash", "xla")
     ]

@@ -72,7 +72,7 @@ def forward(
                 now = jnp.maximum(before, x.max(axis=1, keepdims=True))
                 # 1 where all is hidden that a query might see; then nothing that was or will be.
                 shrink = jnp.exp2(before - now)
-                w = jnp.exp2(x - now[:, :1])
+                w = jnp.exp2(x - _wide(now, x))
                 weight = weight * shrink + _in_lanes(w)
                 values = product(w.astype(v.dtype), v[part], PLAIN)
                 before, added = now, added * shrink[:, : step.walk.lanes] + values
@@ -135,9 +135,9 @@ def dquery(
 
         def of_head(head: Any) -> None:
             x = step.logits(head, step.own(head, q), k, part, is_masked=is_masked)
-            w = jnp.exp2(x - lse[head][:, :1])
+            w = jnp.exp2(x - _wide(lse[head], x))
             dw = product(step.own(head, do), v, ROWS_BY_ROWS)
-            dx = w * (dw - delta[head][:, :1])
+            dx = w * (dw - _wide(delta[head], x))
             sums[...] += step.own(head, product(dx.astype(k.dtype), k, PLAIN))
             for table in dtable:
                 # Rows that do not exist have nan.
@@ -210,6 +210,17 @@ def _zero_at_first(step: Step, ref: Ref) -> None:
     @pl.when(step.is_first_of_all)
     def zero() -> None:
         ref[...] = jnp.zeros_like(ref)
+
+
+_WIDE = True
+
+
+def _wide(x: jax.Array, like: jax.Array) -> jax.Array:
+    """``[rows, 128]``, lanes alike, as wide as another; a single lane would have to be spread."""
+    if not _WIDE:
+        return x[:, :1]
+    copies = like.shape[1] // LANES
+    return jnp.concatenate([x] * copies, axis=1) if copies > 1 else x
 
 
 def _in_lanes(x: jax.Array) -> jax.Array:

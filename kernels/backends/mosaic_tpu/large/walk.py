@@ -232,6 +232,13 @@ def _best_axes(neighborhood: Neighborhood, rows: Rows, has_bias: bool) -> tuple[
     """The tiles and chunks with the least work."""
     choices = (_best_chunk(neighborhood, rows, tile, has_bias) for tile in _tiles(neighborhood))
     _, tile, chunk = min(choices)
+    return axes_of(neighborhood, rows, tile, chunk)
+
+
+def axes_of(
+    neighborhood: Neighborhood, rows: Rows, tile: Sequence[int], chunk: Sequence[int]
+) -> tuple[AxisWalk, ...]:
+    """The walk along each axis with tiles and chunks of these sides."""
     axes = zip(neighborhood.axes, tile, chunk, _alignments(neighborhood), strict=True)
     return tuple(axis_walk(window, rows, t, c, a) for window, t, c, a in axes)
 
