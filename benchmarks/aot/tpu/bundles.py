@@ -66,11 +66,12 @@ def read(folder: pathlib.Path, kernel: str, shares: Sequence[float] = ()) -> Bun
     Args:
       folder: where it was dumped.
       kernel: its name.
-      shares: how often what the largest branches may skip is run, as a share of how often its loop
-        turns, in the order of the code; as many branches as there are shares.
+      shares: how often what each branch of the body of its grid may skip is run, as a share of how
+        often the grid turns, in the order of the code.
 
     Raises:
-      LookupError: it is not there, or its two files do not belong together.
+      LookupError: it is not there, its two files do not belong together, or it has another number
+        of branches.
     """
     code = _only(folder, f"*{kernel}*-final_bundles.txt", without="schedule-analysis")
     table = _only(folder, f"*{kernel}*-final_hlo-static-per-bundle-utilization.txt")
@@ -93,18 +94,35 @@ def read(folder: pathlib.Path, kernel: str, shares: Sequence[float] = ()) -> Bun
 
 
 def _weights(text: Sequence[str], shares: Sequence[float]) -> list[float]:
-    """How often each bundle is run, if what the largest branches skip is run so often."""
+    """How often each bundle is run, if what the branches of the body skip is run so often."""
+    weights = [1.0] * len(text)
+    if not shares:
+        return weights
+    skipped = _skipped(text)
+    # The grid turns once more than there are steps, to copy blocks; all of the body is skipped then.
+    body = max(skipped, key=lambda span: span[1] - span[0], default=(0, 0))
+    inside = [span for span in skipped if span != body and _holds(body, span)]
+    branches = [x for x in inside if not any(x != y and _holds(y, x) for y in inside)]
+    if len(branches) != len(shares):
+        raise LookupError(f"{len(branches)} branches in the body of the grid, not {len(shares)}")
+    for (first, end), share in zip(sorted(branches), shares, strict=True):
+        weights[first:end] = [share] * (end - first)
+    return weights
+
+
+def _skipped(text: Sequence[str]) -> list[tuple[int, int]]:
+    """What branches may skip: first bundle, and one past the last."""
     skipped, open_ = [], []
     for i, line in enumerate(text):
         if " PF:" in line.split("{")[0] and open_:
             skipped.append((open_.pop(), i))
         if _BRANCH.search(line):
             open_.append(i + 1)
-    largest = sorted(skipped, key=lambda span: span[0] - span[1])[: len(shares)]
-    weights = [1.0] * len(text)
-    for (first, end), share in zip(sorted(largest), shares, strict=True):
-        weights[first:end] = [share] * (end - first)
-    return weights
+    return skipped
+
+
+def _holds(outer: tuple[int, int], inner: tuple[int, int]) -> bool:
+    return outer[0] <= inner[0] and inner[1] <= outer[1]
 
 
 def vmem(folder: pathlib.Path, kernel: str) -> int:

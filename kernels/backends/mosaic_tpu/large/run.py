@@ -187,6 +187,9 @@ class _Launch:
           sums_batch: whether it adds something up over the images.
         """
         steps, *masks = plan
+        if not self.call.interpret:
+            # Else XLA may put whole maps in vector memory, from which blocks are not copied by DMA.
+            inputs = [(pltpu.with_memory_space_constraint(x, pltpu.HBM), y) for x, y in inputs]
         first = [*zip(masks, self._mask_specs, strict=True), *self.table(rpb)]
         grid = (self.blocks, self.batch, self.walk.num_steps)
 
