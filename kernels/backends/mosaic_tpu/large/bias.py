@@ -41,7 +41,7 @@ class BiasWalk:
     @property
     def stacked(self) -> int:
         """Positions of the axis before the last in the lanes of an entry."""
-        return stacked(self.axes[-1].chunk)
+        return int(stacked(self.axes[-1].chunk))
 
     @property
     def lanes(self) -> int:

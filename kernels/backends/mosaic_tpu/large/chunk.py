@@ -48,7 +48,7 @@ class Step:
     number: Ints
     plan: Ref
     masks: tuple[Ref, ...]
-    bias: Ref | None
+    bias: Ref
     scale: float
 
     @property
@@ -107,11 +107,12 @@ class Step:
         """A chunk of a map, ``[columns, lanes]``."""
         return ref[...].reshape(self.walk.num_columns, self.walk.lanes)
 
-    def parts(self, most: int) -> tuple[slice, ...]:
-        """The columns in so many parts at most, which begin and end at multiples of the lanes."""
+    def parts(self, most: int) -> list[slice]:
+        """The columns in parts of so many at most, which begin and end at multiples of the lanes."""
         vectors = self.walk.num_columns // LANES
-        cuts = [LANES * (vectors * i // most) for i in range(most + 1)]
-        return tuple(slice(a, b) for a, b in itertools.pairwise(cuts) if a < b)
+        count = -(-vectors // max(1, most // LANES))
+        cuts = [LANES * (vectors * i // count) for i in range(count + 1)]
+        return [slice(a, b) for a, b in itertools.pairwise(cuts)]
 
     def columns_in(self, ref: Ref, head: Ints) -> tuple[jax.Array, jax.Array]:
         """The statistics of a head from a chunk of their map, ``[1, columns]`` each."""
@@ -157,22 +158,23 @@ class Step:
         """``[rows, columns of the part]``, with a value where a row does not see a column."""
         return self._by_line(x, lambda line, x: jnp.where(self._sees(line, part), x, value))
 
-    def add_by_bias(self, sums: Ref, head: Ints, x: jax.Array) -> None:
-        """Add what belongs to logits, ``[rows, columns]``, to sums for the entries of `bias`.
+    def add_by_bias(self, sums: Ref, head: Ints, x: jax.Array, part: slice) -> None:
+        """Add what belongs to logits to sums for the entries of `bias`.
 
         Args:
           sums: ``[heads, kinds, *entries, width, lanes]``.
           head: of the heads in the lanes.
-          x: what is added, 0 where a row does not see a column.
+          x: what is added, ``[rows, columns of the part]``, 0 where a row does not see a column.
+          part: of the columns.
         """
         plan, width = self.walk.biases, self.walk.tile[-1]
         assert plan is not None
         added: dict[tuple[Any, ...], list[jax.Array]] = {}
         for number, line in enumerate(self._lines()):
-            for first in range(0, x.shape[1], LANES):
-                rows = slice(number * width, (number + 1) * width)
-                at = plan.entry(line, first)
-                added.setdefault(at, []).append(x[rows, first : first + LANES])
+            rows = x[number * width : (number + 1) * width]
+            for first in range(part.start, part.stop, LANES):
+                at, column = plan.entry(line, first), first - part.start
+                added.setdefault(at, []).append(rows[:, column : column + LANES])
         kind, starts = self._field(plan.field), self._bias_starts()
         for (*entry, lane), parts in added.items():
             place = [start + i for start, i in zip(starts, entry, strict=True)]

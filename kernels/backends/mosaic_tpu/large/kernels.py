@@ -6,6 +6,8 @@ program that owns a tile, in the order of its chunks.
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -20,8 +22,8 @@ from natjax.kernels.plan.pattern import HIDDEN
 
 type Ref = Any
 
-# Parts of a chunk that have their softmax one after the other.
-_PARTS = 4
+# Columns of a chunk that have their exponentials at once, at most.
+_PART = 512
 
 
 def forward(
@@ -56,7 +58,7 @@ def forward(
 
     def body(is_masked: bool) -> None:
         q, k, v = step.rows_of(query), step.columns_of(key), step.columns_of(value)
-        parts = step.parts(_PARTS)
+        parts = step.parts(_PART)
 
         def of_head(head: Any) -> None:
             own = step.own(head, q)
@@ -65,10 +67,7 @@ def forward(
                 return step.logits(head, own, k, part, is_masked=is_masked)
 
             before, weight, added = top[head], total[head], sums[...]
-            following = logits(parts[0])
-            for part, next_part in zip(parts, (*parts[1:], None), strict=True):
-                # The products of the next part fill the time in which this one has its softmax.
-                x, following = following, logits(next_part) if next_part else following
+            for part, x in _ahead(parts, logits):
                 now = jnp.maximum(before, x.max(axis=1, keepdims=True))
                 # 1 where all is hidden that a query might see; then nothing that was or will be.
                 shrink = jnp.exp2(before - now)
@@ -131,18 +130,23 @@ def dquery(
     def body(is_masked: bool) -> None:
         q, do = step.rows_of(query), step.rows_of(dout)
         k, v = step.columns_of(key), step.columns_of(value)
-        (part,) = step.parts(1)
+        parts = step.parts(_PART)
 
         def of_head(head: Any) -> None:
-            x = step.logits(head, step.own(head, q), k, part, is_masked=is_masked)
-            w = jnp.exp2(x - _wide(lse[head], x))
-            dw = product(step.own(head, do), v, ROWS_BY_ROWS)
-            dx = w * (dw - _wide(delta[head], x))
-            sums[...] += step.own(head, product(dx.astype(k.dtype), k, PLAIN))
-            for table in dtable:
-                # Rows that do not exist have nan.
-                seen = step.hide(dx, part, 0.0) if is_masked else dx
-                step.add_by_bias(table, head, seen)
+            own_q, own_do = step.own(head, q), step.own(head, do)
+
+            def products(part: slice) -> tuple[jax.Array, jax.Array]:
+                x = step.logits(head, own_q, k, part, is_masked=is_masked)
+                return x, product(own_do, v[part], ROWS_BY_ROWS)
+
+            for part, (x, dw) in _ahead(parts, products):
+                w = jnp.exp2(x - _wide(lse[head], x))
+                dx = w * (dw - _wide(delta[head], x))
+                sums[...] += step.own(head, product(dx.astype(k.dtype), k[part], PLAIN))
+                for table in dtable:
+                    # Rows that do not exist have nan.
+                    seen = step.hide(dx, part, 0.0) if is_masked else dx
+                    step.add_by_bias(table, head, seen, part)
 
         step.each_head(of_head)
 
@@ -186,7 +190,8 @@ def dkeyvalue(
     def body(is_masked: bool) -> None:
         q, do = step.columns_of(query), step.columns_of(dout)
         k, v = step.rows_of(key), step.rows_of(value)
-        (part,) = step.parts(1)
+        # In parts it would take more on a v5e, and as much on a v6e.
+        part = slice(0, step.walk.num_columns)
 
         def of_head(head: Any) -> None:
             lse, delta = step.columns_in(statistics, head)
@@ -206,19 +211,27 @@ def dkeyvalue(
     step.run(begin, body, end)
 
 
+def _ahead[X](parts: Sequence[slice], first: Callable[[slice], X]) -> Iterator[tuple[slice, X]]:
+    """Each part with what a function makes of it, which is made one part ahead.
+
+    So products of the next part fill the time in which this one has its exponentials.
+    """
+    following = first(parts[0])
+    for part, after in itertools.zip_longest(parts, parts[1:]):
+        x = following
+        if after is not None:
+            following = first(after)
+        yield part, x
+
+
 def _zero_at_first(step: Step, ref: Ref) -> None:
     @pl.when(step.is_first_of_all)
     def zero() -> None:
         ref[...] = jnp.zeros_like(ref)
 
 
-_WIDE = True
-
-
 def _wide(x: jax.Array, like: jax.Array) -> jax.Array:
     """``[rows, 128]``, lanes alike, as wide as another; a single lane would have to be spread."""
-    if not _WIDE:
-        return x[:, :1]
     copies = like.shape[1] // LANES
     return jnp.concatenate([x] * copies, axis=1) if copies > 1 else x
 
