@@ -283,7 +283,7 @@ def test_blocks_of_biases_hold_that_of_every_pair(problem, rows, few_logits):
     walk = Walk.of(problem.neighborhood, rows, heads=1, head_dim=128, has_bias=True)
     sizes = [2 * axis.window.kernel_size - 1 for axis in walk.axes]
     numbers = np.arange(1, 1 + np.prod(sizes), dtype=np.float32)
-    table = np.asarray(walk.biases.table(numbers[None], 1.0))[0]
+    table = np.asarray(walk.biases.table(jnp.asarray(numbers)[None], 1.0))[0]
     assert table.shape[1:] == (*walk.biases.entries, walk.biases.width, walk.biases.lanes)
     for step in walk.steps().reshape(-1, walk.num_fields):
         found = _biases_of(walk, step, table)
@@ -328,8 +328,8 @@ def test_gradients_of_biases_are_summed_over_entries():
     problem = BIAS(name="x", shape=(20, 40), kernel_size=(5, 9))
     walk = Walk.of(problem.neighborhood, "queries", heads=1, head_dim=128, has_bias=True)
     rng = np.random.default_rng(0)
-    rpb = rng.standard_normal((2, 9 * 17)).astype(np.float32)
+    rpb = jnp.asarray(rng.standard_normal((2, 9 * 17)), jnp.float32)
     table = walk.biases.table(rpb, 1.0)
-    other = rng.standard_normal(table.shape).astype(np.float32)
+    other = jnp.asarray(rng.standard_normal(table.shape), jnp.float32)
     gradient = walk.biases.gradient(other)
     np.testing.assert_allclose(np.vdot(gradient, rpb), np.vdot(table, other), rtol=1e-4)

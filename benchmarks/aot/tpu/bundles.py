@@ -99,7 +99,7 @@ def _weights(text: Sequence[str], shares: Sequence[float]) -> list[float]:
     if not shares:
         return weights
     skipped = _skipped(text)
-    # The grid turns once more than there are steps, to copy blocks; all of the body is skipped then.
+    # The grid turns once more than there are steps, to copy blocks, and then skips the body.
     body = max(skipped, key=lambda span: span[1] - span[0], default=(0, 0))
     inside = [span for span in skipped if span != body and _holds(body, span)]
     branches = [x for x in inside if not any(x != y and _holds(y, x) for y in inside)]

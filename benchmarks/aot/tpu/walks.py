@@ -66,7 +66,7 @@ def main() -> None:
 
 
 def _compile(job: _Job) -> dict[str, Any]:
-    walks._best_axes = lambda neighborhood, rows, _: walks.axes_of(  # ty: ignore
+    walks._best_axes = lambda neighborhood, rows, _: walks.axes_of(
         neighborhood, rows, job.tile, job.chunk
     )
     row = compiler.compile_case(TPUCase(problem=LARGE, what=job.what, chip=CHIP))

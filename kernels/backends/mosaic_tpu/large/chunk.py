@@ -108,7 +108,7 @@ class Step:
         return ref[...].reshape(self.walk.num_columns, self.walk.lanes)
 
     def parts(self, most: int) -> list[slice]:
-        """The columns in parts of so many at most, which begin and end at multiples of the lanes."""
+        """The columns in parts of so many at most, cut at multiples of the lanes."""
         vectors = self.walk.num_columns // LANES
         count = -(-vectors // max(1, most // LANES))
         cuts = [LANES * (vectors * i // count) for i in range(count + 1)]
