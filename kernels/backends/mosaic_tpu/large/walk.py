@@ -40,12 +40,13 @@ _OTHER = (2.0, 0.0)
 _ROWS = 512
 _COLUMNS = 3072
 _LOGITS = 2**20
-# What a step costs besides its logits, and each row and column of it: in vectors of 8 by 128
-# logits; estimates from bundles of kernels compiled for a v5e.
-_STEP = 80
-_OF_ROWS = 1.0
-_OF_COLUMNS = 4.0
-# Bytes that arrive in the time of a vector of logits, of a v5e.
+# What a step costs besides its logits, and 8 rows and 128 columns of it: in vectors of 8 by 128
+# logits. Fitted to the bundles of the three kernels together, compiled for a v5e with tiles and
+# chunks of many sizes: `python -m benchmarks.aot.tpu.walks`.
+_STEP = 84
+_OF_ROWS = 0.1
+_OF_COLUMNS = 0.4
+# Bytes that arrive in the time of a vector of logits: 5.6 bundles, in the mean of the kernels.
 _BYTES = 3000
 # Sides of a tile along the last axis, and along any other.
 _WIDTHS = (8, 16, 24, 32, 48, 64, 128, 256, 512)
@@ -152,8 +153,9 @@ class Walk:
 
     @property
     def work(self) -> float:
-        """What all steps cost, in vectors of logits."""
-        return float(_work(self.tile, self.chunk, self.num_steps, self.has_bias))
+        """What all steps cost for a block of lanes, in vectors of logits."""
+        steps = _work(self.tile, self.chunk, self.num_steps, self.has_bias)
+        return self.heads * float(steps)
 
     @property
     def mask_bytes(self) -> int:
