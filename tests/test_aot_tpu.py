@@ -53,6 +53,34 @@ def test_bundles_are_counted_by_loop(dumped):
         bundles.read(dumped, "natjax_tpu_backward")
 
 
+BRANCHES = """\
+     0   : > { %s1 = smov 0 }
+   0x1   : > { %2 = sbr.rel (%p1) target = $region9 }
+   0x2   : > { %3 = sbr.rel (%p2) target = $region3 }
+   0x3   : > { %v4 = vadd.f32 %v2, %v2 }
+   0x4 PF: > { %v5 = vadd.f32 %v2, %v2 }
+   0x5   : > { %6 = sbr.rel (%p3) target = $region5 }
+   0x6   : > { %v7 = vadd.f32 %v2, %v2 }
+   0x7   : > { %v8 = vadd.f32 %v2, %v2 }
+   0x8 PF: > { %s9 = smov 0 }
+   0x9 PF: > { %s10 = smov 0 }
+"""
+
+
+def test_what_branches_skip_is_weighed(tmp_path):
+    name = "1700000000-12-natjax_tpu_large_forward.1-71"
+    (tmp_path / f"{name}-final_bundles.txt").write_text(BRANCHES)
+    table = tmp_path / f"{name}-final_hlo-static-per-bundle-utilization.txt"
+    table.write_text("\n".join(["// utilization", "VALU", "2", "//", *"0001011100"]) + "\n")
+    kernel = "natjax_tpu_large_forward"
+    assert bundles.read(tmp_path, kernel).total([1, 4]) == 4 * 10
+    found = bundles.read(tmp_path, kernel, (0.25, 0.5))
+    assert found.total([1, 4]) == 4 * (10 - 0.75 - 2 * 0.5)
+    assert found.slots[1]["VALU"] == 0.25 + 1 + 2 * 0.5
+    with pytest.raises(LookupError, match="2 branches in the body of the grid, not 3"):
+        bundles.read(tmp_path, kernel, (0.25, 0.5, 0.5))
+
+
 def test_files_that_do_not_belong_together_are_refused(dumped):
     (table,) = dumped.glob("*utilization.txt")
     table.write_text(SLOTS[: SLOTS.rindex("0 1 0 0 0")])

@@ -20,8 +20,9 @@ _MASK_BYTES = 2**27
 _BIAS_BYTES = 2**22
 _BIAS_SUMS_BYTES = 2**25
 # What a vector of logits costs these kernels, forward and backward, over what it costs those that
-# have whole maps in memory; from bundles of both, compiled for a v5e.
-_COST = 1.25
+# have whole maps in memory; from bundles of both, compiled for a v5e
+# (`python -m benchmarks.aot.tpu.walks`).
+_COST = 0.85
 
 
 @dataclasses.dataclass(frozen=True)
