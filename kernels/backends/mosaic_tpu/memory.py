@@ -20,6 +20,8 @@ VMEM_LIMIT = 60 * 2**20
 _BUDGET = 52 * 2**20
 # A program's share of the batch: images of a few tiles are too little work for one.
 _BLOCK_BYTES = 2**19
+# The same of window slots, which take more than maps of the same images.
+_SLOT_BLOCK_BYTES = 2**21
 # Tiles side by side, and what their logits take at most, in float32.
 TILES = 8
 _LOGIT_BYTES = 2**20
@@ -74,15 +76,26 @@ def fits(spec: CallSpec, heads: int, *, is_unfused: bool = False) -> bool:
     return True
 
 
-def steps_of(layout: Layout, batch: int, itemsize: int) -> Steps:
-    """How much a program does at once: enough tiles side by side, if need be of several images."""
+def steps_of(layout: Layout, batch: int, itemsize: int, slots: int = 0) -> Steps:
+    """How much a program does at once: enough tiles side by side, if need be of several images.
+
+    Args:
+      layout: of the maps.
+      batch: images.
+      itemsize: bytes of a number.
+      slots: window slots of a query that are arguments or results.
+    """
     wanted = max(1, TILES // layout.tiles_of_group)
     logits = layout.keys * round_up(layout.logit_lanes, LANES) * 4
     tiles = max(1, min(TILES, _LOGIT_BYTES // logits))
     if layout.groups > 1 or layout.num_strips > 1:
         return Steps(1, _divisor(layout.groups, wanted), _even(layout, wanted, tiles))
     image = math.prod(layout.tiled) * round_up(layout.lanes, LANES) * itemsize
-    images = _divisor(batch, max(1, _BLOCK_BYTES // image))
+    most = _BLOCK_BYTES // image
+    if slots:
+        lanes = layout.heads * round_up(slots, LANES)
+        most = min(most, _SLOT_BLOCK_BYTES // (math.prod(layout.tiled) * lanes * itemsize))
+    images = _divisor(batch, max(1, most))
     maps = _divisor(images, wanted)
     return Steps(images, maps, _even(layout, maps, tiles))
 
@@ -127,12 +140,18 @@ def _vmem_bytes(layout: Layout, itemsize: int) -> int:
 
 
 def _slot_bytes(layout: Layout, itemsize: int) -> int:
-    """What window slots take: weights and their gradients, double, and tiles side by side."""
+    """What window slots take: weights and their gradients, double; dilation groups of both, raised;
+    and tiles side by side.
+    """
     *leading, last = (axis.kernel_size for axis in layout.windows)
-    slots = math.prod(leading) * round_up(last, SUBLANES)
-    spread = math.prod(leading) * (layout.columns.halo + round_up(last, SUBLANES))
-    rows = layout.num_tiles * slots * 2 * 2 * itemsize + TILES * 2 * spread * 4
-    return rows * round_up(layout.logit_lanes, LANES)
+    slots = math.prod(leading) * last
+    lanes = layout.heads * round_up(slots, LANES)
+    size = 2 * 2 * _positions(block_of(layout, "queries")) * lanes * itemsize
+    if layout.groups > 1:
+        size += 2 * 4 * (layout.groups + TILES) * _positions(layout.tiled) * lanes
+    spread = math.prod(leading) * (2 * round_up(last, SUBLANES) + layout.columns.halo)
+    dense = round_up(slots, SUBLANES) + SUBLANES
+    return size + TILES * 2 * (spread + dense) * round_up(layout.logit_lanes, LANES) * 4
 
 
 def _positions(sizes: tuple[int, ...]) -> int:

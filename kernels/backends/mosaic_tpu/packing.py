@@ -39,6 +39,22 @@ def from_map(
     return x[..., :head_dim]
 
 
+def as_slots(x: Float[Array, "B T N K"], layout: Layout) -> Float[Array, "S N *X K"]:
+    """Window slots of tokens along their axes, those of one head together.
+
+    XLA need not move anything for it: in memory slots come last before and after, and the order of
+    the other dimensions is left to it.
+    """
+    x = cut(x.reshape(x.shape[0], *layout.tokens, *x.shape[2:]), layout, "queries")
+    return jnp.moveaxis(x, -2, 1)
+
+
+def from_slots(x: Float[Array, "S N *X K"], layout: Layout) -> Float[Array, "B T N K"]:
+    """The transpose of `as_slots`."""
+    x = uncut(jnp.moveaxis(x, 1, -2), layout, "queries")
+    return x.reshape(x.shape[0], math.prod(layout.tokens), *x.shape[-2:])
+
+
 def cut(x: Float[Array, "B *X C"], layout: Layout, of: Rows) -> Float[Array, "S *Y C"]:
     """Images as strips: those of queries end where the next begins, those of keys overlap.
 

@@ -16,7 +16,7 @@ from natjax.kernels.autodiff import LOG2_E
 from natjax.kernels.backends.mosaic_tpu import packing
 from natjax.kernels.backends.mosaic_tpu.backward import backward
 from natjax.kernels.backends.mosaic_tpu.forward import forward
-from natjax.kernels.backends.mosaic_tpu.layout import Layout
+from natjax.kernels.backends.mosaic_tpu.layout import LANES, Layout, round_up
 from natjax.kernels.backends.mosaic_tpu.maps import Groups, Images
 from natjax.kernels.backends.mosaic_tpu.memory import VMEM_LIMIT, block_of, steps_of
 from natjax.kernels.backends.mosaic_tpu.program import Program, Steps
@@ -50,12 +50,19 @@ class Launch:
     dtype: Any
 
     @classmethod
-    def of(cls, call: KernelCall, layout: Layout, query: Array) -> Launch:
-        """A launch of a call, whose batch and heads are those of an array ``[B, T, N, ...]``."""
+    def of(cls, call: KernelCall, layout: Layout, query: Array, slots: int = 0) -> Launch:
+        """A launch of a call, whose batch and heads are those of an array ``[B, T, N, ...]``.
+
+        Args:
+          call: what it is part of.
+          layout: of its maps.
+          query: the array.
+          slots: window slots of a query in the arguments or results, if they are any there.
+        """
         # A device may have fewer heads than there are in all.
         layout = dataclasses.replace(layout, heads=min(layout.heads, query.shape[2]))
         # An empty batch has no steps, and reaches no kernel.
-        steps = steps_of(layout, max(1, query.shape[0]), query.dtype.itemsize)
+        steps = steps_of(layout, max(1, query.shape[0]), query.dtype.itemsize, slots)
         batch = query.shape[0] * layout.num_strips
         return cls(call, layout, steps, batch, query.shape[2], query.dtype)
 
@@ -115,35 +122,59 @@ class Launch:
         shape = (self.steps.maps, *self.layout.copy, self.layout.lanes)
         return [pltpu.VMEM(shape, jnp.float32)] * count
 
-    def raised(self, tiled: int, whole: int) -> list[Any]:
-        """Scratch memory for images in float32: those read by tiles, and those read as a whole."""
+    def raised(self, tiled: int, whole: int, slots: int = 0) -> list[Any]:
+        """Scratch memory for images in float32.
+
+        Args:
+          tiled: those that are read by tiles.
+          whole: those that are read as a whole.
+          slots: those of window slots, which are read by tiles.
+        """
         layout = self.layout
         if layout.groups == 1:
             return []
+        of_queries, of_keys = self._image("queries"), self._image("keys")
+        maps, lanes, heads = self.steps.maps, layout.lanes, layout.heads
+        slot_lanes = round_up(self.call.spec.neighborhood.num_neighbors, LANES)
+        shapes: list[tuple[int, ...]] = []
+        shapes += [(*of_queries, lanes), (maps, *layout.tiled, lanes)] * tiled
+        for_slots = (heads, *of_queries, slot_lanes), (maps, heads, *layout.tiled, slot_lanes)
+        shapes += for_slots * slots
+        shapes += [(*of_keys, lanes)] * whole
+        return [pltpu.VMEM(shape, jnp.float32) for shape in shapes]
 
-        def image(of: Rows) -> Any:
-            sizes = zip(layout.positions(of), layout.dilation, strict=True)
-            return pltpu.VMEM((*(n * d for n, d in sizes), layout.lanes), jnp.float32)
-
-        maps = pltpu.VMEM((self.steps.maps, *layout.tiled, layout.lanes), jnp.float32)
-        return [image("queries"), maps] * tiled + [image("keys")] * whole
+    def _image(self, of: Rows) -> tuple[int, ...]:
+        """Tokens of an image if all of its dilation groups were as long as the longest."""
+        sizes = zip(self.layout.positions(of), self.layout.dilation, strict=True)
+        return tuple(n * d for n, d in sizes)
 
     def program(self, plan: Any) -> Program:
         """What a kernel is specialised for."""
         return Program.of(self.layout, self.steps, self.dtype, self.heads, plan)
 
-    def operands(self, queries: list[Any], keys: list[Any], scratch: list[Any]) -> list[Any]:
-        """The blocks of maps with their scratch memory as in `raised`; queries go by tiles."""
+    def operands(
+        self,
+        queries: list[Any],
+        keys: list[Any],
+        scratch: list[Any],
+        slots: list[Any] | None = None,
+    ) -> list[Any]:
+        """The blocks of maps with their scratch memory as in `raised`; all but keys go by tiles."""
         layout = self.layout
+        tiled = [(block, 0) for block in queries] + [(block, 1) for block in slots or ()]
         if layout.groups == 1:
             return [
-                Images(layout, of, block)
-                for of, blocks in (("queries", queries), ("keys", keys))
-                for block in blocks
+                *(Images(layout, "queries", block, apart) for block, apart in tiled),
+                *(Images(layout, "keys", block) for block in keys),
             ]
         refs = iter(scratch)
-        tiled = [Groups(layout, "queries", block, next(refs), next(refs)) for block in queries]
-        return tiled + [Groups(layout, "keys", block, next(refs)) for block in keys]
+        return [
+            *(
+                Groups(layout, "queries", block, next(refs), next(refs), apart)
+                for block, apart in tiled
+            ),
+            *(Groups(layout, "keys", block, next(refs)) for block in keys),
+        ]
 
     def run(
         self,
