@@ -172,19 +172,21 @@ def test_arrays_at_hand_say_what_is_split(interpreted, mesh_of, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("batch", "heads", "axes"),
+    ("batch", "sets", "axes"),
     [
-        (24, 4, (("model", "data", "rest"), ())),
-        (2, 4, (("model",), ())),
+        (24, 1, (("model", "data", "rest"), (), ())),
+        (2, 1, (("model",), (), ())),
         # The first axis does not divide it, but the last one does.
-        (9, 4, (("rest",), ())),
-        (0, 4, (("model", "data", "rest"), ())),
+        (9, 1, (("rest",), (), ())),
+        (0, 1, (("model", "data", "rest"), (), ())),
+        # What is left over splits sets of images, if it divides those.
+        (2, 12, (("model",), (), ("data", "rest"))),
     ],
 )
-def test_an_axis_splits_what_it_divides(batch, heads, axes):
+def test_an_axis_splits_what_it_divides(batch, sets, axes):
     mesh = jax.sharding.AbstractMesh((4, 2, 3), ("data", "model", "rest"))
     split = Split(("model",), (), frozenset({"model"}))
-    assert split.over(mesh, batch, heads) == axes
+    assert split.over(mesh, batch, 4, sets) == axes
 
 
 @pytest.mark.oldest

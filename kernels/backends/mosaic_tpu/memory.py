@@ -46,9 +46,8 @@ def layout_of(spec: CallSpec, heads: int, *, is_unfused: bool = False) -> Layout
       ValueError: not even strips of one tile fit.
     """
     itemsize = jnp.dtype(spec.dtype).itemsize
-    across = spec.neighborhood.num_tokens // (
-        spec.neighborhood.axes[0].length if _is_map(spec) else 1
-    )
+    # The axis in the sublanes is never cut into strips.
+    across = math.prod(spec.neighborhood.key_shape[1:] or spec.neighborhood.key_shape)
     # What is far too large is not planned at all.
     if 2 * 7 * across * LANES * itemsize <= _BUDGET:
         whole = Layout.of(spec.neighborhood, heads, padded_head_dim(spec))
@@ -60,11 +59,6 @@ def layout_of(spec: CallSpec, heads: int, *, is_unfused: bool = False) -> Layout
             if _vmem_bytes(layout, itemsize) + slots <= _BUDGET:
                 return layout
     raise ValueError("a tile and its slab across the map do not fit the memory of a core")
-
-
-def _is_map(spec: CallSpec) -> bool:
-    """Whether there is an axis to cut into strips besides the one in the sublanes."""
-    return len(spec.neighborhood.axes) > 1
 
 
 def fits(spec: CallSpec, heads: int, *, is_unfused: bool = False) -> bool:
@@ -117,8 +111,9 @@ def block_of(layout: Layout, of: Rows) -> tuple[int, ...]:
     tokens = layout.tokens_of_strip(of)
     if layout.groups > 1:
         return tokens
-    reach = layout.tiled if of == "queries" or layout.rows is None else tokens
-    return *reach[:-1], layout.tiled[-1]
+    if of == "queries":
+        return layout.tiled
+    return *tokens[:-1], round_up(tokens[-1], SUBLANES)
 
 
 def _vmem_bytes(layout: Layout, itemsize: int) -> int:

@@ -94,6 +94,7 @@ class Program:
       dtype: of the operands of products.
       plan: `Layout.plan`.
       strip: which strip of an image the program works on.
+      is_first: whether the program is the first of a set of images, which begins their sums.
       heads_left: heads from the program's first one on; None where none of its heads is missing.
       head_of_lane: ``[1, lanes]``; -1 where a block of lanes goes on behind the last head.
     """
@@ -103,19 +104,39 @@ class Program:
     dtype: Any
     plan: Ref
     strip: Ints
+    is_first: jax.Array
     heads_left: Ints | None
     head_of_lane: jax.Array
 
     @classmethod
-    def of(cls, layout: Layout, steps: Steps, dtype: Any, heads: int, plan: Ref) -> Program:
-        """A program of a kernel, inside of it; arguments as the attributes."""
+    def of(
+        cls,
+        layout: Layout,
+        steps: Steps,
+        dtype: Any,
+        heads: int,
+        plan: Ref,
+        programs_of_set: int | None,
+    ) -> Program:
+        """A program of a kernel, inside of it.
+
+        Args:
+          layout: as the attribute, and so are the others but these.
+          steps: how much is done at once.
+          dtype: of the operands of products.
+          heads: heads in all, of which the last block of lanes may have fewer.
+          plan: `Layout.plan`.
+          programs_of_set: programs for a set of images; None where there is one set.
+        """
         lane = jax.lax.broadcasted_iota(jnp.int32, (1, layout.lanes), 1)
         head, left = lane >> (layout.head_dim.bit_length() - 1), None
         if heads % layout.heads:
             left = heads - pl.program_id(0) * layout.heads
             head = jnp.where(head < left, head, -1)
         strip = pl.program_id(1) % layout.num_strips if layout.num_strips > 1 else 0
-        return cls(layout, steps, dtype, plan, strip, left, head)
+        turn = pl.program_id(1)
+        is_first = (turn if programs_of_set is None else turn % programs_of_set) == 0
+        return cls(layout, steps, dtype, plan, strip, is_first, left, head)
 
     def product(self, a: jax.Array, b: jax.Array, dims: Any) -> jax.Array:
         """See `product`."""

@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
-from natjax.kernels.autodiff import LOG2_E
+from natjax.kernels.autodiff import LOG2_E, Arrays
 from natjax.kernels.backends.mosaic_tpu import packing
 from natjax.kernels.backends.mosaic_tpu.backward import backward
 from natjax.kernels.backends.mosaic_tpu.forward import forward
@@ -38,6 +38,7 @@ class Launch:
       layout: of its maps.
       steps: how much a program does at once.
       batch: images, or strips of images.
+      sets: sets of images that each have a bias.
       heads: query heads, each with its keys.
       dtype: of the maps.
     """
@@ -46,25 +47,31 @@ class Launch:
     layout: Layout
     steps: Steps
     batch: int
+    sets: int
     heads: int
     dtype: Any
 
     @classmethod
-    def of(cls, call: KernelCall, layout: Layout, query: Array, slots: int = 0) -> Launch:
+    def of(
+        cls, call: KernelCall, layout: Layout, query: Array, rpb: Arrays = (), slots: int = 0
+    ) -> Launch:
         """A launch of a call, whose batch and heads are those of an array ``[B, T, N, ...]``.
 
         Args:
           call: what it is part of.
           layout: of its maps.
           query: the array.
-          slots: window slots of a query in the arguments or results, if they are any there.
+          rpb: the biases ``[S, N, R]`` of each set of images, if there are any.
+          slots: window slots of a query in the arguments or results, if any are there.
         """
         # A device may have fewer heads than there are in all.
         layout = dataclasses.replace(layout, heads=min(layout.heads, query.shape[2]))
         # An empty batch has no steps, and reaches no kernel.
-        steps = steps_of(layout, max(1, query.shape[0]), query.dtype.itemsize, slots)
+        sets = rpb[0].shape[0] if rpb else 1
+        images = max(1, query.shape[0] // sets)
+        steps = steps_of(layout, images, query.dtype.itemsize, slots)
         batch = query.shape[0] * layout.num_strips
-        return cls(call, layout, steps, batch, query.shape[2], query.dtype)
+        return cls(call, layout, steps, batch, sets, query.shape[2], query.dtype)
 
     def maps(self, queries: list[Array], keys: list[Array]) -> list[tuple[Array, pl.BlockSpec]]:
         """Maps and their blocks, with keys for every query head."""
@@ -91,10 +98,19 @@ class Launch:
         tiles, lanes = self.layout.num_tiles, self.layout.logit_lanes
         return pl.BlockSpec((None, self.steps.images, tiles, lanes), lambda g, b, *_: (g, b, 0, 0))
 
+    @property
+    def programs_of_set(self) -> int:
+        """Programs for the images of a set, and a block of lanes."""
+        return self.batch // self.steps.images // self.sets
+
     def table_spec(self, table: tuple[int, ...]) -> pl.BlockSpec:
-        """All kinds of tiles for a block of lanes; without a bias, one for all of them."""
-        is_shared = table[0] == 1
-        return pl.BlockSpec((None, *table[1:]), lambda g, b, *_: (0 if is_shared else g, 0, 0, 0))
+        """All kinds of tiles for a set and a block of lanes; without a bias, one for all."""
+
+        def place(g: Any, b: Any, *_: Any) -> tuple[Any, ...]:
+            of_set = b // self.programs_of_set if table[0] > 1 else 0
+            return of_set, g if table[1] > 1 else 0, 0, 0, 0
+
+        return pl.BlockSpec((None, None, *table[2:]), place)
 
     def written(self, of: Rows, dtype: Any = None) -> tuple[jax.ShapeDtypeStruct, pl.BlockSpec]:
         """A result that is a map of all heads, and its blocks."""
@@ -150,7 +166,8 @@ class Launch:
 
     def program(self, plan: Any) -> Program:
         """What a kernel is specialised for."""
-        return Program.of(self.layout, self.steps, self.dtype, self.heads, plan)
+        programs = self.programs_of_set if self.sets > 1 else None
+        return Program.of(self.layout, self.steps, self.dtype, self.heads, plan, programs)
 
     def operands(
         self,
@@ -180,12 +197,12 @@ class Launch:
         self,
         name: str,
         body: Callable[..., None],
+        plan: Array,
         inputs: list[tuple[Array, pl.BlockSpec]],
         outputs: list[tuple[jax.ShapeDtypeStruct, pl.BlockSpec]],
         scratch: list[Any],
     ) -> tuple[Array, ...]:
         """Run a kernel over blocks of lanes and, within those, over the batch in order."""
-        plan = jnp.asarray(self.layout.plan())
         grid = (packing.num_blocks(self.heads, self.layout), self.batch // self.steps.images)
         return run_kernel(self.call, name, body, grid, plan, inputs, outputs, scratch)
 
@@ -240,9 +257,10 @@ def attention(
     call: KernelCall,
     layout: Layout,
     q: Float[Array, "B T N D"],
-    k: Float[Array, "B T M D"],
-    v: Float[Array, "B T M Dv"],
-    *rpb: Float[Array, "N R"],
+    k: Float[Array, "B U M D"],
+    v: Float[Array, "B U M Dv"],
+    plan: Int[Array, "F"],
+    *rpb: Float[Array, "S N R"],
 ) -> tuple[Float[Array, "B T N Dv"], Float[Array, "B T N"]]:
     """The output and its log-sum-exp.
 
@@ -252,9 +270,10 @@ def attention(
       q: queries.
       k: keys.
       v: values.
-      *rpb: the biases of each head, if there are any.
+      plan: `Layout.plan` of the part of the tokens at hand.
+      *rpb: the biases of each set of images and head, if there are any.
     """
-    launch = Launch.of(call, layout, q)
+    launch = Launch.of(call, layout, q, rpb)
     layout = launch.layout
     if not launch.batch:
         return jnp.zeros((*q.shape[:3], v.shape[-1]), q.dtype), jnp.zeros(q.shape[:3])
@@ -281,6 +300,7 @@ def attention(
     out, lse = launch.run(
         "natjax_tpu_forward",
         body,
+        plan,
         [*maps, (packed, launch.table_spec(packed.shape))],
         [
             launch.written("queries"),
@@ -298,11 +318,12 @@ def attention_gradients(
     call: KernelCall,
     layout: Layout,
     q: Float[Array, "B T N D"],
-    k: Float[Array, "B T M D"],
-    v: Float[Array, "B T M Dv"],
+    k: Float[Array, "B U M D"],
+    v: Float[Array, "B U M Dv"],
     do: Float[Array, "B T N Dv"],
     dlse: Float[Array, "B T N"],
-    *rpb: Float[Array, "N R"],
+    plan: Int[Array, "F"],
+    *rpb: Float[Array, "S N R"],
 ) -> tuple[Array, ...]:
     """Gradients of queries, keys, values and, if there are any, of the biases.
 
@@ -314,9 +335,10 @@ def attention_gradients(
       v: values.
       do: gradient of the output.
       dlse: gradient of the log-sum-exp.
-      *rpb: the biases of each head, if there are any.
+      plan: `Layout.plan` of the part of the tokens at hand.
+      *rpb: the biases of each set of images and head, if there are any.
     """
-    launch = Launch.of(call, layout, q)
+    launch = Launch.of(call, layout, q, rpb)
     layout, has_bias = launch.layout, bool(rpb)
     if not launch.batch:
         return tuple(jnp.zeros(x.shape, x.dtype) for x in (q, k, v, *rpb))
@@ -354,6 +376,7 @@ def attention_gradients(
     dq, dk, dv, *dtable = launch.run(
         "natjax_tpu_backward",
         body,
+        plan,
         [q_map, k_map, v_map, do_map, (rows, launch.row_spec), (packed, table_spec)],
         results,
         launch.copies(4) + launch.raised(3, 4),
@@ -369,16 +392,21 @@ def attention_gradients(
 def table_of(
     layout: Layout, rpb: tuple[Array, ...], hidden: float = HIDDEN, factor: float = LOG2_E
 ) -> Array:
-    """What is added to the logits of each kind of tile, for each block of lanes or all alike."""
+    """What is added to the logits of each kind of tile, for each set of images and block of lanes,
+    or for all alike.
+    """
     pattern = pattern_of(layout.blocks)
     bias = rpb[0].reshape(-1, *pattern.bias_shape) if rpb else None
-    return packing.pack_table(pattern.table(bias, hidden, factor), layout)
+    table = pattern.table(bias, hidden, factor)
+    table = table.reshape(rpb[0].shape[0] if rpb else 1, -1, *table.shape[1:])
+    return jax.vmap(lambda x: packing.pack_table(x, layout))(table)
 
 
-def bias_gradient(table: Array, layout: Layout, heads: int) -> Float[Array, "N R"]:
+def bias_gradient(table: Array, layout: Layout, heads: int) -> Float[Array, "S N R"]:
     """The transpose of `table_of`."""
-    gradient = pattern_of(layout.blocks).bias_gradient(packing.unpack_table(table, layout, heads))
-    return gradient.reshape(heads, -1)
+    tables = jax.vmap(lambda x: packing.unpack_table(x, layout, heads))(table)
+    gradient = pattern_of(layout.blocks).bias_gradient(tables.reshape(-1, *tables.shape[2:]))
+    return gradient.reshape(len(table), heads, -1)
 
 
 def per_key_head(gradient: Array, like: Array) -> Array:

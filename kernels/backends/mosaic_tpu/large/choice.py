@@ -43,6 +43,8 @@ def walks_of(spec: CallSpec, heads: int) -> Walks:
     """
     if spec.has_bias:
         raise ValueError("the kernels for large windows add no bias")
+    if not spec.neighborhood.is_plain:
+        raise ValueError("the kernels for large windows have all tokens of an axis at hand")
     head_dim = padded_head_dim(spec)
     queries = Walk.of(spec.neighborhood, "queries", heads, head_dim)
     keys = Walk.of(spec.neighborhood, "keys", heads, head_dim)

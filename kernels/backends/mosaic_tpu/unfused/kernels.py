@@ -67,7 +67,7 @@ def qk_gradients(
     keys, dkeys = scratch
     if dtable is not None:
 
-        @pl.when(pl.program_id(1) == 0)
+        @pl.when(program.is_first)
         def _() -> None:
             dtable[...] = jnp.zeros_like(dtable)
 

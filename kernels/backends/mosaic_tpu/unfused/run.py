@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from natjax.kernels.backends.mosaic_tpu import packing
 from natjax.kernels.backends.mosaic_tpu.layout import Layout
@@ -25,7 +25,8 @@ def qk(
     layout: Layout,
     q: Float[Array, "B T N D"],
     k: Float[Array, "B T M D"],
-    *rpb: Float[Array, "N R"],
+    plan: Int[Array, "F"],
+    *rpb: Float[Array, "S N R"],
 ) -> tuple[Float[Array, "B T N K"]]:
     """Logits of window slots; anything in those without a key.
 
@@ -34,9 +35,10 @@ def qk(
       layout: of its maps.
       q: queries.
       k: keys.
-      *rpb: the biases of each head, if there are any.
+      plan: `Layout.plan`.
+      *rpb: the biases of each set of images and head, if there are any.
     """
-    launch, windows = _launched(call, layout, q)
+    launch, windows = _launched(call, layout, q, rpb)
     if not launch.batch:
         return (jnp.zeros((*q.shape[:3], call.spec.neighborhood.num_neighbors), q.dtype),)
 
@@ -59,6 +61,7 @@ def qk(
     (logits,) = launch.run(
         "natjax_tpu_qk",
         body,
+        plan,
         [*launch.maps([q], [k]), _first(windows), *_tables(launch, rpb)],
         [_slots(launch, windows)],
         launch.copies(1) + _scratch(launch, windows) + launch.raised(1, 1, 1),
@@ -72,7 +75,8 @@ def qk_gradients(
     q: Float[Array, "B T N D"],
     k: Float[Array, "B T M D"],
     dlogits: Float[Array, "B T N K"],
-    *rpb: Float[Array, "N R"],
+    plan: Int[Array, "F"],
+    *rpb: Float[Array, "S N R"],
 ) -> tuple[Array, ...]:
     """Gradients of queries, keys and, if there are any, of the biases.
 
@@ -82,9 +86,10 @@ def qk_gradients(
       q: queries.
       k: keys.
       dlogits: gradients of the logits, zeros in slots without a key.
-      *rpb: the biases of each head, if there are any.
+      plan: `Layout.plan`.
+      *rpb: the biases of each set of images and head, if there are any.
     """
-    launch, windows = _launched(call, layout, q)
+    launch, windows = _launched(call, layout, q, rpb)
     if not launch.batch:
         return tuple(jnp.zeros(x.shape, x.dtype) for x in (q, k, *rpb))
 
@@ -115,6 +120,7 @@ def qk_gradients(
     dq, dk, *dtable = launch.run(
         "natjax_tpu_qk_gradients",
         body,
+        plan,
         [*launch.maps([q], [k]), _given(dlogits, launch, windows), _first(windows)],
         results,
         launch.copies(2) + _scratch(launch, windows) + launch.raised(2, 2, 1),
@@ -131,6 +137,7 @@ def av(
     layout: Layout,
     w: Float[Array, "B T N K"],
     v: Float[Array, "B T M Dv"],
+    plan: Int[Array, "F"],
 ) -> tuple[Float[Array, "B T N Dv"]]:
     """Weighted sums of the values in windows.
 
@@ -139,6 +146,7 @@ def av(
       layout: of its maps.
       w: weights, zeros in slots without a key.
       v: values.
+      plan: `Layout.plan`.
     """
     launch, windows = _launched(call, layout, w)
     if not launch.batch:
@@ -153,6 +161,7 @@ def av(
     (out,) = launch.run(
         "natjax_tpu_av",
         body,
+        plan,
         [*launch.maps([], [v]), _given(w, launch, windows), _first(windows)],
         [launch.written("queries")],
         launch.copies(1) + _scratch(launch, windows) + launch.raised(1, 1, 1),
@@ -166,6 +175,7 @@ def av_gradients(
     w: Float[Array, "B T N K"],
     v: Float[Array, "B T M Dv"],
     do: Float[Array, "B T N Dv"],
+    plan: Int[Array, "F"],
 ) -> tuple[Float[Array, "B T N K"], Float[Array, "B T M Dv"]]:
     """Gradients of weights, anything in slots without a key, and of values.
 
@@ -175,6 +185,7 @@ def av_gradients(
       w: weights.
       v: values.
       do: gradient of the output.
+      plan: `Layout.plan`.
     """
     launch, windows = _launched(call, layout, w)
     if not launch.batch:
@@ -203,6 +214,7 @@ def av_gradients(
     dw, dv = launch.run(
         "natjax_tpu_av_gradients",
         body,
+        plan,
         [*launch.maps([do], [v]), _given(w, launch, windows), _first(windows)],
         [_slots(launch, windows), launch.summed(v)],
         launch.copies(2) + _scratch(launch, windows) * 2 + launch.raised(1, 2, 2),
@@ -213,9 +225,11 @@ def av_gradients(
     )
 
 
-def _launched(call: KernelCall, layout: Layout, of_queries: Array) -> tuple[Launch, Windows]:
+def _launched(
+    call: KernelCall, layout: Layout, of_queries: Array, rpb: tuple[Array, ...] = ()
+) -> tuple[Launch, Windows]:
     """A launch, and the windows of its tiles."""
-    launch = Launch.of(call, layout, of_queries, call.spec.neighborhood.num_neighbors)
+    launch = Launch.of(call, layout, of_queries, rpb, call.spec.neighborhood.num_neighbors)
     return launch, Windows(launch.layout)
 
 
