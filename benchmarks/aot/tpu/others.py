@@ -19,14 +19,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.aot.tpu import bundles, compiler, estimate
-from benchmarks.aot.tpu.cases import LARGE, Pass, TPUCase
+from benchmarks.aot.tpu.cases import FIRST, LARGE, Pass, TPUCase
 from natjax.kernels.tuning.problems import Problem
 
 type Other = Literal["splash", "xla"]
 
-CHIPS = ("v5e",)
+# Which passes of which problems are compared, on which chips.
+_COMPARED: list[tuple[Problem, tuple[Pass, ...], tuple[str, ...]]] = [
+    (FIRST, ("forward", "backward"), ("v5e", "v6e")),
+    (LARGE, ("forward",), ("v5e",)),
+]
 # Boxes of tokens that are blocks of splash attention: the best of them counts.
 _BOXES = {
+    FIRST.name: ((8, 16), (16, 16), (16, 32)),
     LARGE.name: ((16, 16), (16, 32), (32, 32)),
 }
 
@@ -50,9 +55,9 @@ def all_cases() -> list[OtherCase]:
     """What the table compares."""
     return [
         OtherCase(problem=problem, what=what, chip=chip, by=by)
-        for problem in (LARGE,)
-        for what in ("forward",)
-        for chip in CHIPS
+        for problem, passes, chips in _COMPARED
+        for what in passes
+        for chip in chips
         for by in ("splash", "xla")
     ]
 
