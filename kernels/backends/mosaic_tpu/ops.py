@@ -40,8 +40,8 @@ PLAN = (Dim.WHOLE,)
 def attention(
     platform: str | None,
     query: Float[Array, "B *X N D"],
-    key: Float[Array, "B *X M D"],
-    value: Float[Array, "B *X M Dv"],
+    key: Float[Array, "B *Y M D"],
+    value: Float[Array, "B *Y M Dv"],
     neighborhood: Neighborhood,
     *,
     rpb: Float[Array, "N *R"] | None,

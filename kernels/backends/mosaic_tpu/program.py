@@ -105,7 +105,7 @@ class Program:
     plan: Ref
     strip: Ints
     is_first: jax.Array
-    heads_left: Ints | None
+    heads_left: Any
     head_of_lane: jax.Array
 
     @classmethod
