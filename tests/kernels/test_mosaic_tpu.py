@@ -35,6 +35,10 @@ RAGGED = Problem(
     heads=3,
     head_dim=40,
 )
+# More window slots than lanes.
+WIDE = Problem(
+    name="wide", shape=(24, 14), kernel_size=(12, 12), dilation=(2, 1), heads=2, head_dim=32
+)
 WHOLE = Problem(name="whole", shape=(14, 20), kernel_size=(7, 9), batch=2, heads=4, head_dim=32)
 
 
@@ -45,6 +49,7 @@ WHOLE = Problem(name="whole", shape=(14, 20), kernel_size=(7, 9), batch=2, heads
         pytest.param(WHOLE, "float32", marks=pytest.mark.slow),
         pytest.param(WHOLE, "bfloat16", marks=pytest.mark.slow),
         pytest.param(RAGGED, "bfloat16", marks=pytest.mark.slow),
+        pytest.param(WIDE, "float32", marks=pytest.mark.slow),
         *(
             pytest.param(named(name), "float32", marks=pytest.mark.slow)
             for name in ("1d-ragged-dilation", "2d-everything", "3d-everything")
@@ -96,21 +101,23 @@ def test_nothing_is_read_that_nobody_wrote(function, problem, dtype, strict):
     ],
     ids=lambda x: x.name,
 )
-def test_images_in_strips(problem, interpreted, monkeypatch):
+@pytest.mark.parametrize("function", [fused, pytest.param(unfused, marks=pytest.mark.slow)])
+def test_images_in_strips(function, problem, interpreted, monkeypatch):
     """As those go that do not fit the memory of a core: keys on both sides of a cut are shared."""
     from natjax.kernels.backends.mosaic_tpu.memory import layout_of
 
-    def in_strips(spec, heads):
-        whole = layout_of(spec, heads)
+    def in_strips(spec, heads, **options):
+        whole = layout_of(spec, heads, **options)
         strips = dataclasses.replace(whole, rows=2 * whole.blocks.axes[0].tile)
         assert strips.num_strips >= 3
         assert strips.keys_of_strip > strips.rows
         return strips
 
-    monkeypatch.setattr("natjax.kernels.backends.mosaic_tpu.ops.layout_of", in_strips)
+    for ops in ("ops", "unfused.ops"):
+        monkeypatch.setattr(f"natjax.kernels.backends.mosaic_tpu.{ops}.layout_of", in_strips)
     arrays = problem.arrays()
-    expected = value_and_gradients(fused(problem, "reference"), arrays)
-    assert_close(value_and_gradients(fused(problem, "mosaic_tpu"), arrays), expected)
+    expected = value_and_gradients(function(problem, "reference"), arrays)
+    assert_close(value_and_gradients(function(problem, "mosaic_tpu"), arrays), expected)
 
 
 def test_few_strips_where_a_map_is_too_large():

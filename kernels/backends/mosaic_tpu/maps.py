@@ -8,13 +8,14 @@ with a stride, and each group is copied out of it and back.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from natjax.kernels.backends.mosaic_tpu.layout import Layout
+from natjax.kernels.backends.mosaic_tpu.layout import LANES, Layout
 from natjax.kernels.plan.blocks import Rows, unravel
 
 type Ref = Any
@@ -81,8 +82,8 @@ class Groups:
       layout: of the maps.
       of: whether they are maps of queries or of keys.
       block: ``[1, *X, lanes]``; or ``[1, heads, *X, lanes]``, as in `Images`.
-      raised: the image in float32, with all groups as long as the longest; it may have more lanes,
-        since only whole vectors are read with a stride.
+      raised: the image in float32, with all groups as long as the longest: for each 128 of its
+        lanes, since no more are read with a stride.
       maps: the groups at hand, ``[maps, *X, lanes]``; None where they are only read whole.
       apart: as in `Images`.
     """
@@ -90,15 +91,17 @@ class Groups:
     layout: Layout
     of: Rows
     block: Ref
-    raised: Ref
+    raised: tuple[Ref, ...]
     maps: Ref = None
     apart: int = 0
 
     def open(self) -> None:
         """Raise the image; zeros where a group is shorter than the longest."""
-        if self.block.shape[1:] != self.raised.shape:
-            self.raised[...] = jnp.zeros_like(self.raised)
-        self.raised[*self._image] = self.block[0].astype(jnp.float32)
+        for x, lanes in self._by_lanes():
+            part = self.block[0, ..., lanes].astype(jnp.float32)
+            if part.shape != x.shape:
+                x[...] = jnp.zeros_like(x)
+            x[*self._image] = part
         if self.maps is not None:
             self.maps[...] = jnp.zeros_like(self.maps)
 
@@ -109,7 +112,8 @@ class Groups:
 
     def read_map(self, index: Ints) -> jax.Array:
         """A group, ``[*X, lanes]``."""
-        return self.raised[*self._group(index)]
+        parts = [x[*self._group(index)] for x in self.raised]
+        return jnp.concatenate(parts, axis=-1) if len(parts) > 1 else parts[0]
 
     def read_tile(self, first: Ints, i: Ints, rows: tuple[Any, ...]) -> jax.Array:
         """A tile of the ``i``-th group at hand; zeros beyond the longest group."""
@@ -118,12 +122,13 @@ class Groups:
 
     def write_map(self, index: Ints, values: jax.Array) -> None:
         """Write a whole group."""
-        self.raised[*self._group(index)] = values
+        for x, lanes in self._by_lanes():
+            x[*self._group(index)] = values[..., lanes]
 
     def write_tile(self, first: Ints, i: Ints, rows: tuple[Any, ...], values: jax.Array) -> None:
         """Write a tile of the ``i``-th group at hand."""
         del first
-        self.maps[i, *self._all, *rows, : values.shape[-1]] = values
+        self.maps[i, *self._all, *rows] = values
 
     def store(self, first: Ints, count: int) -> None:
         """Copy the groups at hand back into the image."""
@@ -132,7 +137,8 @@ class Groups:
 
     def close(self) -> None:
         """Write the image."""
-        self.block[0] = self.raised[*self._image].astype(self.block.dtype)
+        for x, lanes in self._by_lanes():
+            self.block[0, ..., lanes] = x[*self._image].astype(self.block.dtype)
 
     def _group(self, index: Ints) -> tuple[Any, ...]:
         groups = unravel(index, self.layout.dilation)
@@ -145,8 +151,12 @@ class Groups:
 
     @property
     def _image(self) -> tuple[slice, ...]:
-        tokens = self.layout.tokens_of_strip(self.of)
-        return *self._all, *_extent((*tokens, self.block.shape[-1]))
+        return *self._all, *_extent(self.layout.tokens_of_strip(self.of))
+
+    def _by_lanes(self) -> Iterator[tuple[Ref, slice]]:
+        """The parts of `raised`, and of which lanes they are."""
+        for i, x in enumerate(self.raised):
+            yield x, slice(i * LANES, i * LANES + x.shape[-1])
 
     @property
     def _positions(self) -> tuple[slice, ...]:

@@ -26,6 +26,9 @@ _SLOT_BLOCK_BYTES = 2**21
 TILES = 8
 _LOGIT_BYTES = 2**20
 SMALLEST_HEAD = 16
+# Maps that are arguments or results of the backward kernels, which take more than the others.
+_OF_FUSED: dict[Rows, int] = {"queries": 3, "keys": 4}
+_OF_UNFUSED: dict[Rows, int] = {"queries": 2, "keys": 2}
 
 
 def padded_head_dim(spec: CallSpec) -> int:
@@ -55,8 +58,9 @@ def layout_of(spec: CallSpec, heads: int, *, is_unfused: bool = False) -> Layout
         for strips in range(1, first.per_group + 1):
             rows = -(-first.per_group // strips) * first.tile
             layout = whole if strips == 1 else dataclasses.replace(whole, rows=rows)
+            of_maps = _OF_UNFUSED if is_unfused else _OF_FUSED
             slots = _slot_bytes(layout, itemsize) if is_unfused else 0
-            if _vmem_bytes(layout, itemsize) + slots <= _BUDGET:
+            if _vmem_bytes(layout, itemsize, of_maps) + slots <= _BUDGET:
                 return layout
     raise ValueError("a tile and its slab across the map do not fit the memory of a core")
 
@@ -116,19 +120,16 @@ def block_of(layout: Layout, of: Rows) -> tuple[int, ...]:
     return *tokens[:-1], round_up(tokens[-1], SUBLANES)
 
 
-def _vmem_bytes(layout: Layout, itemsize: int) -> int:
-    """What the backward kernel, which takes more than the forward one, takes; blocks are double."""
+def _vmem_bytes(layout: Layout, itemsize: int, maps: dict[Rows, int]) -> int:
+    """What a kernel with so many maps takes; blocks are double."""
     lanes = round_up(layout.lanes, LANES)
-    maps = {"queries": 3, "keys": 4}
     blocks = sum(2 * n * _positions(block_of(layout, of)) for of, n in maps.items())
     if layout.num_strips > 1:
         itemsize = 4  # of gradients that are still to be summed
-    size = blocks * itemsize + 4 * 4 * _positions(layout.copy)
+    size = blocks * itemsize + 4 * maps["keys"] * _positions(layout.copy)
     if layout.groups > 1:
-        for of, n in maps.items():
-            sizes = zip(layout.positions(of), layout.dilation, strict=True)
-            size += 4 * n * _positions(tuple(n * d for n, d in sizes))
-        size += 4 * 3 * _positions(layout.tiled)
+        size += sum(4 * n * _raised(layout, of) for of, n in maps.items())
+        size += 4 * maps["queries"] * _positions(layout.tiled)
     kinds = table_entries(layout.blocks) // (layout.queries * layout.keys)
     tables = 4 * kinds * layout.keys * round_up(layout.logit_lanes, LANES) * 4
     return size * lanes + tables + 4 * _LOGIT_BYTES
@@ -143,10 +144,17 @@ def _slot_bytes(layout: Layout, itemsize: int) -> int:
     lanes = layout.heads * round_up(slots, LANES)
     size = 2 * 2 * _positions(block_of(layout, "queries")) * lanes * itemsize
     if layout.groups > 1:
-        size += 2 * 4 * (layout.groups + TILES) * _positions(layout.tiled) * lanes
+        at_hand = max(1, TILES // layout.tiles_of_group) * _positions(layout.tiled)
+        size += 2 * 4 * (_raised(layout, "queries") + at_hand) * lanes
     spread = math.prod(leading) * (2 * round_up(last, SUBLANES) + layout.columns.halo)
     dense = round_up(slots, SUBLANES) + SUBLANES
     return size + TILES * 2 * (spread + dense) * round_up(layout.logit_lanes, LANES) * 4
+
+
+def _raised(layout: Layout, of: Rows) -> int:
+    """Positions of an image whose dilation groups are all as long as the longest."""
+    sizes = zip(layout.positions(of), layout.dilation, strict=True)
+    return _positions(tuple(n * d for n, d in sizes))
 
 
 def _positions(sizes: tuple[int, ...]) -> int:

@@ -16,7 +16,7 @@ from natjax.kernels.autodiff import LOG2_E, Arrays
 from natjax.kernels.backends.mosaic_tpu import packing
 from natjax.kernels.backends.mosaic_tpu.backward import backward
 from natjax.kernels.backends.mosaic_tpu.forward import forward
-from natjax.kernels.backends.mosaic_tpu.layout import LANES, Layout, round_up
+from natjax.kernels.backends.mosaic_tpu.layout import LANES, Layout
 from natjax.kernels.backends.mosaic_tpu.maps import Groups, Images
 from natjax.kernels.backends.mosaic_tpu.memory import VMEM_LIMIT, block_of, steps_of
 from natjax.kernels.backends.mosaic_tpu.program import Program, Steps
@@ -149,15 +149,19 @@ class Launch:
         layout = self.layout
         if layout.groups == 1:
             return []
+        maps, heads, lanes = self.steps.maps, layout.heads, layout.lanes
         of_queries, of_keys = self._image("queries"), self._image("keys")
-        maps, lanes, heads = self.steps.maps, layout.lanes, layout.heads
-        slot_lanes = round_up(self.call.spec.neighborhood.num_neighbors, LANES)
-        shapes: list[tuple[int, ...]] = []
-        shapes += [(*of_queries, lanes), (maps, *layout.tiled, lanes)] * tiled
-        for_slots = (heads, *of_queries, slot_lanes), (maps, heads, *layout.tiled, slot_lanes)
-        shapes += for_slots * slots
-        shapes += [(*of_keys, lanes)] * whole
+        of_slots = [(heads, *of_queries, n) for n in self._lanes_of_slots]
+        of_slots += [(maps, heads, *layout.tiled, sum(self._lanes_of_slots))]
+        shapes = [(*of_queries, lanes), (maps, *layout.tiled, lanes)] * tiled
+        shapes += of_slots * slots + [(*of_keys, lanes)] * whole
         return [pltpu.VMEM(shape, jnp.float32) for shape in shapes]
+
+    @property
+    def _lanes_of_slots(self) -> list[int]:
+        """Window slots of a query, in parts of 128."""
+        slots = self.call.spec.neighborhood.num_neighbors
+        return [min(LANES, slots - first) for first in range(0, slots, LANES)]
 
     def _image(self, of: Rows) -> tuple[int, ...]:
         """Tokens of an image if all of its dilation groups were as long as the longest."""
@@ -184,13 +188,16 @@ class Launch:
                 *(Images(layout, "queries", block, apart) for block, apart in tiled),
                 *(Images(layout, "keys", block) for block in keys),
             ]
-        refs = iter(scratch)
+        refs, parts = iter(scratch), (1, len(self._lanes_of_slots))
+
+        def group(of: Rows, block: Any, apart: int = 0) -> Groups:
+            raised = tuple(next(refs) for _ in range(parts[apart]))
+            maps = next(refs) if of == "queries" else None
+            return Groups(layout, of, block, raised, maps, apart)
+
         return [
-            *(
-                Groups(layout, "queries", block, next(refs), next(refs), apart)
-                for block, apart in tiled
-            ),
-            *(Groups(layout, "keys", block, next(refs)) for block in keys),
+            *(group("queries", block, apart) for block, apart in tiled),
+            *(group("keys", block) for block in keys),
         ]
 
     def run(

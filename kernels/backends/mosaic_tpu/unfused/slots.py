@@ -76,12 +76,12 @@ class Slots:
         Args:
           turn: number of the tile among those side by side.
           tile: the tile.
-          x: ``[heads, *tile, slots]``, what there is of each slot; it may have more lanes.
+          x: ``[heads, *tile, slots]``, what there is of each slot.
         """
         windows, lanes = self.windows, self.windows.layout.logit_lanes
         halo = [axis.halo for axis in windows.layout.blocks.axes]
-        slots = jnp.transpose(x.reshape(lanes, x.shape[-1]))[: windows.num_slots]
-        self.dense[turn, : windows.num_slots, :] = slots
+        x = jnp.transpose(x.reshape(lanes, windows.num_slots))
+        self.dense[turn, : windows.num_slots, :] = x
         size = windows.filled
         of_window = jax.lax.broadcasted_iota(jnp.int32, (size, lanes), 0) < windows.size[-1]
         for number, place in enumerate(self._leading()):
