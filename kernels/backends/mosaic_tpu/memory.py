@@ -121,12 +121,16 @@ def block_of(layout: Layout, of: Rows) -> tuple[int, ...]:
 
 
 def _vmem_bytes(layout: Layout, itemsize: int, maps: dict[Rows, int]) -> int:
-    """What a kernel with so many maps takes; blocks are double."""
+    """What a kernel with so many maps takes; blocks are double.
+
+    Half of the maps of keys are gradients, which are not rounded before those of strips are summed.
+    """
     lanes = round_up(layout.lanes, LANES)
-    blocks = sum(2 * n * _positions(block_of(layout, of)) for of, n in maps.items())
-    if layout.num_strips > 1:
-        itemsize = 4  # of gradients that are still to be summed
-    size = blocks * itemsize + 4 * maps["keys"] * _positions(layout.copy)
+    of_keys = (itemsize + (itemsize if layout.num_strips == 1 else 4)) / 2
+    sizes: dict[Rows, float] = {"queries": itemsize, "keys": of_keys}
+    size = 4 * maps["keys"] * _positions(layout.copy)
+    for of, n in maps.items():
+        size += round(2 * n * sizes[of]) * _positions(block_of(layout, of))
     if layout.groups > 1:
         size += sum(4 * n * _raised(layout, of) for of, n in maps.items())
         size += 4 * maps["queries"] * _positions(layout.tiled)
