@@ -224,6 +224,25 @@ def test_tokens_split_over_devices(problem, axes, interpreted, mesh_of):
 
 
 @pytest.mark.slow
+def test_second_derivatives_of_split_tokens(interpreted, mesh_of):
+    """Plain JAX has them, and has to be told which part is at hand."""
+    query, key, value = jax.random.normal(jax.random.key(0), (3, 1, 12, 1, 8))
+
+    def push(implementation):
+        def loss(query):
+            out = natjax.na1d(query, key, value, 3, implementation=implementation)
+            return jnp.sum(jnp.cos(out))
+
+        return jax.jit(lambda x: jax.jvp(jax.grad(loss), (x,), (jnp.cos(x),)))(query)
+
+    expected = push("xla")
+    with natjax.sharding.space("x", mesh=mesh_of((2,), ("x",), AxisType.Auto)):
+        actual = push("mosaic_tpu")
+    for x, y in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
 def test_a_circle_that_is_split_over_devices(interpreted, mesh_of):
     """In parts, there are windows that go round; whole, it is declined."""
     arrays = Problem(name="", shape=(24,), kernel_size=(5,), heads=2).arrays()
