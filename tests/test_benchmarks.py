@@ -127,6 +127,8 @@ def test_the_document_has_figures_and_times():
     )
     spilled = aot_report.document({case.key: ROW | {"spill": 8}}, environment)
     assert "**8 B spilled**" in spilled
+    twice = aot_report.document({case.key: ROW | {"exponentials": [32, 16]}}, environment)
+    assert "6 wgmma, **2.0x exponentials**" in twice
 
 
 @pytest.mark.parametrize("name", ["1d-ragged-dilation", "2d-mixed-dilation", "3d"])
@@ -167,6 +169,18 @@ def test_flex_attention_sees_the_same_neighbors_and_bias(name):
     np.testing.assert_array_equal(
         add_bias(1.0, 0, 0, query, key)[seen] - 1, (expected + 1 - 1)[seen]
     )
+
+
+def test_flash_attention_4_has_masks_in_blocks_of_its_own_tiles():
+    def torch(major):
+        cuda = types.SimpleNamespace(get_device_capability=lambda: (major, 0))
+        return types.SimpleNamespace(cuda=cuda)
+
+    assert flex.mask_block(torch(9), "cuda") == (128, 128)
+    assert flex.mask_block(torch(10), "cuda") == (256, 128)
+    for major, device in ((8, "cuda"), (9, "cpu")):
+        with pytest.raises(NotImplementedError, match=rf"9.x and 10.x; got {device}"):
+            flex.mask_block(torch(major), device)
 
 
 def test_a_chain_of_calls_is_its_calls_one_after_the_other():
@@ -215,8 +229,10 @@ def test_dry_run(tmp_path):
         elif variant in ("tokamax", "fa4") and "error" in row:
             reasons = f"No module named '{variant}", "no bias"
             assert any(reason in row["error"] for reason in reasons), row
-        elif variant == "flex" and document["environment"]["torch"] == "none":
+        elif variant in plan.TORCH_VARIANTS and document["environment"]["torch"] == "none":
             assert row["error"] == "torch cannot be imported"
+        elif variant == "flex_fa4":
+            assert "compute capability" in row["error"]
         else:
             assert row["ms"] > 0, row
     last = run.stdout.splitlines()[-1]
@@ -255,7 +271,7 @@ def test_splash_attention_is_given_the_neighborhood():
 @pytest.mark.skipif(torch_worker.is_available(), reason="PyTorch is installed: nothing breaks down")
 def test_a_worker_that_breaks_down_leaves_rows_that_say_so():
     problem = plan.tiny()[0]
-    worker = torch_worker.TorchWorker([problem], "float32")
+    worker = torch_worker.TorchWorker("flex_fa4", [problem], "float32")
     assert not worker.wait(120)
     rows = worker.measure(1)
     assert [(row["problem"], row["mode"]) for row in rows] == [
@@ -518,14 +534,13 @@ def test_work_that_warps_repeat_fails():
     exponentials, products = sass.needed("forward", 32, 32, 32, 4)
     row = {"spill": 0, "exponentials": [18, exponentials], "products": [2 * products, products]}
     assert (
-        "does 18 exponentials in its loop, where 10 are needed"
-        in in_triton.failed({"a": row}, {})["a"]
+        "does 18 exponentials in its loop, where 10 are needed" in aot.failed({"a": row}, {})["a"]
     )
-    assert not in_triton.failed({"a": row}, {"a": row})
+    assert not aot.failed({"a": row}, {"a": row})
     exponentials, products = sass.needed("forward", 32, 32, 32, 2)
     row = {"spill": 0, "exponentials": [18, exponentials], "products": [2 * products, products]}
-    assert "products" in in_triton.failed({"a": row}, {})["a"]
-    assert not in_triton.failed({"a": row | {"products": [products, products]}}, {})
+    assert "products" in aot.failed({"a": row}, {})["a"]
+    assert not aot.failed({"a": row | {"products": [products, products]}}, {})
 
 
 def test_the_limiter_is_the_highest_floor():

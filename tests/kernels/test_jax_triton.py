@@ -26,7 +26,8 @@ from natjax.kernels.backends.jax_triton import candidates, statics, support
 from natjax.kernels.backends.jax_triton.config import KernelConfig
 from natjax.kernels.neighborhood import window_start
 from natjax.kernels.plan.blocks import Blocks
-from natjax.kernels.spec import KERNELS, CallSpec
+from natjax.kernels.plan.reach import num_blocks
+from natjax.kernels.spec import KERNELS, CallSpec, blocks_of
 from natjax.kernels.tuning import problems, settings
 from natjax.kernels.tuning.problems import Problem
 
@@ -138,12 +139,28 @@ def test_chunks_that_are_seen_whole_need_no_mask(monkeypatch):
     assert_close(actual, run(problem, arrays, "reference"))
 
 
+@pytest.mark.parametrize(
+    ("problem", "blocks"),
+    [
+        (Problem(name="1d", shape=(70,), kernel_size=(9,), head_dim=16), ((32,), (16,))),
+        # From row to row and from frame to frame, and over again for the second head.
+        (
+            Problem(
+                name="3d", shape=(4, 7, 8), kernel_size=(2, 5, 3), heads=2, kv_heads=1, head_dim=16
+            ),
+            ((2, 4, 8), (1, 4, 4)),
+        ),
+    ],
+    ids=lambda x: getattr(x, "name", ""),
+)
 @pytest.mark.parametrize("skips", [True, False])
-def test_chunks_that_a_tile_does_not_meet_may_be_skipped(skips, monkeypatch):
-    monkeypatch.setattr(statics, "skipping_pays", lambda _: skips)
-    problem = Problem(name="long", shape=(70,), kernel_size=(9,), head_dim=16)
+def test_chunks_that_a_tile_does_not_meet_may_be_skipped(skips, problem, blocks, monkeypatch):
+    monkeypatch.setattr(statics, "skips_chunks", lambda _: skips)
     arrays = problem.arrays()
-    config = KernelConfig((32,), (16,), num_warps=1)
+    config = KernelConfig(*blocks, num_warps=1)
+    for kernel in KERNELS:
+        plan = blocks_of(kernel, config, problem.neighborhood)
+        assert num_blocks(plan) < plan.num_tiles * plan.num_chunks
     with settings.using(dict.fromkeys(KERNELS, config)):
         actual = run(problem, arrays, "jax_triton")
     assert_close(actual, run(problem, arrays, "reference"))

@@ -160,12 +160,7 @@ def _cell(row: Mapping[str, Any] | None) -> str:
     )
     if not row.get("loop"):
         return text
-    more = [
-        f"{row[name][0] / row[name][1]:.1f}x {name}"
-        for name in ("exponentials", "products")
-        if row[name][1] and row[name][0] > row[name][1]
-    ]
-    return f"{text}, loop {row['loop']}" + "".join(f", **{x}**" for x in more)
+    return f"{text}, loop {row['loop']}{aot_report.repeated(row)}"
 
 
 def _table(lines: list[list[str]]) -> str:

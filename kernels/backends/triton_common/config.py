@@ -12,7 +12,9 @@ from typing import Any, ClassVar
 import numpy as np
 from jaxtyping import Float
 
-from natjax.kernels.plan.blocks import axis_blocks
+from natjax.kernels.neighborhood import AxisWindow
+from natjax.kernels.plan.blocks import Blocks, Rows, axis_blocks
+from natjax.kernels.plan.reach import BY_COUNTING, axis_reach, skipping_pays
 from natjax.kernels.spec import CallSpec, Kernel, rows_of
 
 # The most rows or columns of a block: far more than any device has registers for.
@@ -37,8 +39,9 @@ class KernelConfig:
     chunk: tuple[int, ...]
     num_warps: int = 4
     num_stages: int = 2
-    # Threads load single tokens, and leave out those that there are not.
-    whole_chunks: ClassVar[bool] = False
+    # Then no chunk needs a mask for what it loads, and the last tiles of an axis meet as few chunks
+    # as the first.
+    whole_chunks: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Check the rules."""
@@ -103,6 +106,14 @@ def _suggest(kernel: Kernel, spec: CallSpec) -> KernelConfig:
     return _config(kernel, spec, tiles[tile], chunks[chunk])
 
 
+def skips_chunks(blocks: Blocks) -> bool:
+    """Whether kernels other than "dbias" skip the chunks of a slab that a tile does not meet.
+
+    That one sums over whole slabs.
+    """
+    return skipping_pays(blocks, BY_COUNTING)
+
+
 def cost(kernel: Kernel, spec: CallSpec, config: KernelConfig) -> float:
     """Work of a kernel in entries of blocks, for each token: the logits and what is loaded."""
     return float(_costs(kernel, spec, [config.tile], [config.chunk])[0, 0])
@@ -115,18 +126,40 @@ def _costs(
     chunks: Sequence[tuple[int, ...]],
 ) -> Float[np.ndarray, "tiles chunks"]:
     """`cost` of each tile with each chunk; thousands, so all at once."""
-    # Neither the tiles nor the slab depend on the chunk that slabs are walked by.
-    axes = [
-        [axis_blocks(window, rows_of(kernel), side, 1) for side in sides]
-        for window, sides in zip(spec.neighborhood.axes, zip(*tiles, strict=True), strict=True)
-    ]
-    num_tiles = np.prod([[x.num_tiles for x in axis] for axis in axes], axis=0)[:, None]
-    halos = np.array([[x.halo for x in axis] for axis in axes]).T[:, None]
-    num_chunks = np.prod(-(-halos // np.array(chunks)[None]), axis=-1)
-    rows, columns = np.prod(tiles, axis=-1)[:, None], np.prod(chunks, axis=-1) * num_chunks
+    num_tiles, whole, met = _counts(kernel, spec, tiles, chunks)
+    rows, columns = np.prod(tiles, axis=-1)[:, None], np.prod(chunks, axis=-1)
+    skipping = np.inf if kernel == "dbias" else BY_COUNTING.cost(met, num_tiles, columns)
+    walked = np.minimum(whole, skipping)
     overhead = _REDUCE + _RESCALE * _width(spec)
-    entries = rows * (columns + overhead * num_chunks)
-    return num_tiles * (entries + _LOAD * (rows + columns)) / spec.neighborhood.num_tokens
+    of_block = rows * (columns + overhead) + _LOAD * columns
+    return (walked * of_block + num_tiles * _LOAD * rows) / spec.neighborhood.num_tokens
+
+
+def _counts(
+    kernel: Kernel,
+    spec: CallSpec,
+    tiles: Sequence[tuple[int, ...]],
+    chunks: Sequence[tuple[int, ...]],
+) -> Float[np.ndarray, "3 tiles chunks"]:
+    """Tiles, blocks of whole slabs, and blocks that tiles meet, of each tile with each chunk."""
+    counts = np.ones((3, len(tiles), len(chunks)))
+    for axis, window in enumerate(spec.neighborhood.axes):
+        tile_sides, tile_index = np.unique([x[axis] for x in tiles], return_inverse=True)
+        chunk_sides, chunk_index = np.unique([x[axis] for x in chunks], return_inverse=True)
+        along = np.array(
+            [
+                [_counts_along(window, rows_of(kernel), int(t), int(c)) for c in chunk_sides]
+                for t in tile_sides
+            ]
+        )
+        counts *= along[tile_index][:, chunk_index].transpose(2, 0, 1)
+    return counts
+
+
+def _counts_along(window: AxisWindow, rows: Rows, tile: int, chunk: int) -> tuple[int, int, int]:
+    blocks = axis_blocks(window, rows, tile, chunk, KernelConfig.whole_chunks)
+    whole = blocks.num_tiles * blocks.num_chunks
+    return blocks.num_tiles, whole, int(axis_reach(blocks)[:, 1].sum())
 
 
 def _width(spec: CallSpec) -> int:
