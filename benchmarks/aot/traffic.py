@@ -6,14 +6,13 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.aot.cases import PRODUCTS
 from natjax.kernels.backends.triton_common.config import (
     KernelConfig,
     padded_head_dim,
     skips_chunks,
 )
 from natjax.kernels.plan.reach import num_blocks
-from natjax.kernels.spec import Kernel, blocks_of
+from natjax.kernels.spec import PRODUCTS, Kernel, blocks_of
 from natjax.kernels.tuning.problems import Problem
 
 

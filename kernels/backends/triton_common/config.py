@@ -15,7 +15,7 @@ from jaxtyping import Float
 from natjax.kernels.neighborhood import AxisWindow
 from natjax.kernels.plan.blocks import Blocks, Rows, axis_blocks
 from natjax.kernels.plan.reach import BY_COUNTING, axis_reach, skipping_pays
-from natjax.kernels.spec import CallSpec, Kernel, rows_of
+from natjax.kernels.spec import PRODUCTS, CallSpec, Kernel, rows_of
 
 # The most rows or columns of a block: far more than any device has registers for.
 _LARGEST_BLOCK = 4096
@@ -88,11 +88,13 @@ def _is_power_of_two(x: Any) -> bool:
 
 
 # Work besides the entries of blocks, in the same unit; estimates, for want of measurements, whose
-# place tables of tuned settings take: loading a row or column; and for each row of a block, the
-# reductions of a softmax and rescaling what is accumulated.
+# place tables of tuned settings take: loading a row or column; for each row of a block, the
+# reductions of a softmax and rescaling what is accumulated; and a multiply-add of float32, which no
+# tensor core does.
 _LOAD = 48
 _REDUCE = 8
 _RESCALE = 1 / 8
+_MULTIPLY_ADD = 1 / 8
 # Entries of a block and its accumulators, of 2 bytes, from which on so many warps share them.
 _EIGHT_WARPS = 64 * 256
 _FOUR_WARPS = 32 * 96
@@ -131,7 +133,10 @@ def _costs(
     skipping = np.inf if kernel == "dbias" else BY_COUNTING.cost(met, num_tiles, columns)
     walked = np.minimum(whole, skipping)
     overhead = _REDUCE + _RESCALE * _width(spec)
-    of_block = rows * (columns + overhead) + _LOAD * columns
+    of_entry = 1.0
+    if spec.dtype == "float32":
+        of_entry += _MULTIPLY_ADD * PRODUCTS[kernel] * _width(spec)
+    of_block = rows * (columns * of_entry + overhead) + _LOAD * columns
     return (walked * of_block + num_tiles * _LOAD * rows) / spec.neighborhood.num_tokens
 
 
