@@ -93,7 +93,7 @@ def test_the_cost_is_of_the_blocks_that_there_are(kernel, arguments):
     neighborhood = checks.neighborhood(*arguments)
     spec = CallSpec(neighborhood, 32, 32, "bfloat16", False)
     options = config.blocks_within(kernel, spec, (32, 32))[::17]
-    assert len(options) > 10
+    assert len(options) >= 8
     for option in options:
         blocks = blocks_of(kernel, option, neighborhood)
         whole = blocks.num_tiles * blocks.num_chunks

@@ -60,14 +60,9 @@ def kernels_of(problem: Problem, dtype: str) -> Iterator[Kernel]:
 
 def sums_bias(problem: Problem, dtype: str) -> bool:
     """Whether the kernel "dquery" also sums the gradient of the bias."""
-    spec = spec_of(problem, dtype)
-    return problem.rpb and KernelConfig.suggest("dquery", spec).sums_bias(spec)
-
-
-def spec_of(problem: Problem, dtype: str) -> CallSpec:
-    """What the kernels of the fused op are specialised for."""
     value_dim = problem.value_dim or problem.head_dim
-    return CallSpec(problem.neighborhood, problem.head_dim, value_dim, dtype, problem.rpb)
+    spec = CallSpec(problem.neighborhood, problem.head_dim, value_dim, dtype, problem.rpb)
+    return problem.rpb and KernelConfig.suggest("dquery", spec).sums_bias(spec)
 
 
 def quick_cases() -> list[Case]:

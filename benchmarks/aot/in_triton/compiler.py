@@ -16,14 +16,13 @@ from benchmarks.aot.cases import Case
 from benchmarks.aot.chips import CHIPS
 from benchmarks.aot.compiler import assemble, extract
 from benchmarks.aot.in_triton import counts
-from benchmarks.aot.in_triton.cases import TARGETS, spec_of
-from natjax.kernels.backends.jax_triton.statics import boxes_pay
+from benchmarks.aot.in_triton.cases import TARGETS
 
 
 def compile_case(case: Case) -> dict[str, Any]:
     """What a kernel takes of a chip, and what it issues, loads and multiplies."""
     equation, operands = extract(case, CHIPS["h100"], "jax_triton")
-    statics = _for_chip(case, equation.params["metaparams"]["s"])
+    statics = equation.params["metaparams"]["s"]
     options = equation.params["backend_options"]
     row, text = _assembled(equation, operands, statics, case.chip)
     if row["shared"] > (most := TARGETS[case.chip][2]):
@@ -43,14 +42,6 @@ def compile_case(case: Case) -> dict[str, Any]:
     moved = sum(math.prod(v.aval.shape) * v.aval.dtype.itemsize for v in variables)
     work = counts.work_of(case, statics) | {"bytes": moved}
     return row | work | counts.counts_of(case, statics, work, options["num_warps"], text)
-
-
-def _for_chip(case: Case, statics: Any) -> Any:
-    """What a kernel is compiled for if the chip is at hand, which says whether it copies boxes."""
-    pays = not statics.is_unrolled and boxes_pay(
-        case.kernel, counts.blocks(case, statics), spec_of(case.problem, case.dtype), statics.groups
-    )
-    return dataclasses.replace(statics, copies_boxes=pays and TARGETS[case.chip][0] >= 90)
 
 
 def _assembled(

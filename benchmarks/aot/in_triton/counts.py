@@ -10,7 +10,6 @@ from benchmarks.aot.cases import Case
 from benchmarks.aot.in_triton import limits
 from benchmarks.aot.in_triton.cases import sums_bias
 from natjax.kernels.backends.jax_triton.config import KernelConfig
-from natjax.kernels.plan.blocks import Blocks
 from natjax.kernels.plan.reach import num_blocks
 from natjax.kernels.spec import PRODUCTS, blocks_of
 
@@ -18,11 +17,9 @@ from natjax.kernels.spec import PRODUCTS, blocks_of
 def work_of(case: Case, statics: Any) -> dict[str, Any]:
     """Programs, the rounds of each, bytes loaded, and flops."""
     problem, kernel = case.problem, case.kernel
-    per_image = (
-        num_blocks(blocks(case, statics))
-        if statics.skips_chunks
-        else statics.tiles * statics.chunks
-    )
+    config = KernelConfig(*(tuple(sides(statics, name)) for name in ("tile", "chunk")))
+    blocks = blocks_of(kernel, config, problem.neighborhood)
+    per_image = num_blocks(blocks) if statics.skips_chunks else statics.tiles * statics.chunks
     tiles, num_blocks_ = (x * problem.batch * problem.heads for x in (statics.tiles, per_image))
     if kernel == "dbias":
         programs = statics.splits * statics.kinds * statics.chunks * problem.heads
@@ -49,12 +46,6 @@ def work_of(case: Case, statics: Any) -> dict[str, Any]:
         "useful": flops * pairs * problem.batch * problem.heads * problem.head_dim,
         "executed": flops * num_blocks_ * statics.rows * statics.columns * statics.padded_width,
     }
-
-
-def blocks(case: Case, statics: Any) -> Blocks:
-    """The blocks that a case's kernel works on."""
-    config = KernelConfig(*(tuple(sides(statics, name)) for name in ("tile", "chunk")))
-    return blocks_of(case.kernel, config, case.problem.neighborhood)
 
 
 def counts_of(

@@ -79,6 +79,9 @@ class KernelConfig(config.KernelConfig):
         """
         if kernel not in ("forward", "dquery"):
             return False
+        if kernel == "dquery" and spec.dtype == "float32":
+            # Operands of its products are in registers too, and spill however small the slab is.
+            return False
         chunks = blocks_of(kernel, self, spec.neighborhood).num_chunks
         return (
             chunks <= _MOST_CHUNKS

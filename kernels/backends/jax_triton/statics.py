@@ -5,14 +5,11 @@ from __future__ import annotations
 import dataclasses
 import itertools
 
-import jax.numpy as jnp
-
-from natjax.kernels import device
 from natjax.kernels.autodiff import LOG2_E
 from natjax.kernels.backends.triton_common.config import padded_head_dim, skips_chunks
 from natjax.kernels.neighborhood import AxisWindow
-from natjax.kernels.plan.blocks import AxisBlocks, Blocks, axis_blocks
-from natjax.kernels.spec import CallSpec, Kernel, KernelCall, rows_of
+from natjax.kernels.plan.blocks import AxisBlocks, axis_blocks
+from natjax.kernels.spec import Kernel, KernelCall, rows_of
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -110,8 +107,6 @@ class Statics:
       precision: of float32 products, as Triton names it.
       stages: chunks in flight; images, where a kernel loops over those.
       is_unrolled: whether all chunks of a slab are in registers at once.
-      copies_boxes: whether chunks are copied as boxes by a unit of the GPU's, rather than loaded
-        token by token.
       looks_for_nan: whether a program repeats its softmax with care where a key is nan.
       batch: images, where a kernel loops over them.
       splits: programs that share the images of the same tiles, where a kernel loops over them.
@@ -149,7 +144,6 @@ class Statics:
     precision: str
     stages: int
     is_unrolled: bool
-    copies_boxes: bool
     looks_for_nan: bool
     batch: int = 1
     splits: int = 1
@@ -169,28 +163,6 @@ def _shifts(t: Axis, h: Axis, w: Axis) -> tuple[int, ...]:
 
 
 _ONE_TOKEN = AxisWindow(length=1, kernel_size=1)
-# A program describes what it copies from to its GPU before the first chunk.
-_LEAST_COPIED = 16
-
-
-def boxes_pay(kernel: Kernel, blocks: Blocks, spec: CallSpec, groups: int) -> bool:
-    """Whether a kernel should copy chunks as boxes on GPUs that can (TMA), those since Hopper.
-
-    Boxes are of consecutive tokens, whose entries are multiples of 16 bytes, and of one head.
-    """
-    itemsize = jnp.dtype(spec.dtype).itemsize
-    return (
-        kernel in ("forward", "dquery", "dkeyvalue")
-        and blocks.num_chunks >= _LEAST_COPIED
-        and all(axis.window.dilation == 1 for axis in blocks.axes)
-        and all(x * itemsize % 16 == 0 for x in (spec.head_dim, spec.value_dim))
-        and (kernel != "dkeyvalue" or groups == 1)
-    )
-
-
-def _has_tensor_copies() -> bool:
-    """Whether the GPU at hand can; of one that is not there, nothing is known."""
-    return float(getattr(device.target("gpu"), "compute_capability", 0)) >= 9
 
 
 def statics_of(
@@ -220,9 +192,6 @@ def statics_of(
     alone = axis_blocks(_ONE_TOKEN, rows_of(kernel), 1, 1)
     t, h, w = map(Axis.of, ((alone,) * (3 - len(blocks.axes)) + blocks.axes))
     skips = kernel != "dbias" and skips_chunks(blocks)
-    groups = max(1, heads // kv_heads)
-    is_unrolled = not skips and call.config(kernel).holds_slab(kernel, call.spec)
-    can_copy = not is_unrolled and boxes_pay(kernel, blocks, call.spec, groups)
     return Statics(
         t=t,
         h=h,
@@ -239,7 +208,7 @@ def statics_of(
         skips_chunks=skips,
         heads=heads,
         kv_heads=kv_heads,
-        groups=groups,
+        groups=max(1, heads // kv_heads),
         width=width,
         value_width=value_width,
         padded_width=padded_head_dim(width),
@@ -253,8 +222,7 @@ def statics_of(
         is_long=blocks.num_tokens * heads * max(width, value_width) >= 2**31,
         precision="tf32" if call.tf32 else "ieee",
         stages=call.config(kernel).num_stages,
-        is_unrolled=is_unrolled,
-        copies_boxes=can_copy and _has_tensor_copies(),
+        is_unrolled=not skips and call.config(kernel).holds_slab(kernel, call.spec),
         looks_for_nan=table is not None,
         **loops,
     )

@@ -98,6 +98,10 @@ _MULTIPLY_ADD = 1 / 8
 # Entries of a block and its accumulators, of 2 bytes, from which on so many warps share them.
 _EIGHT_WARPS = 64 * 256
 _FOUR_WARPS = 32 * 96
+# What a warp has of a block in float32: at least so many entries, four a thread, unless it would have
+# more than so many sums, 64 a thread.
+_ENTRIES_OF_WARP = 32 * 4
+_SUMS_OF_WARP = 32 * 64
 
 
 @functools.lru_cache(256)
@@ -221,15 +225,20 @@ def warps(kernel: Kernel, rows: int, columns: int, spec: CallSpec) -> int:
     """Warps that share a block: accumulators and a block of logits fit their registers.
 
     Of those that fit into four warps, at most one for every 16 rows: further warps would repeat
-    what the others do on tensor cores, which take 16 rows. (float32 products are not done there.)
+    what the others do on tensor cores, which take 16 rows. float32 products are not done there; for
+    those, a thread should have several entries, or it loads as much as it multiplies.
     """
     accumulators = 2 if kernel == "dkeyvalue" else 1
     entries = rows * (columns + 2 * accumulators * _width(spec))
     is_float32 = spec.dtype == "float32"
-    if entries * (2 if is_float32 else 1) >= _EIGHT_WARPS:
+    if is_float32:
+        wanted = 8 if 2 * entries >= _EIGHT_WARPS else 4 if entries >= _FOUR_WARPS else 1
+        summing = accumulators * rows * _width(spec) // _SUMS_OF_WARP
+        return min(wanted, max(rows * columns // _ENTRIES_OF_WARP, summing))
+    if entries >= _EIGHT_WARPS:
         return 8
     wanted = 4 if entries >= _FOUR_WARPS else 2 if rows >= 32 else 1
-    return wanted if is_float32 else min(wanted, rows // 16)
+    return min(wanted, rows // 16)
 
 
 def stages(kernel: Kernel, spec: CallSpec) -> int:

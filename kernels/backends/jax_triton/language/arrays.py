@@ -15,7 +15,6 @@ from natjax.kernels.backends.jax_triton.language.program import (
     columns_of,
     exist,
     token_at,
-    tokens_of,
 )
 
 
@@ -164,55 +163,6 @@ def load_chunk(slab, chunk: tl.constexpr, starts, groups, is_value: tl.constexpr
     else:
         rows = pointers + s.shifts[chunk] * (s.kv_heads * s.width)
         result = load_rows(rows, within, exists, s.columns_exist, s.width, s.padded_width)
-    return result
-
-
-@triton.jit
-@no_type_check
-def source_of(
-    pointer,
-    batch,
-    head,
-    heads: tl.constexpr,
-    width: tl.constexpr,
-    padded: tl.constexpr,
-    s: tl.constexpr,
-):
-    """What `load_from` loads chunks of a head of an image from."""
-    if s.copies_boxes:
-        row: tl.constexpr = heads * width
-        line: tl.constexpr = s.w.length * row
-        result = tl.make_tensor_descriptor(
-            image(pointer, batch, head, heads, width, s),
-            [s.t.length, s.h.length, s.w.length, width],
-            [s.h.length * line, line, row, 1],
-            [s.t.chunk, s.h.chunk, s.w.chunk, padded],
-        )
-    else:
-        result = pointer
-    return result
-
-
-@triton.jit
-@no_type_check
-def load_from(
-    source,
-    batch,
-    head,
-    first,
-    groups,
-    heads: tl.constexpr,
-    width: tl.constexpr,
-    padded: tl.constexpr,
-    s: tl.constexpr,
-):
-    """The chunk that begins at some positions, with zeros where there is no token."""
-    if s.copies_boxes:
-        box = source.load([first[0], first[1], first[2], 0])
-        result = tl.reshape(box, (s.columns, padded))
-    else:
-        tokens = tokens_of(columns_of(first, s), groups, s)
-        result = load(source, batch, head, tokens, s.columns_exist, heads, width, padded, s)
     return result
 
 

@@ -11,14 +11,12 @@ import triton.language as tl
 
 from natjax.kernels.backends.jax_triton.language.arrays import (
     load_chunk,
-    load_from,
     load_keys,
     load_outputs,
     load_queries,
     load_scalars,
     load_values,
     slab_of,
-    source_of,
     store_keys,
     store_queries,
     store_scalars,
@@ -60,8 +58,6 @@ def dquery(q, k, v, out, do, lse, dlse, table, kind, reach, dq, delta, s: tl.con
     block = block_of_tile(table, kind, tile, head, s)
     kv_head = head // s.groups
     acc = tl.full((s.rows, s.padded_width), 0.0, tl.float32)
-    keys_from = source_of(k, batch, kv_head, s.kv_heads, s.width, s.padded_width, s)
-    values_from = source_of(v, batch, kv_head, s.kv_heads, s.value_width, s.padded_value_width, s)
     first_met, met, count = reach_of(reach, tile, s)
     at = first_met
     for index in tl.range(0, count, num_stages=s.stages):
@@ -69,20 +65,9 @@ def dquery(q, k, v, out, do, lse, dlse, table, kind, reach, dq, delta, s: tl.con
         at = next_chunk(at, first_met, met, s)
         chunk_first = chunk_start(chunk, starts, s)
         columns = columns_of(chunk_first, s)
-        keys = load_from(
-            keys_from, batch, kv_head, chunk_first, groups, s.kv_heads, s.width, s.padded_width, s
-        )
-        values = load_from(
-            values_from,
-            batch,
-            kv_head,
-            chunk_first,
-            groups,
-            s.kv_heads,
-            s.value_width,
-            s.padded_value_width,
-            s,
-        )
+        their_tokens = tokens_of(columns, groups, s)
+        keys = load_keys(k, batch, kv_head, their_tokens, s.columns_exist, s)
+        values = load_values(v, batch, kv_head, their_tokens, s.columns_exist, s)
         if s.has_table:
             added = tl.load(block + chunk * (s.rows * s.columns)).to(tl.float32)
             exponent = exponents(q_tile, keys, added, lse_rows[:, None], s)
@@ -212,13 +197,10 @@ def dkeyvalue(q, k, v, do, lse, delta, table, kind, reach, dk, dv, s: tl.constex
         tile_kind = tl.load(kind + tile)
     dk_acc = tl.full((s.rows, s.padded_width), 0.0, tl.float32)
     dv_acc = tl.full((s.rows, s.padded_value_width), 0.0, tl.float32)
-    first_head = kv_head * s.groups
-    queries_from = source_of(q, batch, first_head, s.heads, s.width, s.padded_width, s)
-    douts_from = source_of(do, batch, first_head, s.heads, s.value_width, s.padded_value_width, s)
     first_met, met, count = reach_of(reach, tile, s)
     at = first_met
     for index in tl.range(0, count * s.groups, num_stages=s.stages):
-        head = first_head
+        head = kv_head * s.groups
         if s.groups > 1:
             head += index // count
             index = index % count
@@ -227,13 +209,8 @@ def dkeyvalue(q, k, v, do, lse, delta, table, kind, reach, dk, dv, s: tl.constex
         chunk_first = chunk_start(chunk, starts, s)
         columns = columns_of(chunk_first, s)
         their_tokens = tokens_of(columns, groups, s)
-        queries = load_from(
-            queries_from, batch, head, chunk_first, groups, s.heads, s.width, s.padded_width, s
-        )
-        douts = load_from(
-            douts_from, batch, head, chunk_first, groups, s.heads, s.value_width,
-            s.padded_value_width, s,
-        )  # fmt: skip
+        queries = load_queries(q, batch, head, their_tokens, s.columns_exist, s)
+        douts = load_outputs(do, batch, head, their_tokens, s.columns_exist, s)
         lse_columns = load_scalars(lse, batch, head, their_tokens, s) * LOG2_E
         delta_columns = load_scalars(delta, batch, head, their_tokens, s)
         if s.has_table:

@@ -11,10 +11,10 @@ import triton.language as tl
 
 from natjax.kernels.backends.jax_triton.language.arrays import (
     load_chunk,
-    load_from,
+    load_keys,
     load_queries,
+    load_values,
     slab_of,
-    source_of,
     store_outputs,
     store_scalars,
 )
@@ -122,32 +122,18 @@ def softmax_by_chunks(
     top = tl.full((s.rows,), HIDDEN, tl.float32)
     total = tl.full((s.rows,), 0.0, tl.float32)
     acc = tl.full((s.rows, s.padded_value_width), 0.0, tl.float32)
-    keys_from = source_of(k, batch, kv_head, s.kv_heads, s.width, s.padded_width, s)
-    values_from = source_of(v, batch, kv_head, s.kv_heads, s.value_width, s.padded_value_width, s)
     first_met, met, count = reach_of(reach, tile, s)
     at = first_met
     for index in tl.range(0, count, num_stages=s.stages):
         chunk = chunk_number(index, at, s)
         at = next_chunk(at, first_met, met, s)
-        start = chunk_start(chunk, starts, s)
-        keys = load_from(
-            keys_from, batch, kv_head, start, groups, s.kv_heads, s.width, s.padded_width, s
-        )
+        tokens = tokens_of(columns_of(chunk_start(chunk, starts, s), s), groups, s)
+        keys = load_keys(k, batch, kv_head, tokens, s.columns_exist, s)
         logits = masked_logits(q_tile, keys, chunk, block, tile, is_careful, s)
         new_top = tl.maximum(top, tl.max(logits, 1))
         shrink = tl.exp2(top - new_top)
         probs = tl.exp2(logits - new_top[:, None])
-        values = load_from(
-            values_from,
-            batch,
-            kv_head,
-            start,
-            groups,
-            s.kv_heads,
-            s.value_width,
-            s.padded_value_width,
-            s,
-        )
+        values = load_values(v, batch, kv_head, tokens, s.columns_exist, s)
         total = total * shrink + tl.sum(probs, 1)
         acc = product(probs.to(values.dtype), values, acc * shrink[:, None], s)
         top = new_top
