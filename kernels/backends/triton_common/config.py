@@ -98,8 +98,8 @@ _MULTIPLY_ADD = 1 / 8
 # Entries of a block and its accumulators, of 2 bytes, from which on so many warps share them.
 _EIGHT_WARPS = 64 * 256
 _FOUR_WARPS = 32 * 96
-# What a warp has of a block in float32: at least so many entries, four a thread, unless it would have
-# more than so many sums, 64 a thread.
+# What a warp has of a block in float32: at least so many entries, four a thread, unless it would
+# have more than so many sums, 64 a thread.
 _ENTRIES_OF_WARP = 32 * 4
 _SUMS_OF_WARP = 32 * 64
 
@@ -200,7 +200,7 @@ def _config(
         tile,
         chunk,
         num_warps=warps(kernel, math.prod(tile), math.prod(chunk), spec),
-        num_stages=stages(kernel, spec),
+        num_stages=stages(kernel, math.prod(tile), math.prod(chunk), spec),
     )
 
 
@@ -224,31 +224,42 @@ def budget(kernel: Kernel, spec: CallSpec) -> tuple[int, int]:
 def warps(kernel: Kernel, rows: int, columns: int, spec: CallSpec) -> int:
     """Warps that share a block: accumulators and a block of logits fit their registers.
 
-    Of those that fit into four warps, at most one for every 16 rows: further warps would repeat
-    what the others do on tensor cores, which take 16 rows. float32 products are not done there; for
-    those, a thread should have several entries, or it loads as much as it multiplies.
+    At most one for every 16 rows, unless heads are so wide that those have no room for their sums:
+    further warps would repeat what the others do on tensor cores, which take 16 rows. Products of
+    float32 are not done there; of those a thread should have several entries, or it loads as much
+    as it multiplies.
     """
-    accumulators = 2 if kernel == "dkeyvalue" else 1
-    entries = rows * (columns + 2 * accumulators * _width(spec))
-    is_float32 = spec.dtype == "float32"
-    if is_float32:
+    entries = _entries(kernel, rows, columns, spec)
+    if spec.dtype == "float32":
+        accumulators = 2 if kernel == "dkeyvalue" else 1
         wanted = 8 if 2 * entries >= _EIGHT_WARPS else 4 if entries >= _FOUR_WARPS else 1
         summing = accumulators * rows * _width(spec) // _SUMS_OF_WARP
         return min(wanted, max(rows * columns // _ENTRIES_OF_WARP, summing))
     if entries >= _EIGHT_WARPS:
-        return 8
+        return 8 if _width(spec) > 128 else min(8, rows // 16)
     wanted = 4 if entries >= _FOUR_WARPS else 2 if rows >= 32 else 1
     return min(wanted, rows // 16)
 
 
-def stages(kernel: Kernel, spec: CallSpec) -> int:
+def stages(kernel: Kernel, rows: int, columns: int, spec: CallSpec) -> int:
     """Chunks in flight: two, or three where heads leave shared memory for them.
 
     That is for gradients of keys, whose chunks bring most along. With two, ptxas spills 8 bytes on
-    a B200, with no more than 80 registers in use, and on an A100.
+    a B200, with no more than 80 registers in use, and on an A100. And it is for blocks of which
+    warps have as much as their registers hold: with a chunk more in flight ptxas finds room.
     """
-    narrow = _width(spec) <= 64 and spec.dtype != "float32"
-    return 3 if kernel == "dkeyvalue" and narrow else 2
+    width = _width(spec)
+    if spec.dtype == "float32" or width > 128:
+        return 2
+    narrow = kernel == "dkeyvalue" and width <= 64
+    full = rows == 64 and columns <= 32 and _entries(kernel, rows, columns, spec) >= _EIGHT_WARPS
+    return 3 if narrow or full else 2
+
+
+def _entries(kernel: Kernel, rows: int, columns: int, spec: CallSpec) -> int:
+    """Of a block and its accumulators, in numbers of two bytes."""
+    accumulators = 2 if kernel == "dkeyvalue" else 1
+    return rows * (columns + 2 * accumulators * _width(spec))
 
 
 def _boxes(lengths: Sequence[int], most: int) -> list[tuple[int, ...]]:
