@@ -244,14 +244,14 @@ def warps(kernel: Kernel, rows: int, columns: int, spec: CallSpec) -> int:
 def stages(kernel: Kernel, rows: int, columns: int, spec: CallSpec) -> int:
     """Chunks in flight: two, or three where heads leave shared memory for them.
 
-    That is for gradients of keys, whose chunks bring most along. With two, ptxas spills 8 bytes on
-    a B200, with no more than 80 registers in use, and on an A100. And it is for blocks of which
-    warps have as much as their registers hold: with a chunk more in flight ptxas finds room.
+    That is for gradients of keys, whose chunks bring most along, and for "qk". With two, ptxas
+    spills 4 or 8 bytes of either, with no more than 80 registers in use. And it is for blocks of
+    which warps have as much as their registers hold: with a chunk more in flight ptxas finds room.
     """
     width = _width(spec)
     if spec.dtype == "float32" or width > 128:
         return 2
-    narrow = kernel == "dkeyvalue" and width <= 64
+    narrow = kernel in ("dkeyvalue", "qk") and width <= 64
     full = rows == 64 and columns <= 32 and _entries(kernel, rows, columns, spec) >= _EIGHT_WARPS
     return 3 if narrow or full else 2
 
