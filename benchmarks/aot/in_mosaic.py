@@ -4,9 +4,10 @@
     python -m benchmarks.aot.in_mosaic --check      # some, against the committed table
     python -m benchmarks.aot.in_mosaic --only video # print those whose names have all of these
 
-The whole op is compiled, forward and backward, and Mosaic writes down each kernel on the way; ptxas
-and nvdisasm say what becomes of it. It needs the environment that ``scripts/aot-env`` makes; ``make
-aot`` sees to that.
+Whole ops are compiled, forward and backward, and Mosaic writes down each kernel on the way; ptxas
+and nvdisasm say what becomes of it. One op is compiled for eight GPUs, too, and what they exchange
+is read from the program. It needs the environment that ``scripts/aot-env`` makes; ``make aot`` sees
+to that.
 """
 
 from __future__ import annotations
@@ -47,6 +48,10 @@ _QUICK = ("nat_tiny-stage1-d1", "image-256")
 # multiply-adds of half-precision matrices.
 _EXPONENTIAL_CLOCKS = 32 / 4
 _PRODUCTS_A_CLOCK = 512
+# Registers of a multiprocessor, which threads have in eights, and its shared memory, of which the
+# system takes a part for each block of threads.
+_REGISTERS, _REGISTER_UNIT = 65536, 8
+_SHARED, _SHARED_OF_SYSTEM = 228 * 1024, 1024
 
 
 def problems(quick: bool) -> list[Problem]:
@@ -56,21 +61,28 @@ def problems(quick: bool) -> list[Problem]:
 
 
 def kernels_of(problem: Problem) -> list[Kernel]:
-    """The kernels of a problem: those of the fused op."""
-    return [kernel for kernel in cases.kernels_of(problem) if kernel in cases.FUSED]
+    """The kernels of a problem: those of the fused op, and of the unfused ones where they fit."""
+    return list(cases.kernels_of(problem))
 
 
 def compile_problem(problem: Problem) -> dict[str, Any]:
     """What each kernel of a problem takes, and does in its loop over chunks."""
-    case = cases.Case(problem=problem, dtype="bfloat16", kernel="dquery", chip=_CHIP)
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ |= {
-            "MOSAIC_GPU_DUMP_TO": folder,
-            "MOSAIC_GPU_DUMP_PTX": "1",
-            "MOSAIC_GPU_DUMP_MLIR_PASSES": "1",
-        }
-        compiler.compile_op(case, mosaic_gpu.NAME)
-        return {kernel: _figures(folder, problem, kernel) for kernel in kernels_of(problem)}
+    kernels, rows = kernels_of(problem), {}
+    # A program that has all of them: the gradients of the one op, and of the others.
+    for kernel, own in (("dquery", cases.FUSED), ("qk", cases.UNFUSED)):
+        own = [x for x in own if x in kernels]
+        if not own:
+            continue
+        case = cases.Case(problem=problem, dtype="bfloat16", kernel=kernel, chip=_CHIP)
+        with tempfile.TemporaryDirectory() as folder:
+            os.environ |= {
+                "MOSAIC_GPU_DUMP_TO": folder,
+                "MOSAIC_GPU_DUMP_PTX": "1",
+                "MOSAIC_GPU_DUMP_MLIR_PASSES": "1",
+            }
+            compiler.compile_op(case, mosaic_gpu.NAME)
+            rows |= {x: _figures(folder, problem, x) for x in own}
+    return {kernel: rows[kernel] for kernel in kernels}
 
 
 def _figures(folder: str, problem: Problem, kernel: Kernel) -> dict[str, Any]:
@@ -108,6 +120,13 @@ def _figures(folder: str, problem: Problem, kernel: Kernel) -> dict[str, Any]:
         "exponentials": [loop.exponentials, exponentials],
         "products": [loop.products, products],
     }
+
+
+def blocks_of_multiprocessor(row: Mapping[str, Any]) -> tuple[int, int]:
+    """Blocks of threads that a multiprocessor has room for: by registers, and by shared memory."""
+    of_thread = -(-row["registers"] // _REGISTER_UNIT) * _REGISTER_UNIT
+    by_registers = _REGISTERS // (of_thread * 32 * row["warps"])
+    return by_registers, _SHARED // (row["shared"] + _SHARED_OF_SYSTEM)
 
 
 def clocks(row: Mapping[str, Any]) -> dict[str, float]:
@@ -158,6 +177,7 @@ _HEADER = [
     "warps, stages",
     "registers",
     "shared",
+    "blocks",
     "instructions",
     "copies (boxes)",
     "clocks of a chunk",
@@ -177,6 +197,7 @@ def _line(kernel: str, row: Mapping[str, Any]) -> list[str]:
         f"{row['warps']}, {row['stages']}",
         f"{row['registers']}{spill}",
         f"{row['shared'] / 1024:.0f} KiB",
+        str(min(blocks_of_multiprocessor(row))),
         str(row["instructions"]),
         f"{row['copies']} ({row['boxes']})",
     ]

@@ -110,8 +110,8 @@ def test_two_warpgroups_and_computed_masks(interpreted, monkeypatch):
 @NEEDS_JAX
 def test_a_block_of_threads_works_on_several_images(interpreted, monkeypatch):
     """The last one has fewer than the others, and the ring goes on from one to the next."""
-    launching = importlib.import_module("natjax.kernels.backends.mosaic_gpu.launch")
-    monkeypatch.setattr(launching, "_LEAST_BLOCKS", 1)
+    running = importlib.import_module("natjax.kernels.backends.mosaic_gpu.run")
+    monkeypatch.setattr(running, "_LEAST_BLOCKS", 1)
     problem = Problem(name="images", shape=(5, 8), kernel_size=(3, 3), batch=3, head_dim=16)
     arrays = problem.arrays(dtype="bfloat16")
 
@@ -126,16 +126,103 @@ def test_a_block_of_threads_works_on_several_images(interpreted, monkeypatch):
 
 
 def test_blocks_of_threads_stay_where_that_leaves_enough_of_them():
-    launching = importlib.import_module("natjax.kernels.backends.mosaic_gpu.launch")
+    running = importlib.import_module("natjax.kernels.backends.mosaic_gpu.run")
     # NAT-Tiny's first stage: two heads of 49 tiles.
     for batch, images in ((128, 8), (16, 2), (8, 1), (1, 1)):
-        assert launching.images_of_a_block(8, batch, 2 * 49) == images
-    assert launching.images_of_a_block(8, 3, 4096) == 3
+        assert running.images_of_a_block(8, batch, 2 * 49) == images
+    assert running.images_of_a_block(8, 3, 4096) == 3
     spec = CallSpec(NAT_TINY[0].neighborhood, 32, 32, "bfloat16", True)
     assert _settings().suggest("forward", spec).images == 8
     large = Problem(name="large", shape=(64, 64), kernel_size=(31, 31))
     spec = CallSpec(large.neighborhood, 32, 32, "bfloat16", True)
     assert _settings().suggest("forward", spec).images == 1
+
+
+# The unfused ops.
+
+
+def integers(shapes, seed=0):
+    """Arrays of whole numbers so small that half precision has all sums of their products."""
+    rng = np.random.default_rng(seed)
+    return {name: jnp.asarray(rng.integers(-1, 2, x.shape), x.dtype) for name, x in shapes.items()}
+
+
+def halves(problem, implementation, arrays):
+    """Logits and weighted sums, and the gradients of both by all of their arguments."""
+    kwargs = {**problem.arguments, "implementation": implementation}
+    qk = functools.partial(getattr(natjax, f"na{problem.ndim}d_qk"), scale=1.0, **kwargs)
+    av = functools.partial(getattr(natjax, f"na{problem.ndim}d_av"), **kwargs)
+
+    def run(arrays):
+        logits = qk(arrays["query"], arrays["key"], rpb=arrays.get("rpb"))
+        return logits, av(arrays["weights"], arrays["value"])
+
+    @jax.jit
+    def differentiated(arrays):
+        outputs, pull = jax.vjp(run, arrays)
+        cotangents = integers(dict(enumerate(outputs)), seed=1)
+        return outputs, pull((cotangents[0], cotangents[1]))[0]
+
+    return differentiated(arrays)
+
+
+def assert_exact(problem, dtype="bfloat16"):
+    shapes = problem.structs(dtype)
+    slots = (*shapes["query"].shape[:-1], problem.neighborhood.num_neighbors)
+    arrays = integers(shapes | {"weights": jax.ShapeDtypeStruct(slots, dtype)})
+    exact = {name: x.astype(jnp.float32) for name, x in arrays.items()}
+    actual = halves(problem, "mosaic_gpu", arrays)
+    expected = halves(problem, "reference", exact)
+    assert {x.dtype for x in jax.tree.leaves(actual)} == {jnp.dtype(dtype)}
+    assert all(np.abs(np.nan_to_num(x, neginf=0)).max() > 2 for x in jax.tree.leaves(expected))
+    jax.tree.map(
+        lambda x, y: np.testing.assert_array_equal(np.asarray(x, np.float32), y), actual, expected
+    )
+
+
+# Ragged dilation groups, a mask, shared key heads and windows; the last line is longer than a tile.
+UNFUSED = Problem(
+    name="unfused",
+    shape=(5, 20),
+    kernel_size=(2, 4),
+    stride=(1, 2),
+    dilation=(2, 1),
+    is_causal=(True, False),
+    heads=2,
+    kv_heads=1,
+    head_dim=16,
+)
+
+
+@NEEDS_JAX
+def test_unfused_ops_are_exact_where_numbers_are(interpreted):
+    assert_exact(UNFUSED)
+
+
+@NEEDS_JAX
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("problem", CASES.values(), ids=CASES)
+def test_unfused_ops_are_exact_in_every_layout(problem, dtype, interpreted):
+    assert_exact(problem, dtype)
+
+
+def test_unfused_kernels_have_one_warpgroup_that_multiplies():
+    large = Problem(name="large", shape=(64, 64), kernel_size=(31, 31))
+    spec = CallSpec(large.neighborhood, 32, 32, "bfloat16", False)
+    for kernel in kernels_of("qk", has_bias=False):
+        assert _settings().suggest(kernel, spec).warpgroups == 1
+    assert _settings().suggest("forward", spec).warpgroups == 2
+
+
+@NEEDS_JAX
+def test_tiles_of_unfused_kernels_that_are_too_large(interpreted):
+    x = jax.ShapeDtypeStruct((1, 130, 1, 16), jnp.bfloat16)
+    with (
+        settings.using({"qk": _settings()((128,), (64,))}),
+        pytest.raises(ValueError, match=r'tile of kernel "qk" must have 64 rows; got \(128,\)'),
+    ):
+        jax.eval_shape(lambda x: natjax.na1d_qk(x, x, 5, implementation="mosaic_gpu"), x)
 
 
 @NEEDS_JAX
@@ -148,6 +235,8 @@ def test_nan_in_a_key_stays_with_those_who_see_it(interpreted):
     for x, y in zip(actual, expected, strict=True):
         assert np.isnan(np.asarray(x, np.float32)[0, seen]).all()
         np.testing.assert_array_equal(np.asarray(x)[0, ~seen], np.asarray(y)[0, ~seen])
+    logits = natjax.na2d_qk(broken["query"], broken["key"], 3, implementation="mosaic_gpu")
+    np.testing.assert_array_equal(np.isnan(logits).any(axis=(-1, -2))[0], seen)
 
 
 # Layouts.
@@ -273,14 +362,6 @@ def test_what_is_declined_says_what_would_work(change, message, interpreted):
     attend = functools.partial(natjax.na2d, kernel_size=3, implementation="mosaic_gpu")
     with pytest.raises(NotImplementedError, match=f'"mosaic_gpu" .*{message}.*; use .*"xla"'):
         jax.eval_shape(attend, x, x, value)
-
-
-@NEEDS_JAX
-@pytest.mark.parametrize("op", ["qk", "av"])
-def test_unfused_ops_are_declined(op, interpreted):
-    x = jnp.zeros((1, 9, 1, 3), jnp.bfloat16)
-    with pytest.raises(NotImplementedError, match=r'no unfused ops; use .*"pallas_triton"'):
-        getattr(natjax, f"na1d_{op}")(x, x, 3, implementation="mosaic_gpu")
 
 
 @NEEDS_JAX

@@ -17,6 +17,12 @@ GROUP_ROWS = 64
 SWIZZLED_ROWS = 8
 # Columns of a line of scalars, at least: copies into shared memory begin at multiples of 128 bytes.
 SCALAR_LINE = 32
+# Kernels of the unfused ops, for which one warpgroup multiplies; and those whose columns come with
+# lines of scalars.
+UNFUSED: tuple[Kernel, ...] = ("qk", "av", "av_transposed")
+_HAVE_SCALARS: tuple[Kernel, ...] = ("dkeyvalue", "av_transposed")
+# Kernels that can work on one image after the other.
+STAYING: tuple[Kernel, ...] = ("forward", "dquery")
 _MOST_IMAGES = 64
 # How many images a block of threads works on whose table takes at most so many bytes.
 _STAYS, _LARGEST_STORED = 8, 96 * 1024
@@ -112,39 +118,43 @@ def _suggest(kernel: Kernel, spec: CallSpec) -> KernelConfig:
     is_large = spec.neighborhood.num_neighbors >= _LARGE_WINDOW
     # Two warpgroups have fewer registers a thread than one, too few for two sums of wide heads.
     shares = is_large and (kernel != "dkeyvalue" or spec.head_dim <= 64)
-    rows = 128 if shares else 64
+    rows = 128 if shares and kernel not in UNFUSED else 64
     # With more columns, fewer blocks of threads fit a multiprocessor; and a mask along three axes
     # takes registers of its own.
     columns = 128 if kernel == "forward" and is_large and axes < 3 else 64
-    narrowest = SCALAR_LINE if kernel == "dkeyvalue" else SWIZZLED_ROWS
-    tiles = _boxes(axes, rows, SWIZZLED_ROWS)
-    chunks = _boxes(axes, columns, narrowest)
-    choices = itertools.product(tiles, chunks)
-    tile, chunk = min(choices, key=lambda choice: _cost(kernel, spec, *choice))
-    stays = (
-        kernel in ("forward", "dquery")
-        and 4 * rows * columns * _chunks(kernel, spec, tile, chunk) <= _LARGEST_STORED
+    choices = itertools.product(
+        boxes(axes, rows, SWIZZLED_ROWS), boxes(axes, columns, narrowest_chunk(kernel))
     )
-    return KernelConfig(tile, chunk, images=_STAYS if stays else 1)
+    tile, chunk = min(choices, key=lambda choice: cost(kernel, spec, *choice))
+    return with_images(kernel, spec, KernelConfig(tile, chunk))
 
 
-def _boxes(axes: int, size: int, least: int) -> list[tuple[int, ...]]:
+def narrowest_chunk(kernel: Kernel) -> int:
+    """The least columns of a chunk along the last axis."""
+    return SCALAR_LINE if kernel in _HAVE_SCALARS else SWIZZLED_ROWS
+
+
+def boxes(axes: int, size: int, least: int) -> list[tuple[int, ...]]:
     """Boxes of so many positions, whose sides are powers of two, the last not less than that."""
     sides = [2**i for i in range(size.bit_length())]
-    boxes = itertools.product(sides, repeat=axes)
-    return [box for box in boxes if math.prod(box) == size and box[-1] >= least]
+    options = itertools.product(sides, repeat=axes)
+    return [box for box in options if math.prod(box) == size and box[-1] >= least]
 
 
-def _cost(kernel: Kernel, spec: CallSpec, tile: Sequence[int], chunk: Sequence[int]) -> int:
+def cost(kernel: Kernel, spec: CallSpec, tile: Sequence[int], chunk: Sequence[int]) -> int:
     """Logits of all blocks, and what chunks take besides."""
     axes = _axes(kernel, spec, tile, chunk)
     blocks = math.prod(axis.num_tiles * axis.num_chunks for axis in axes)
     return blocks * math.prod(tile) * (math.prod(chunk) + _OVERHEAD)
 
 
-def _chunks(kernel: Kernel, spec: CallSpec, tile: Sequence[int], chunk: Sequence[int]) -> int:
-    """Chunks of a slab."""
-    return math.prod(axis.num_chunks for axis in _axes(kernel, spec, tile, chunk))
+def with_images(kernel: Kernel, spec: CallSpec, config: KernelConfig) -> KernelConfig:
+    """The same blocks, on several images where the blocks of a tile's table can stay."""
+    axes = _axes(kernel, spec, config.tile, config.chunk)
+    chunks = math.prod(axis.num_chunks for axis in axes)
+    stored = 4 * math.prod(config.tile) * math.prod(config.chunk) * chunks
+    stays = kernel in STAYING and stored <= _LARGEST_STORED
+    return dataclasses.replace(config, images=_STAYS if stays else 1)
 
 
 def _axes(

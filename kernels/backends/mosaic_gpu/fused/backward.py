@@ -146,17 +146,10 @@ def dkeyvalue(
     warpgroup = lax.axis_index("warpgroup")
     place = program.place_of_block(program.kv_heads)
     met = program.met(reach, place.tile)
-    count = total_of(met)
-    total = count * program.groups
+    total = total_of(met) * program.groups
     penalty = Penalty(program, table, kind, has_table)
     stages = jnp.int32(program.config.num_stages)
-
-    def at(turn: Ints) -> Any:
-        """The query head and the chunk of a turn: one head of the group after the other."""
-        head = place.head * program.groups
-        if program.groups > 1:
-            head, turn = head + turn // jnp.maximum(count, 1), turn % jnp.maximum(count, 1)
-        return head, program.chunk(place, met, turn)
+    at = functools.partial(program.chunk_of_group, place, met)
 
     def multiply() -> None:
         keys, values = (x.at[warpgroup] for x in rows)
