@@ -20,12 +20,20 @@ import pathlib
 import re
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, use_abstract_mesh
+from jax.sharding import PartitionSpec as P
 
 from benchmarks.aot import __main__ as aot
 from benchmarks.aot import cases, compiler, pool, report, sass
 from benchmarks.aot.chips import CHIPS
+from benchmarks.aot.step.cases import MACHINES
+from benchmarks.aot.step.collectives import collectives
+from benchmarks.aot.step.compiler import topology_of
 from natjax.kernels.backends import mosaic_gpu
 from natjax.kernels.spec import CallSpec, Kernel
 from natjax.kernels.tuning import settings
@@ -44,6 +52,8 @@ _PROBLEMS = (
     "video-30x48x80",
 )
 _QUICK = ("nat_tiny-stage1-d1", "image-256")
+# One op on several devices, over which batch and heads are split.
+_MACHINE, _SPLIT, _DEVICES = "8xH100", (4, 2), "devices"
 # What a warp's part of a multiprocessor does in a clock: an instruction, 4 exponentials, and 512
 # multiply-adds of half-precision matrices.
 _EXPONENTIAL_CLOCKS = 32 / 4
@@ -91,8 +101,10 @@ def _figures(folder: str, problem: Problem, kernel: Kernel) -> dict[str, Any]:
     )
     chip = CHIPS[_CHIP]
     config = settings.resolve(mosaic_gpu, kernel, spec, chip.name)[0]
-    (ptx,) = pathlib.Path(folder).glob(f"*natjax_{kernel}*.ptx")
-    (passes,) = pathlib.Path(folder).glob(f"*natjax_{kernel}*.mlir-passes.log")
+    # The longest, where there are several: logits have a table, their gradients none.
+    named = pathlib.Path(folder).glob(f"natjax_{kernel}_[0-9].ptx")
+    ptx = max(named, key=lambda path: path.stat().st_size)
+    passes = ptx.with_suffix(".mlir-passes.log")
     shared = re.search(r"dynamic_shared_memory_size %c(\d+)_i32", passes.read_text())
     registers, spilled, text = compiler.assemble(str(ptx), chip.arch)
     code = ptx.read_text()
@@ -120,6 +132,30 @@ def _figures(folder: str, problem: Problem, kernel: Kernel) -> dict[str, Any]:
         "exponentials": [loop.exponentials, exponentials],
         "products": [loop.products, products],
     }
+
+
+def compile_for_devices(problem: Problem) -> dict[str, Any]:
+    """What devices exchange that have parts of batch and heads, forward and backward."""
+    devices = np.asarray(topology_of(MACHINES[_MACHINE]).devices)
+    mesh = Mesh(devices.reshape(_SPLIT), ("batch", "heads"))
+    tokens = P("batch", *[None] * problem.ndim, "heads")
+    shardings = {
+        name: NamedSharding(mesh, P("heads") if name == "rpb" else tokens)
+        for name in problem.structs()
+    }
+    case = cases.Case(problem=problem, dtype="bfloat16", kernel="dquery", chip=_CHIP)
+    function = cases.function_of(case, mosaic_gpu.NAME)
+    # Lowering asks for the devices, of which there are none.
+    with use_abstract_mesh(mesh.abstract_mesh):
+        jitted = jax.jit(function, in_shardings=(shardings,))
+        text = jitted.lower(problem.structs("bfloat16")).compile().as_text()
+    found = [f"{x.kind} of {_told(x.shapes)}" for x in collectives(text)]
+    kernels = sorted(kernel for kernel in cases.FUSED if f"natjax_{kernel}" in text)
+    return {"exchanged": found, "kernels": kernels}
+
+
+def _told(shapes: Sequence[tuple[str, tuple[int, ...]]]) -> str:
+    return ", ".join(f"{dtype}[{','.join(map(str, dims))}]" for dtype, dims in shapes)
 
 
 def blocks_of_multiprocessor(row: Mapping[str, Any]) -> tuple[int, int]:

@@ -1,5 +1,6 @@
 """What is particular to the kernels for Hopper: half precision, lines of tokens, the ring."""
 
+import dataclasses
 import functools
 import importlib
 import types
@@ -14,7 +15,7 @@ import natjax
 from natjax.kernels import checks, device, registry
 from natjax.kernels.plan.blocks import Blocks, unravel
 from natjax.kernels.spec import KERNELS, CallSpec, kernels_of, rows_of
-from natjax.kernels.tuning import settings
+from natjax.kernels.tuning import search, settings
 from natjax.kernels.tuning.problems import DINAT_TINY, NAT_TINY, Problem
 
 pytestmark = pytest.mark.skipif(
@@ -339,6 +340,57 @@ def test_lines_of_scalars_are_long_enough_to_be_copied(problem):
         blocks = Blocks.of(problem.neighborhood, rows_of(kernel), config.tile, config.chunk)
         assert blocks.num_rows == 64 * config.warpgroups
     assert set(kernels_of("attention", has_bias=True)) < set(KERNELS)
+
+
+def _specs():
+    for problem in (NAT_TINY[0], Problem(name="large", shape=(64, 64), kernel_size=(31, 31))):
+        for head_dim in (32, 128):
+            yield CallSpec(problem.neighborhood, head_dim, head_dim, "bfloat16", True)
+
+
+@NEEDS_JAX
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_candidates_fit_and_begin_with_what_is_suggested(kernel):
+    from natjax.kernels.backends.mosaic_gpu import candidates
+
+    for spec in _specs():
+        options = candidates.candidates(kernel, spec, 12)
+        assert options[0] == _settings().suggest(kernel, spec)
+        assert len(set(options)) == len(options) == 12
+        assert all(candidates.fits(kernel, spec, option) for option in options)
+        others = candidates.variants(kernel, spec, options[1])
+        assert {(x.tile, x.chunk) for x in others} == {(options[1].tile, options[1].chunk)}
+        assert options[1] not in others
+        assert (len({x.images for x in others}) > 1) == (kernel in ("forward", "dquery"))
+        assert {x.boxes for x in others} == {True, False}
+        if kernel not in ("forward", "dquery", "dkeyvalue", "dbias"):
+            assert {x.warpgroups for x in options} == {1}
+
+
+@NEEDS_JAX
+def test_candidates_have_room_for_sums_blocks_and_chunks():
+    from natjax.kernels.backends.mosaic_gpu import candidates
+
+    wide = CallSpec(NAT_TINY[0].neighborhood, 128, 128, "bfloat16", True)
+    config = _settings()((8, 8), (2, 32))
+    assert candidates.fits("dkeyvalue", wide, config)
+    # Two sums of 64 registers a thread each, and two blocks of 64.
+    assert not candidates.fits("dkeyvalue", wide, dataclasses.replace(config, chunk=(4, 32)))
+    # 32 KiB for rows, and as much for each stage.
+    assert candidates.fits("dquery", wide, dataclasses.replace(config, num_stages=5))
+    assert not candidates.fits("dquery", wide, dataclasses.replace(config, num_stages=6))
+
+
+@NEEDS_JAX
+@pytest.mark.slow
+def test_settings_are_measured(interpreted, monkeypatch):
+    monkeypatch.setattr(search, "_MOST_RUNS", 1)
+    problem = Problem(name="tiny", shape=(20,), kernel_size=(3,), head_dim=16)
+    ops = ("attention", "qk", "av")
+    for result in search.tune([problem], backend="mosaic_gpu", ops=ops, limit=2, repeats=1):
+        assert result.config is not None, result.kernel
+        assert result.skipped == {}
+        assert result.measured >= 2
 
 
 @NEEDS_JAX

@@ -85,13 +85,18 @@ class KernelConfig:
 
     @property
     def warpgroups(self) -> int:
-        """Warpgroups that multiply; one more copies."""
+        """Warpgroups that multiply."""
         return math.prod(self.tile) // GROUP_ROWS
+
+    @property
+    def copying(self) -> int:
+        """Warpgroups that copy: one for two that multiply, none for one."""
+        return self.warpgroups - 1
 
     @property
     def num_warps(self) -> int:
         """Warps in all."""
-        return 4 * (self.warpgroups + 1)
+        return 4 * (self.warpgroups + self.copying)
 
     def sums_bias(self, spec: CallSpec) -> bool:
         """False: the gradient of the bias has a kernel of its own."""

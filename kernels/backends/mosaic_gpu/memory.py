@@ -56,7 +56,7 @@ def _dbias(program: Program) -> Memory:
         "rows": [program.rows_memory(rows) for _ in range(2)],
         "columns": [program.columns_memory() for _ in range(2)],
         "full": [_barriers(program, number) for number in copies],
-        "free": [_barriers(program, config.warpgroups) for _ in copies],
+        "free": [_freed(program) for _ in copies],
     }
 
 
@@ -110,7 +110,7 @@ def _columns(program: Program, *extra: int) -> Memory:
     return {
         "columns": [program.columns_memory() for _ in extra],
         "full": [_barriers(program, program.column_copies + x) for x in extra],
-        "free": [_barriers(program, program.config.warpgroups) for _ in extra],
+        "free": [_freed(program) for _ in extra],
     }
 
 
@@ -128,6 +128,11 @@ def _weights(program: Program) -> Memory:
         return {}
     shape = (program.config.warpgroups, GROUP_ROWS, program.columns)
     return {"left": plgpu.SMEM(shape, program.dtype)}
+
+
+def _freed(program: Program) -> Any:
+    """Barriers that tell who copies that who multiplies is done, where those are others."""
+    return _barriers(program, program.config.warpgroups) if program.config.copying else None
 
 
 def _barriers(program: Program, arrivals: int) -> Any:

@@ -1,4 +1,4 @@
-"""What a kernel is compiled for, where its tiles and chunks are, and who does what."""
+"""What a kernel is compiled for, and where its tiles and chunks are."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ OF_COLUMNS = BLOCK.reduce(0)
 # Bytes of channels that lie together in shared memory, the most that can be swizzled.
 _SWIZZLED_BYTES = 128
 # Registers of a thread, where two warpgroups multiply and one copies; and the most of any thread.
-_MULTIPLYING, _COPYING = 232, 40
+MULTIPLYING, COPYING = 232, 40
 _MOST_REGISTERS = 255
 
 
@@ -273,25 +273,4 @@ def total_of(met: tuple[list[Ints], list[Ints]]) -> Ints:
 
 def registers_of_thread(multiplying: int) -> int:
     """The most registers of a thread that multiplies, of so many warpgroups that do."""
-    return _MULTIPLYING if multiplying == 2 else _MOST_REGISTERS
-
-
-def split_work(
-    program: Program, warpgroup: Ints, multiply: Callable[[], None], copy: Callable[[], None]
-) -> None:
-    """Have the last warpgroup copy and the others multiply, with registers to match."""
-    multiplying = program.config.warpgroups
-    # With two that multiply, each thread of the three has 168 registers to begin with.
-    pair = multiplying == 2
-
-    @pl.when(warpgroup < multiplying)
-    def _() -> None:
-        if pair:
-            plgpu.set_max_registers(_MULTIPLYING, action="increase")
-        multiply()
-
-    @pl.when(warpgroup == multiplying)
-    def _() -> None:
-        if pair:
-            plgpu.set_max_registers(_COPYING, action="decrease")
-        copy()
+    return MULTIPLYING if multiplying == 2 else _MOST_REGISTERS

@@ -80,7 +80,7 @@ def run(
         out_type=outputs,
         grid=(blocks,),
         grid_names=("block",),
-        num_threads=program.config.warpgroups + 1,
+        num_threads=program.config.warpgroups + program.config.copying,
         thread_name="warpgroup",
         scratch_types=memory_of(kernel, program),
         compiler_params=plgpu.CompilerParams(

@@ -20,7 +20,6 @@ from natjax.kernels.backends.mosaic_gpu.program import (
     Ints,
     Program,
     Ref,
-    split_work,
     total_of,
 )
 from natjax.kernels.backends.mosaic_gpu.unfused.scattered import NOWHERE, gather, scatter
@@ -49,11 +48,13 @@ def qk(
 
     ``parts`` is what queries add to a place among the slots, in the order of tiles.
     """
-    (keys,) = (copies.Stream(*x) for x in zip(columns, full, free, strict=True))
     warpgroup = lax.axis_index("warpgroup")
     place = program.place_of_block(program.heads)
     met = program.met(reach, place.tile)
     total = total_of(met)
+    (keys,) = copies.streams_of_images(
+        program, place, met, place.head // program.groups, (key,), columns, full, free
+    )
     penalty = Penalty(program, table, kind, has_table)
     slots = Slots(program, penalty, place, warpgroup)
     stages = jnp.int32(program.config.num_stages)
@@ -70,7 +71,7 @@ def qk(
             chunk = program.chunk(place, met, turn)
             plgpu.barrier_wait(keys.full.at[slot])
             products = registers.product(program, queries, keys.memory.at[slot])
-            plgpu.barrier_arrive(keys.free.at[slot])
+            keys.release(turn)
             found = products * program.scale
             places = slots.of_chunk(of_rows, place.head, chunk)
             if has_table:
@@ -81,11 +82,7 @@ def qk(
                 places = slots.seen(places, chunk)
             scatter(program, logits.at[place.image], places, found)
 
-    def copy() -> None:
-        head = place.head // program.groups
-        copies.produce_images(program, place, met, (keys,), (key,), head)
-
-    split_work(program, warpgroup, multiply, copy)
+    copies.split_work(program, warpgroup, multiply, (keys,))
 
 
 def av(
@@ -108,11 +105,13 @@ def av(
 
     ``parts`` is as in `qk`; ``windows`` and ``whole`` are those of `Layout`.
     """
-    (values,) = (copies.Stream(*x) for x in zip(columns, full, free, strict=True))
     warpgroup = lax.axis_index("warpgroup")
     place = program.place_of_block(program.heads)
     met = program.met(reach, place.tile)
     total = total_of(met)
+    (values,) = copies.streams_of_images(
+        program, place, met, place.head // program.groups, (value,), columns, full, free
+    )
     slots = Slots(program, Penalty(program, windows, whole, False), place, warpgroup)
     stages = jnp.int32(program.config.num_stages)
 
@@ -127,7 +126,7 @@ def av(
             found = gather(program, weights.at[place.image], places)
             plgpu.barrier_wait(values.full.at[slot])
             sums = registers.accumulate(program, sums, found, values.memory.at[slot], own)
-            plgpu.barrier_arrive(values.free.at[slot])
+            values.release(turn)
             return sums
 
         sums = lax.fori_loop(0, total, step, registers.zeros(program))
@@ -135,11 +134,7 @@ def av(
         registers.write(program, [x * program.scale for x in sums], target)
         copies.store_rows(program, target, out, place, program.heads, warpgroup)
 
-    def copy() -> None:
-        head = place.head // program.groups
-        copies.produce_images(program, place, met, (values,), (value,), head)
-
-    split_work(program, warpgroup, multiply, copy)
+    copies.split_work(program, warpgroup, multiply, (values,))
 
 
 def av_transposed(
@@ -165,13 +160,24 @@ def av_transposed(
     Rows are keys, columns the queries that see them. ``parts`` is what keys add to a place among
     the slots, in the order of tiles; ``query_parts``, what queries add, as lines of scalars.
     """
-    (queries,) = (copies.Stream(*x) for x in zip(columns, full, free, strict=True))
     warpgroup = lax.axis_index("warpgroup")
     place = program.place_of_block(program.kv_heads)
     met = program.met(reach, place.tile)
     total = total_of(met) * program.groups
     slots = Slots(program, Penalty(program, windows, whole, False), place, warpgroup)
     stages = jnp.int32(program.config.num_stages)
+    # The same for all images and heads.
+    shared, first = dataclasses.replace(place, image=0), jnp.int32(0)
+
+    def fetch(turn: Ints, memory: Ref, barrier: Ref) -> None:
+        head, chunk = program.chunk_of_group(place, met, turn)
+        numbers = scalars.at[lax.rem(turn, stages)]
+        copies.fetch_columns(
+            program, of_queries, memory, barrier, place, chunk, head, program.heads
+        )
+        copies.fetch_scalars(program, query_parts, numbers, barrier, shared, chunk, first, 1)
+
+    queries = copies.Stream(program, columns[0], full[0], free[0], total, fetch)
 
     def multiply() -> None:
         of_rows = slots.of_rows(parts)
@@ -186,7 +192,7 @@ def av_transposed(
             places = slots.seen(begins + registers.along(of_columns), chunk)
             found = gather(program, weights.at[place.image], places)
             sums = registers.accumulate(program, sums, found, queries.memory.at[slot], own)
-            plgpu.barrier_arrive(queries.free.at[slot])
+            queries.release(turn)
             return sums
 
         sums = lax.fori_loop(0, total, step, registers.zeros(program))
@@ -194,18 +200,4 @@ def av_transposed(
         registers.write(program, [x * program.scale for x in sums], target)
         copies.store_rows(program, target, out, place, program.kv_heads, warpgroup)
 
-    def copy() -> None:
-        # The same for all images and heads.
-        shared, first = dataclasses.replace(place, image=0), jnp.int32(0)
-
-        def begin(turn: Ints, memory: Ref, barrier: Ref) -> None:
-            head, chunk = program.chunk_of_group(place, met, turn)
-            numbers = scalars.at[lax.rem(turn, stages)]
-            copies.fetch_columns(
-                program, of_queries, memory, barrier, place, chunk, head, program.heads
-            )
-            copies.fetch_scalars(program, query_parts, numbers, barrier, shared, chunk, first, 1)
-
-        copies.produce(program, total, (queries,), (begin,))
-
-    split_work(program, warpgroup, multiply, copy)
+    copies.split_work(program, warpgroup, multiply, (queries,))

@@ -2,7 +2,7 @@
 
 Mosaic loads and stores boxes. So threads address what they have of a block themselves, in Mosaic's
 own terms, which Pallas lets one write between its lines. Its interpreter does not know those; there
-the whole array is loaded, and stored again.
+the whole array is loaded, and stored number by number.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.experimental import pallas as pl
 from jax.experimental.mosaic import gpu as mosaic
 from jax.experimental.mosaic.gpu import utils
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxlib.mlir import ir
 from jaxlib.mlir.dialects import arith, llvm, vector
 
-from natjax.kernels.backends.mosaic_gpu.program import BLOCK, Program, Ref
+from natjax.kernels.backends.mosaic_gpu.program import BLOCK, Ints, Program, Ref
 
 # The place of a number that there is not.
 NOWHERE = -1
@@ -68,11 +69,7 @@ def scatter(program: Program, target: Ref, places: jax.Array, numbers: jax.Array
     """
     numbers = numbers.astype(program.dtype)
     if program.interpret:
-        before = plgpu.load(target)
-        size = before.shape[0]
-        after = before.at[jnp.where(places >= 0, places, size)].set(numbers, mode="drop")
-        # What would be written behind the array belongs to somebody.
-        plgpu.store(target, jnp.where((places >= size).any(), jnp.nan, after), optimized=False)
+        _scatter_one_by_one(target, places.reshape(-1), numbers.reshape(-1))
         return
 
     @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), BLOCK, BLOCK))
@@ -85,6 +82,16 @@ def scatter(program: Program, target: Ref, places: jax.Array, numbers: jax.Array
             utils.inline_ptx(_STORE, _pointer(array, place), number, predicate=is_there)
 
     store(target, places, numbers)
+
+
+def _scatter_one_by_one(target: Ref, places: jax.Array, numbers: jax.Array) -> None:
+    """So that the interpreter sees who writes what."""
+
+    @pl.loop(0, places.shape[0])
+    def _(i: Ints) -> None:
+        @pl.when(places[i] >= 0)
+        def _() -> None:
+            plgpu.store(target.at[pl.ds(places[i], 1)], numbers[i][None], optimized=False)
 
 
 def _entries(x: mosaic.FragmentedArray) -> Iterator[Any]:
