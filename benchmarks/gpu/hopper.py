@@ -141,13 +141,16 @@ def weighted_sum(program: Program, weights: jax.Array, x: jax.Array) -> jax.Arra
 def gathered_and_scattered(
     program: Program, x: jax.Array, places: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Numbers ``[n]`` at places ``[64, columns]``; and those put back where they were."""
+    """Numbers ``[n]`` at places ``[64, columns]``; and those put back where they were.
+
+    Places of a row are among as many as there are columns.
+    """
 
     def body(source: Any, given: Any, found: Any, target: Any) -> None:
         own = plgpu.load(given.at[:, :], layout=BLOCK, optimized=False)
         numbers = scattered.gather(program, source, own)
         plgpu.store(found.at[:, :], numbers, optimized=False)
-        scattered.scatter(program, target, own, numbers)
+        scattered.scatter(program, target, own, numbers, program.columns)
 
     out = [jax.ShapeDtypeStruct(places.shape, x.dtype), jax.ShapeDtypeStruct(x.shape, x.dtype)]
     return tuple(_run(body, out, 1, [], program)(x, places))
@@ -196,7 +199,8 @@ def check_slots() -> tuple[float, float]:
     program = program_of(_SMALL, _ONE)
     rng = np.random.default_rng(0)
     x = rng.integers(-99, 99, GROUP_ROWS * program.columns)
-    places = rng.permutation(len(x)).reshape(GROUP_ROWS, program.columns).astype(np.int32)
+    places = np.arange(len(x), dtype=np.int32).reshape(GROUP_ROWS, program.columns)
+    places = rng.permuted(rng.permutation(places), axis=1)
     expected, there = x[places], places % 3 > 0
     places = np.where(there, places, scattered.NOWHERE)
     found, put = gathered_and_scattered(program, jnp.asarray(x, jnp.bfloat16), jnp.asarray(places))

@@ -297,11 +297,12 @@ def split_work(
     multiplying = program.config.warpgroups
     if not program.config.copying:
         prepare()
-        for turn in range(program.config.num_stages):
+
+        @pl.loop(0, jnp.minimum(program.config.num_stages, streams[0].total))
+        def _(turn: Ints) -> None:
             for stream in streams:
-                pl.when(jnp.int32(turn) < stream.total)(
-                    functools.partial(stream.copy, jnp.int32(turn))
-                )
+                stream.copy(turn)
+
         multiply()
         return
 

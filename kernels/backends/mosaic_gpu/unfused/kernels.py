@@ -80,7 +80,7 @@ def qk(
                 places = jnp.where(added > HIDDEN / 2, places, NOWHERE)
             else:
                 places = slots.seen(places, chunk)
-            scatter(program, logits.at[place.image], places, found)
+            scatter(program, logits.at[place.image], places, found, slots.count)
 
     copies.split_work(program, warpgroup, multiply, (keys,))
 

@@ -2,7 +2,7 @@
 
 Mosaic loads and stores boxes. So threads address what they have of a block themselves, in Mosaic's
 own terms, which Pallas lets one write between its lines. Its interpreter does not know those; there
-the whole array is loaded, and stored number by number.
+what a row has is loaded and stored as a whole.
 """
 
 from __future__ import annotations
@@ -58,18 +58,22 @@ def gather(program: Program, source: Ref, places: jax.Array) -> jax.Array:
     return load(source, places)
 
 
-def scatter(program: Program, target: Ref, places: jax.Array, numbers: jax.Array) -> None:
+def scatter(
+    program: Program, target: Ref, places: jax.Array, numbers: jax.Array, size: int
+) -> None:
     """Put numbers of 16 bits into an array ``[n]``, but for those that are nowhere.
 
     Args:
       program: what the kernel is compiled for.
-      target: the array, of the program's dtype.
-      places: index of each, or `NOWHERE`, as a block of products is laid out.
+      target: the array, of the program's dtype, of pieces of one size.
+      places: index of each, or `NOWHERE`, as a block of products is laid out; those of a row are in
+        one piece, that no other row has.
       numbers: the numbers.
+      size: of a piece.
     """
     numbers = numbers.astype(program.dtype)
     if program.interpret:
-        _scatter_one_by_one(target, places.reshape(-1), numbers.reshape(-1))
+        _scatter_by_row(target, places, numbers, size)
         return
 
     @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), BLOCK, BLOCK))
@@ -84,14 +88,19 @@ def scatter(program: Program, target: Ref, places: jax.Array, numbers: jax.Array
     store(target, places, numbers)
 
 
-def _scatter_one_by_one(target: Ref, places: jax.Array, numbers: jax.Array) -> None:
-    """So that the interpreter sees who writes what."""
+def _scatter_by_row(target: Ref, places: jax.Array, numbers: jax.Array, size: int) -> None:
+    """Piece by piece, so that the interpreter sees who writes what."""
 
     @pl.loop(0, places.shape[0])
-    def _(i: Ints) -> None:
-        @pl.when(places[i] >= 0)
+    def _(row: Ints) -> None:
+        own = places[row]
+        piece = target.at[pl.ds(own.max() // size * size, size)]
+
+        @pl.when(own.max() >= 0)
         def _() -> None:
-            plgpu.store(target.at[pl.ds(places[i], 1)], numbers[i][None], optimized=False)
+            inside = jnp.where(own >= 0, own % size, size)
+            after = plgpu.load(piece).at[inside].set(numbers[row], mode="drop")
+            plgpu.store(piece, after, optimized=False)
 
 
 def _entries(x: mosaic.FragmentedArray) -> Iterator[Any]:

@@ -64,9 +64,14 @@ class Slots:
         own = parts.at[self.place.tile, pl.ds(self.warpgroup * GROUP_ROWS, GROUP_ROWS)]
         return plgpu.load(own, layout=OF_ROWS, optimized=False)
 
+    @property
+    def count(self) -> int:
+        """Slots of a query."""
+        return math.prod(self._sizes)
+
     def of_head(self, head: Ints) -> Ints:
         """What a query head adds."""
-        return head * math.prod(self._sizes)
+        return head * self.count
 
     def of_chunk(self, rows: jax.Array, head: Ints, chunk: Chunk) -> jax.Array:
         """The places of a block whose rows are queries, even of those that are not seen."""
