@@ -304,6 +304,7 @@ def test_rows_of_tiles_and_their_windows_are_those_of_the_plan(case):
         (((8, 8), (4, 16), 0), "num_stages must be from 1 to 8; got 0"),
         (((8, 8), (4, 16), 2, 1), "boxes must be True or False; got 1"),
         (((8, 8), (4, 16), 2, True, 65), "images must be from 1 to 64; got 65"),
+        (((8, 8), (4, 16), 2, True, 1, 0), "copies_apart must be True or False; got 0"),
     ],
 )
 def test_settings_that_break_a_rule(values, message, unchecked):
@@ -345,6 +346,7 @@ def test_candidates_fit_and_begin_with_what_is_suggested(kernel):
         stays = kernel in ("forward", "dquery") and spec.neighborhood == NAT_TINY[0].neighborhood
         assert (len({x.images for x in others}) > 1) == stays
         assert {x.boxes for x in others} == {True, False}
+        assert len({x.copies_apart for x in others}) == 3 - options[1].warpgroups
         if kernel not in ("forward", "dquery", "dkeyvalue", "dbias"):
             assert {x.warpgroups for x in options} == {1}
 

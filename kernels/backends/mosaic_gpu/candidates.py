@@ -45,7 +45,7 @@ def candidates(kernel: Kernel, spec: CallSpec, limit: int) -> list[KernelConfig]
     tiles = [x for n in rows for x in config.boxes(axes, n, config.SWIZZLED_ROWS)]
     chunks = [x for n in _COLUMNS for x in config.boxes(axes, n, narrowest)]
     options = (
-        config.with_images(kernel, spec, KernelConfig(tile, chunk))
+        config.with_images(kernel, spec, dataclasses.replace(suggested, tile=tile, chunk=chunk))
         for tile, chunk in itertools.product(tiles, chunks)
     )
     fitting = [x for x in options if x != suggested and fits(kernel, spec, x)]
@@ -54,16 +54,19 @@ def candidates(kernel: Kernel, spec: CallSpec, limit: int) -> list[KernelConfig]
 
 
 def variants(kernel: Kernel, spec: CallSpec, start: KernelConfig) -> list[KernelConfig]:
-    """The same blocks with other stages and images, or copied by lines, least changed first."""
+    """The same blocks with other stages and images, or copied otherwise, least changed first."""
 
     def change(option: KernelConfig) -> float:
         images = abs(math.log2(option.images / start.images))
-        return abs(option.num_stages - start.num_stages) + images + (option.boxes != start.boxes)
+        how = (option.boxes != start.boxes) + (option.copies_apart != start.copies_apart)
+        return abs(option.num_stages - start.num_stages) + images + how
 
     images = _IMAGES if kernel in config.STAYING else (1,)
+    # Two that multiply have one that copies.
+    apart = (True, False) if start.warpgroups == 1 else (start.copies_apart,)
     options = (
-        dataclasses.replace(start, num_stages=stages, boxes=boxes, images=count)
-        for stages, boxes, count in itertools.product(_STAGES, (True, False), images)
+        dataclasses.replace(start, num_stages=n, boxes=boxes, images=count, copies_apart=by_itself)
+        for n, boxes, count, by_itself in itertools.product(_STAGES, (True, False), images, apart)
     )
     return sorted((x for x in options if x != start and fits(kernel, spec, x)), key=change)
 

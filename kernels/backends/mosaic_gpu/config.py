@@ -24,8 +24,11 @@ _HAVE_SCALARS: tuple[Kernel, ...] = ("dkeyvalue", "av_transposed")
 # Kernels that can work on one image after the other.
 STAYING: tuple[Kernel, ...] = ("forward", "dquery")
 _MOST_IMAGES = 64
-# How many images a block of threads works on whose table takes at most so many bytes.
-_STAYS, _LARGEST_STORED = 8, 96 * 1024
+# How many images a block of threads works on whose table takes at most so many bytes, with which
+# there is room for two such blocks on a multiprocessor.
+_STAYS, _LARGEST_STORED = 8, 64 * 1024
+# Up to this head size, one multiplying warpgroup has registers left to copy for itself.
+_COPIES_ITSELF = 64
 # From this many keys a window on, two warpgroups share what is copied.
 _LARGE_WINDOW = 512
 # What a chunk costs besides its logits, for a row: the reductions of a softmax; an estimate.
@@ -48,6 +51,9 @@ class KernelConfig:
       images: that a block of threads works on, one after the other, where there is a table of what
         is added to logits, whose blocks it then keeps in shared memory: 1 to 64; fewer where there
         would be too few blocks of threads.
+      copies_apart: whether a warpgroup of its own copies chunks, as it does in any case where two
+        multiply. It has as many registers as one that multiplies, so there is room for fewer blocks
+        of threads on a multiprocessor.
 
     Raises:
       ValueError: a value breaks its rule.
@@ -58,6 +64,7 @@ class KernelConfig:
     num_stages: int = 2
     boxes: bool = True
     images: int = 1
+    copies_apart: bool = False
     # Chunks are copied as boxes, none of which may end outside the array.
     whole_chunks: ClassVar[bool] = True
 
@@ -80,8 +87,9 @@ class KernelConfig:
             raise ValueError(f"num_stages must be from 1 to 8; got {self.num_stages!r}")
         if type(self.images) is not int or not 1 <= self.images <= _MOST_IMAGES:
             raise ValueError(f"images must be from 1 to {_MOST_IMAGES}; got {self.images!r}")
-        if type(self.boxes) is not bool:
-            raise ValueError(f"boxes must be True or False; got {self.boxes!r}")
+        for name in ("boxes", "copies_apart"):
+            if type(getattr(self, name)) is not bool:
+                raise ValueError(f"{name} must be True or False; got {getattr(self, name)!r}")
 
     @property
     def warpgroups(self) -> int:
@@ -90,8 +98,8 @@ class KernelConfig:
 
     @property
     def copying(self) -> int:
-        """Warpgroups that copy: one for two that multiply, none for one."""
-        return self.warpgroups - 1
+        """Warpgroups that copy and do nothing else."""
+        return int(self.copies_apart or self.warpgroups == 2)
 
     @property
     def num_warps(self) -> int:
@@ -131,7 +139,8 @@ def _suggest(kernel: Kernel, spec: CallSpec) -> KernelConfig:
         boxes(axes, rows, SWIZZLED_ROWS), boxes(axes, columns, narrowest_chunk(kernel))
     )
     tile, chunk = min(choices, key=lambda choice: cost(kernel, spec, *choice))
-    return with_images(kernel, spec, KernelConfig(tile, chunk))
+    apart = spec.head_dim > _COPIES_ITSELF and kernel not in UNFUSED
+    return with_images(kernel, spec, KernelConfig(tile, chunk, copies_apart=apart))
 
 
 def narrowest_chunk(kernel: Kernel) -> int:

@@ -282,10 +282,7 @@ def split_work(
     streams: Sequence[Stream],
     prepare: Callable[[], None] = lambda: None,
 ) -> None:
-    """Have some warpgroups multiply, and chunks be copied.
-
-    Where two multiply, a third copies, with registers to match. One alone copies for itself: a
-    warpgroup that did it would have as many registers, and a multiprocessor so many fewer blocks.
+    """Have some warpgroups multiply, and chunks be copied: by the last, or by the one there is.
 
     Args:
       program: what the kernel is compiled for.
@@ -294,35 +291,43 @@ def split_work(
       streams: what is copied.
       prepare: further copies, before those.
     """
-    multiplying = program.config.warpgroups
     if not program.config.copying:
         prepare()
-
-        @pl.loop(0, jnp.minimum(program.config.num_stages, streams[0].total))
-        def _(turn: Ints) -> None:
-            for stream in streams:
-                stream.copy(turn)
-
+        _fill(program, streams)
         multiply()
         return
+    multiplying = program.config.warpgroups
+    # Of three warpgroups, each thread has 168 registers to begin with.
+    pair = multiplying == 2
 
     @pl.when(warpgroup < multiplying)
     def _() -> None:
-        plgpu.set_max_registers(MULTIPLYING, action="increase")
+        if pair:
+            plgpu.set_max_registers(MULTIPLYING, action="increase")
         multiply()
 
     @pl.when(warpgroup == multiplying)
     def _() -> None:
-        plgpu.set_max_registers(COPYING, action="decrease")
+        if pair:
+            plgpu.set_max_registers(COPYING, action="decrease")
         prepare()
         _produce(program, streams)
+
+
+def _fill(program: Program, streams: Sequence[Stream]) -> None:
+    """Copy the first chunks into the ring, as many as it has places."""
+
+    # All streams have as many chunks.
+    @pl.loop(0, jnp.minimum(program.config.num_stages, streams[0].total))
+    def _(turn: Ints) -> None:
+        for stream in streams:
+            stream.copy(turn)
 
 
 def _produce(program: Program, streams: Sequence[Stream]) -> None:
     """Copy one chunk after the other into the ring, as places become free."""
     stages = program.config.num_stages
 
-    # All have as many chunks.
     @pl.loop(0, streams[0].total)
     def _(turn: Ints) -> None:
         for stream in streams:
