@@ -53,7 +53,9 @@ _PROBLEMS = (
 )
 _QUICK = ("nat_tiny-stage1-d1", "image-256")
 # One op on several devices, over which batch and heads are split.
-_MACHINE, _SPLIT, _DEVICES = "8xH100", (4, 2), "devices"
+_MACHINE, _SPLIT = "8xH100", (4, 2)
+# Problems with heads up to this size should have two multiplying warpgroups on a multiprocessor.
+_SHARING_WIDTH = 64
 # What a warp's part of a multiprocessor does in a clock: an instruction, 4 exponentials, and 512
 # multiply-adds of half-precision matrices.
 _EXPONENTIAL_CLOCKS = 32 / 4
@@ -174,6 +176,24 @@ def clocks(row: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
+def too_few(problem: Problem, row: Mapping[str, Any]) -> bool:
+    """Whether a multiprocessor has room for a single multiplying warpgroup, and should for more."""
+    multiplying = math.prod(row["tile"]) // 64 * min(blocks_of_multiprocessor(row))
+    return problem.head_dim <= _SHARING_WIDTH and multiplying < 2
+
+
+def wrongly_exchanged(row: Mapping[str, Any]) -> str | None:
+    """What devices exchange besides the sum of the bias' gradient, if anything."""
+    if "error" in row:
+        return row["error"]
+    if row["kernels"] != sorted(cases.FUSED):
+        return f"the program for several devices has the kernels {row['kernels']}"
+    sums = [x for x in row["exchanged"] if x.startswith("all-reduce of f32")]
+    if len(row["exchanged"]) != 1 or not sums:
+        return f"devices exchange {row['exchanged']}, not one sum"
+    return None
+
+
 def failed(rows: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, str]:
     """Why each kernel that failed did: an error, a new spill, or a new figure."""
     reasons = {}
@@ -193,9 +213,13 @@ def failed(rows: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, str]:
     return reasons
 
 
-def document(rows: Mapping[str, Any], environment: Mapping[str, str]) -> str:
+def document(
+    rows: Mapping[str, Any], devices: Mapping[str, Any], environment: Mapping[str, str]
+) -> str:
     """All of it in Markdown."""
-    parts = [_INTRODUCTION.format(**environment)]
+    split = " by ".join(map(str, _SPLIT))
+    exchanged = "; ".join(devices.get("exchanged", ["?"]))
+    parts = [_INTRODUCTION.format(**environment, split=split, exchanged=exchanged)]
     for problem in problems(quick=False):
         lines = [_HEADER, ["---"] * len(_HEADER)]
         for kernel in kernels_of(problem):
@@ -252,12 +276,20 @@ _INTRODUCTION = """\
 Compiled on {date} with jax {jax} and ptxas {ptxas}, on a machine without a GPU: **nothing here was
 run, and no time was measured.** bfloat16; the problems are those of [aot.md](aot.md).
 
-Registers of a thread as ptxas gives them, and bytes that spill; where two warpgroups multiply (12
-warps), the kernel then gives their threads 232 of the registers, and the copying one's 40. Copies
-are the instructions that copy a line or, in brackets, a box of tokens. *Clocks of a chunk* are
-those that the loop over chunks takes of a quarter of a multiprocessor, for one warpgroup and one
-chunk: instructions at one a clock, exponentials at 4 lanes a clock, multiply-adds of matrix
+With 4 warps, one warpgroup multiplies and copies for itself; with 8, another copies; with 12, two
+multiply and another copies. Registers of a thread as ptxas gives them, and bytes that spill; with
+12 warps the kernel then gives threads that multiply 232 of the registers, and those that copy 40.
+*Blocks* are those that a multiprocessor has room for at once, by its registers and its shared
+memory. Copies are the instructions that copy a line or, in brackets, a box of tokens. *Clocks of a
+chunk* are those that the loop over chunks takes of a quarter of a multiprocessor, for one warpgroup
+and one chunk: instructions at one a clock, exponentials at 4 lanes a clock, multiply-adds of matrix
 products at 512. The largest limits a kernel that waits for nothing else; memory is not among them.
+Where a warpgroup copies for itself, its loop has the instructions that copy the next chunk, which
+one of its warps goes through and the other three skip.
+
+The first problem, forward and backward, is compiled for eight H100 as well, with batch and heads
+split {split}. All that they exchange is the sum of the bias' gradient, by the blocks of its table:
+{exchanged}.
 """
 
 
@@ -276,30 +308,46 @@ def main() -> int:
     chosen = problems(options.check)
     chosen = [p for p in chosen if all(part in p.name for part in options.only)]
     rows: dict[str, Any] = {}
+    reasons: dict[str, str | None] = {}
     answers = pool.run(compile_problem, chosen, options.workers)
     for problem, answer in zip(chosen, answers, strict=True):
         kernels = kernels_of(problem)
         found = dict.fromkeys(kernels, answer) if "error" in answer else answer
         for kernel in kernels:
-            rows[f"{problem.name}/{kernel}"] = found[kernel]
-            print(f"{problem.name}/{kernel}", found[kernel], flush=True)
+            key = f"{problem.name}/{kernel}"
+            rows[key] = found[kernel]
+            print(key, found[kernel], flush=True)
+            if "error" not in found[kernel] and too_few(problem, found[kernel]):
+                reasons[key] = "has room for one multiplying warpgroup on a multiprocessor"
+    devices = None
+    if not options.only:
+        (devices,) = pool.run(compile_for_devices, problems(quick=True)[:1], 1)
+        print(_MACHINE, devices, flush=True)
+        reasons[_MACHINE] = wrongly_exchanged(devices)
     if options.save or not (options.only or options.check):
-        save(rows)
-    failures = failed(rows, read() if options.check else {})
+        save(rows, devices)
+    reasons |= failed(rows, read() if options.check else {})
+    failures = {name: reason for name, reason in reasons.items() if reason}
     for name, reason in failures.items():
         print(f"FAILED {name}: {reason}", file=sys.stderr)
     return len(failures) > 0
 
 
-def save(rows: Mapping[str, Any]) -> None:
+def save(rows: Mapping[str, Any], devices: Mapping[str, Any] | None) -> None:
     """Put rows into the table, in the order of all problems; those that are no more go."""
-    known = read() | dict(rows)
+    known, devices = read() | dict(rows), devices or read_devices()
     keys = [f"{p.name}/{kernel}" for p in problems(quick=False) for kernel in kernels_of(p)]
     kept = {key: known[key] for key in keys if key in known}
     where = aot.environment() | {"command": "python -m benchmarks.aot.in_mosaic"}
     lines = ",\n".join(f'  "{key}": {json.dumps(row)}' for key, row in kept.items())
-    TABLE.write_text(f'{{"environment": {json.dumps(where)},\n "rows": {{\n{lines}\n}}}}\n')
-    DOCUMENT.write_text(document(kept, where))
+    head = f'"environment": {json.dumps(where)},\n "devices": {json.dumps(devices)}'
+    TABLE.write_text(f'{{{head},\n "rows": {{\n{lines}\n}}}}\n')
+    DOCUMENT.write_text(document(kept, devices, where))
+
+
+def read_devices() -> dict[str, Any]:
+    """What devices exchange, as committed."""
+    return json.loads(TABLE.read_text()).get("devices", {}) if TABLE.exists() else {}
 
 
 def read() -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import importlib
+import itertools
 import types
 
 import jax
@@ -115,6 +116,35 @@ def test_two_warpgroups_and_computed_masks(interpreted, monkeypatch):
     config = _settings()((128,), (64,))
     with settings.using(dict.fromkeys(("forward", "dquery", "dkeyvalue"), config)):
         assert_errs_little(problem)
+
+
+@NEEDS_JAX
+@pytest.mark.slow
+def test_devices_with_parts_of_batch_and_heads_have_parts_of_the_results(interpreted):
+    """One after the other: the interpreter knows one device. For eight, `make aot` compiles."""
+    problem = dataclasses.replace(EVERYTHING, batch=2, heads=4, kv_heads=2)
+    arrays = problem.arrays(dtype="bfloat16")
+
+    def part_of(x, i, j):
+        half = x.shape[-2] // 2
+        return x[i : i + 1, ..., j * half : (j + 1) * half, :]
+
+    def run(arrays):
+        out, pull = jax.vjp(lambda x: fused(problem, "mosaic_gpu")(x)[0], arrays)
+        return out, pull(jnp.ones_like(out))[0]
+
+    tokens = {name: x for name, x in arrays.items() if name != "rpb"}
+    whole = jax.jit(run)(arrays)
+    sums = []
+    for i, j in itertools.product(range(2), range(2)):
+        part = {name: part_of(x, i, j) for name, x in tokens.items()}
+        out, gradients = jax.jit(run)(part | {"rpb": arrays["rpb"][2 * j : 2 * j + 2]})
+        np.testing.assert_array_equal(out, part_of(whole[0], i, j))
+        sums.append(gradients.pop("rpb").astype(jnp.float32))
+        for name, x in gradients.items():
+            np.testing.assert_array_equal(x, part_of(whole[1][name], i, j))
+    total = jnp.concatenate([sums[0] + sums[2], sums[1] + sums[3]])
+    np.testing.assert_allclose(total, whole[1]["rpb"].astype(jnp.float32), rtol=0.02, atol=0.05)
 
 
 def test_blocks_of_threads_stay_where_that_leaves_enough_of_them():

@@ -73,12 +73,17 @@ def variants(kernel: Kernel, spec: CallSpec, start: KernelConfig) -> list[Kernel
 
 def fits(kernel: Kernel, spec: CallSpec, option: KernelConfig) -> bool:
     """Whether a block of threads has the shared memory, and its threads the registers."""
-    shared = bytes_of(memory_of(kernel, _program(kernel, spec, option)))
     sums, blocks = _SUMS_AND_BLOCKS[kernel]
     # A warpgroup of 128 threads has a block of 64 rows.
     entries = GROUP_ROWS / 128 * (sums * spec.head_dim + blocks * math.prod(option.chunk))
     registers = registers_of_thread(option.warpgroups)
-    return shared + _SHARED_BESIDE <= _SHARED and entries + _OTHER_REGISTERS <= registers
+    has_memory = shared_memory(kernel, spec, option) + _SHARED_BESIDE <= _SHARED
+    return has_memory and entries + _OTHER_REGISTERS <= registers
+
+
+def shared_memory(kernel: Kernel, spec: CallSpec, option: KernelConfig) -> int:
+    """Bytes of shared memory of a block of threads, without what Mosaic itself needs."""
+    return bytes_of(memory_of(kernel, _program(kernel, spec, option)))
 
 
 def _program(kernel: Kernel, spec: CallSpec, option: KernelConfig) -> Program:
