@@ -123,7 +123,7 @@ def _figures(folder: str, problem: Problem, kernel: Kernel) -> dict[str, Any]:
         "copies": len(re.findall(r"cp\.async\.bulk\.tensor", code)),
     }
     loop = sass.main_loop(text)
-    if loop is None:
+    if loop is None or not loop.products:  # there is one chunk, and so no loop over them
         return row
     # Of one warpgroup, which has 64 rows.
     columns = math.prod(config.chunk)
