@@ -45,3 +45,13 @@ def target(platform: str | None = None) -> Any:
 def kind(platform: str | None = None) -> str:
     """What settings of kernels are tuned for: the device's kind, or "interpreted"."""
     return "interpreted" if is_interpreted() else target(platform).device_kind
+
+
+def computed_once(x: jax.Array) -> jax.Array:
+    """``x``, to be stored before it is used, on a CPU.
+
+    XLA for CPUs computes a chain of cheap operations anew for each of its users, however long the
+    chain, and transposed where a matrix product wants it so. On other platforms ``x`` as it is:
+    there XLA knows better.
+    """
+    return jax.lax.optimization_barrier(x) if target().platform == "cpu" else x

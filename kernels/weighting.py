@@ -36,6 +36,11 @@ def soft_capped(products: Float[Array, "*Y"], soft_cap: float | None) -> Float[A
     return products if soft_cap is None else soft_cap * jnp.tanh(products / soft_cap)
 
 
+def soft_cap_slope(capped: Float[Array, "*Y"], soft_cap: float) -> Float[Array, "*Y"]:
+    """The derivative of `soft_capped`, from its result."""
+    return 1 - (capped / soft_cap) ** 2
+
+
 def draw_dropout(key: Array, rate: float, batch: int, heads: int) -> Dropout:
     """The dropout of a call; ``key`` is a key of `jax.random`."""
     return Dropout(jax.random.bits(key, (batch, heads, 2), jnp.uint32), rate)

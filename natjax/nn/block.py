@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 
 from natjax.kernels.api import Implementation
 from natjax.kernels.checks import accumulation_dtype
+from natjax.kernels.device import computed_once
 from natjax.nn.attention import NeighborhoodAttention2D
 from natjax.nn.layers import LayerNorm, Mlp, drop_path
 from natjax.nn.mode import Module
@@ -105,7 +106,9 @@ class Block(Module):
         branch = branch.astype(exact)
         if gamma is not None:
             branch = gamma[...].astype(exact)[None, None, None, :] * branch
-        return x.astype(exact) + drop_path(branch, self.drop_path_rate, rngs)
+        # So is the stream's cotangent in the backward pass. Otherwise that of each weight would be
+        # made of the sum over all layers after it.
+        return computed_once(x.astype(exact) + drop_path(branch, self.drop_path_rate, rngs))
 
 
 def drop_path_rates(last: float, depth: int) -> list[float]:

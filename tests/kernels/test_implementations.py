@@ -487,7 +487,10 @@ def test_xla_has_no_scatter_and_no_k_fold_copy(function):
 
 @pytest.mark.optimised
 def test_xla_needs_no_more_memory_for_a_large_window():
-    """Slabs of this window hold 5 times the keys of a tile along each axis; none is stored."""
+    """Slabs of this window hold 5 times the keys of a tile along each axis; none is stored.
+
+    Backward needs the output, which is as large as one input.
+    """
     problem = problems.Problem(
         name="3d", shape=(30, 48, 80), kernel_size=(18, 24, 24), heads=2, head_dim=64, rpb=False
     )
@@ -499,7 +502,7 @@ def test_xla_needs_no_more_memory_for_a_large_window():
     )
     one = math.prod(structs["query"].shape) * 4
     assert forward.memory_analysis().temp_size_in_bytes < 1 * one
-    assert backward.compile().memory_analysis().temp_size_in_bytes < 1.5 * one
+    assert backward.compile().memory_analysis().temp_size_in_bytes < 2.5 * one
 
 
 def test_xla_computes_what_tables_would_be_too_large_for(monkeypatch, x64):

@@ -136,3 +136,17 @@ def test_threads_have_their_own_settings(interpreted):
     for thread in threads:
         thread.join()
     assert found == {16: [(16,)], 32: [(32,)]}
+
+
+def barriers(function, x):
+    return str(jax.make_jaxpr(function)(x)).count("optimization_barrier")
+
+
+@pytest.mark.oldest
+def test_what_is_computed_once_is_stored_in_both_directions_on_a_cpu():
+    x = jnp.ones(3)
+    assert barriers(jax.grad(lambda x: jnp.sum(device.computed_once(x) ** 2)), x) == 2
+
+
+def test_other_compilers_know_better_what_to_store(machine_with_a_gpu):
+    assert barriers(device.computed_once, jnp.ones(3)) == 0

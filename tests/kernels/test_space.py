@@ -33,8 +33,8 @@ def case(shape, axes, kernel_size, *, slow=False, **options):
 def drawn(shape, window, dtype=np.float64):
     """Queries, keys, values, biases."""
     rng = np.random.default_rng(0)
-    ratio = window.get("query_ratio", 1)
-    query = rng.standard_normal((2, *(n * ratio for n in shape), 2, 3))
+    ratios = np.broadcast_to(window.get("query_ratio", 1), len(shape))
+    query = rng.standard_normal((2, *(np.asarray(shape) * ratios), 2, 3))
     key, value = rng.standard_normal((2, 2, *shape, 1, 3))
     kernel = np.broadcast_to(window["kernel_size"], len(shape))
     rpb = rng.standard_normal((2, *(2 * k - 1 for k in kernel)))

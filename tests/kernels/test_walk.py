@@ -1,5 +1,6 @@
 """Walks over boxes: what is read and added, and derivatives that are walks again."""
 
+import dataclasses
 import functools
 
 import jax
@@ -94,6 +95,32 @@ def test_derivatives_of_first_and_second_order(x64, arrays):
     run = jax.jit(derivatives, static_argnums=0)
     along = tuple(map(jnp.cos, arrays))
     assert_close(run(walk_of(2), tuple(arrays), along), run(by_hand, tuple(arrays), along))
+
+
+def pull_from_results(tile, boxes, results, cotangents):
+    """Cotangents of `step`, of which those of the parts follow from the results."""
+    x, part, shared = boxes
+    d_x, _, d_shared = jax.vjp(functools.partial(step, tile), x, part, shared)[1](cotangents)
+    return [d_x, (results[0] / part * cotangents[0]), d_shared]
+
+
+@pytest.mark.oldest
+def test_cotangents_can_be_given_that_use_results(x64, arrays):
+    run = jax.jit(derivatives, static_argnums=0)
+    along = tuple(map(jnp.cos, arrays))
+    walk = dataclasses.replace(walk_of(2), pull=pull_from_results)
+    assert_close(run(walk, tuple(arrays), along), run(by_hand, tuple(arrays), along))
+
+
+def test_cotangents_that_are_given_are_used(x64, arrays):
+    def doubled(*args):
+        return [2 * x for x in pull_from_results(*args)]
+
+    walk = dataclasses.replace(walk_of(2), pull=doubled)
+    twice, once = (
+        jax.grad(functools.partial(squares, f), (0, 1, 2))(*arrays) for f in (walk, by_hand)
+    )
+    assert_close(twice, tuple(2 * x for x in once))
 
 
 @pytest.mark.oldest

@@ -96,3 +96,8 @@ def by_key_head(x: Shaped[Array, "B *h M D"]) -> Shaped[Array, "B M k D"]:
     """Keys or values of a slab, or what there is of each."""
     x = jnp.moveaxis(x, -2, 1)
     return jax.lax.collapse(x, 2, x.ndim - 1)
+
+
+def by_key(x: Float[Array, "B M k D"], tokens: tuple[int, ...]) -> Float[Array, "B *h M D"]:
+    """Inverse of `by_key_head`."""
+    return jnp.moveaxis(x.reshape(*x.shape[:2], *tokens, x.shape[-1]), 1, -2)

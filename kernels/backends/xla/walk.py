@@ -8,7 +8,8 @@ The derivative of such a loop that JAX would take adds an array of full size in 
 each input that boxes are read of. But the transpose of reading a box is adding to it. So the
 tangents and the cotangents of a walk are walks too, whose functions are the derivatives that JAX
 takes of the function of a step. Derivatives of any order and in either mode follow, and the
-function is computed anew in each rather than stored.
+function is computed anew in each rather than stored. Where results make the cotangents cheaper,
+the function for them can be given.
 """
 
 from __future__ import annotations
@@ -81,6 +82,8 @@ class Walk:
       outputs: shape and dtype of each output, which is zero where nothing is added.
       tiles: their number.
       at_once: tiles in a step, a divisor of their number.
+      pull: ``(tile, inputs, results, cotangents of results) -> cotangents of inputs``, of boxes,
+        None for what is no real; None to derive it.
     """
 
     function: Callable[..., Arrays]
@@ -89,6 +92,7 @@ class Walk:
     outputs: tuple[jax.ShapeDtypeStruct, ...]
     tiles: int
     at_once: int
+    pull: Callable[[Array, Arrays, Arrays, Arrays], Sequence[Array | None]] | None = None
 
     def __call__(self, *arrays: Array) -> Arrays:
         """Run the walk on its inputs."""
@@ -103,27 +107,32 @@ class Walk:
             return jax.jvp(function, primals, boxes[inputs:])[1]
 
         reads = (*self.reads, *(self.reads[i] for i in moving))
-        return dataclasses.replace(self, function=push, reads=reads)
+        return dataclasses.replace(self, function=push, reads=reads, pull=None)
 
     def cotangents(self, moving: Sequence[int], arrays: Arrays) -> Walk:
-        """The walk that takes the inputs, and cotangents of the outputs, to those of some inputs.
+        """The walk that takes the inputs, results and cotangents of these to those of some inputs.
 
         Args:
           moving: numbers of those inputs.
           arrays: the inputs, for their shapes and dtypes.
         """
-        inputs = len(self.reads)
+        inputs, results = len(self.reads), len(self.writes)
 
         def pull(tile: Array, *boxes: Array) -> Arrays:
-            function, primals = self._of_moving(tile, boxes[:inputs], moving)
-            return jax.vjp(function, *primals)[1](boxes[inputs:])
+            read, made = boxes[:inputs], boxes[inputs : inputs + results]
+            if self.pull is not None:
+                pulled = self.pull(tile, read, made, boxes[inputs + results :])
+                return tuple(pulled[i] for i in moving)
+            function, primals = self._of_moving(tile, read, moving)
+            return jax.vjp(function, *primals)[1](boxes[inputs + results :])
 
         return dataclasses.replace(
             self,
             function=pull,
-            reads=(*self.reads, *self.writes),
+            reads=(*self.reads, *self.writes, *self.writes),
             writes=tuple(self.reads[i] for i in moving),
             outputs=tuple(jax.ShapeDtypeStruct(arrays[i].shape, arrays[i].dtype) for i in moving),
+            pull=None,
         )
 
     def _of_moving(
@@ -195,13 +204,15 @@ def _tangent_rule(walk: Walk, primals: Arrays, tangents: Any) -> Any:
     results = _run(walk, *primals)
     moving = [i for i, t in enumerate(tangents) if not isinstance(t, SymbolicZero)]
 
-    def push(arrays: Arrays, tangents: Arrays) -> Arrays:
-        return _run(walk.tangents(moving), *arrays, *tangents)
+    def push(constants: Arrays, tangents: Arrays) -> Arrays:
+        return _run(walk.tangents(moving), *constants[: len(primals)], *tangents)
 
-    def pull(arrays: Arrays, cotangents: Arrays) -> Arrays:
-        return _run(walk.cotangents(moving, arrays), *arrays, *cotangents)
+    def pull(constants: Arrays, cotangents: Arrays) -> Arrays:
+        backward = walk.cotangents(moving, constants[: len(primals)])
+        return _run(backward, *constants, *cotangents)
 
-    moved = linear_call(push, pull, primals, [tangents[i] for i in moving], like=results)
+    constants = (*primals, *results)
+    moved = linear_call(push, pull, constants, [tangents[i] for i in moving], like=results)
     return results, moved
 
 
