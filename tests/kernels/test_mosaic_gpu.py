@@ -400,11 +400,13 @@ def test_candidates_have_room_for_sums_blocks_and_chunks():
 def test_settings_are_measured(interpreted, monkeypatch):
     monkeypatch.setattr(search, "_MOST_RUNS", 1)
     problem = Problem(name="tiny", shape=(20,), kernel_size=(3,), head_dim=16)
-    ops = ("attention", "qk", "av")
-    for result in search.tune([problem], backend="mosaic_gpu", ops=ops, limit=2, repeats=1):
+    kernels = []
+    for result in search.tune([problem], backend="mosaic_gpu", ops=("av",), limit=1, repeats=1):
         assert result.config is not None, result.kernel
         assert result.skipped == {}
         assert result.measured >= 2
+        kernels.append(result.kernel)
+    assert kernels == ["qk", "av", "av_transposed"]
 
 
 @NEEDS_JAX
