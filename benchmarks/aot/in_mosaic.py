@@ -285,7 +285,8 @@ chunk* are those that the loop over chunks takes of a quarter of a multiprocesso
 and one chunk: instructions at one a clock, exponentials at 4 lanes a clock, multiply-adds of matrix
 products at 512. The largest limits a kernel that waits for nothing else; memory is not among them.
 Where a warpgroup copies for itself, its loop has the instructions that copy the next chunk, which
-one of its warps goes through and the other three skip.
+all of its warps go through though one thread copies; where another copies, it has as many, which
+are not counted here.
 
 The first problem, forward and backward, is compiled for eight H100 as well, with batch and heads
 split {split}. All that they exchange is the sum of the bias' gradient, by the blocks of its table:
