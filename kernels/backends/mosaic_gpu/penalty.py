@@ -103,7 +103,7 @@ class Penalty:
         return plgpu.load(block, layout=BLOCK, optimized=False)
 
     def fetch(self, place: Place, head: Ints, barrier: Ref) -> None:
-        """Copy the blocks of a tile into shared memory; see `program.fetch_table`."""
+        """Copy the blocks of a tile into shared memory; see `copies.fetch_table`."""
         blocks = self.table.at[self._table_of(head), self.kind[place.tile]]
         copies.fetch_table(self.program, blocks, self.stored, barrier)
 
