@@ -33,6 +33,7 @@ from benchmarks.gpu import flex, functions, hopper, peers, plan, suite, timing, 
 from benchmarks.gpu import report as gpu_report
 from benchmarks.tpu import variants
 from natjax.kernels.backends import jax_triton, mosaic_gpu, pallas_triton
+from natjax.kernels.backends.mosaic_gpu import candidates as mosaic_candidates
 from natjax.kernels.spec import KERNELS, CallSpec
 from natjax.kernels.tuning import problems, settings
 from natjax.train.engine.network import split_network
@@ -614,13 +615,42 @@ def test_the_table_of_kernels_for_hopper_is_of_the_present_settings_and_without_
             # With two wide sums, places of lines do not fit beside them; that is before and after.
             assert not row.get("loop_spills"), keys[-1]
             assert row["spill"] == 0 or keys[-1].endswith("/dkeyvalue"), keys[-1]
+            assert not in_mosaic.too_few(problem, row), keys[-1]
             config, _ = settings.resolve(mosaic_gpu, kernel, spec, chip)
             used = [list(config.tile), list(config.chunk), config.num_warps, config.num_stages]
             assert [row[k] for k in ("tile", "chunk", "warps", "stages")] == used, keys[-1]
+            # What candidates are taken to need, without Mosaic's own and barriers.
+            beside = row["shared"] - mosaic_candidates.shared_memory(kernel, spec, config)
+            assert 0 < beside <= 4096, keys[-1]
     assert list(rows) == keys
+    devices = in_mosaic.read_devices()
+    assert in_mosaic.wrongly_exchanged(devices) is None
     where = json.loads(in_mosaic.TABLE.read_text())["environment"]
-    assert in_mosaic.DOCUMENT.read_text() == in_mosaic.document(rows, where)
+    assert in_mosaic.DOCUMENT.read_text() == in_mosaic.document(rows, devices, where)
     assert set(in_mosaic.problems(quick=True)) < set(in_mosaic.problems(quick=False))
+
+
+def test_blocks_of_threads_on_a_multiprocessor():
+    row = {"tile": [8, 8], "warps": 4, "registers": 129, "shared": 10 * 1024}
+    # 136 registers of 128 threads.
+    assert in_mosaic.blocks_of_multiprocessor(row) == (3, 20)
+    assert in_mosaic.blocks_of_multiprocessor(row | {"warps": 12, "registers": 168}) == (1, 20)
+    narrow, wide = (p for p in in_mosaic.problems(quick=True))
+    assert not in_mosaic.too_few(narrow, row)
+    alone = row | {"shared": 150 * 1024}
+    assert in_mosaic.too_few(narrow, alone)
+    assert not in_mosaic.too_few(narrow, alone | {"tile": [8, 16]})
+    assert not in_mosaic.too_few(wide, alone)
+
+
+def test_what_devices_exchange_beyond_a_sum_fails():
+    row = {"exchanged": ["all-reduce of f32[1,9]"], "kernels": sorted(cases.FUSED)}
+    assert in_mosaic.wrongly_exchanged(row) is None
+    more = [*row["exchanged"], "all-gather of bf16[8,9]"]
+    assert "not one sum" in in_mosaic.wrongly_exchanged(row | {"exchanged": more})
+    assert "not one sum" in in_mosaic.wrongly_exchanged(row | {"exchanged": more[1:]})
+    assert "has the kernels" in in_mosaic.wrongly_exchanged(row | {"kernels": ["forward"]})
+    assert in_mosaic.wrongly_exchanged({"error": "no"}) == "no"
 
 
 def test_new_spills_and_instructions_of_kernels_for_hopper_fail():
@@ -634,7 +664,7 @@ def test_new_spills_and_instructions_of_kernels_for_hopper_fail():
 
 
 @pytest.mark.skipif(jax.__version_info__ < (0, 12), reason="kernels for Hopper need jax 0.12")
-@pytest.mark.parametrize("name", ["lines", "boxes-of-parts", "products-of-registers"])
+@pytest.mark.parametrize("name", ["lines", "boxes-of-parts", "products-of-registers", "slots"])
 def test_checks_for_hopper_pass_where_they_can_without_one(name, monkeypatch):
     monkeypatch.setenv("NATJAX_INTERPRET", "1")
     error, allowed = hopper.CHECKS[name]()

@@ -21,6 +21,7 @@ from natjax.kernels.plan.reach import (
     reach_of,
     skipping_pays,
 )
+from natjax.kernels.plan.slots import slot_parts
 
 HIDDEN = -1e30
 ROLES = pytest.mark.parametrize("rows", ["queries", "keys"])
@@ -127,6 +128,15 @@ def test_slots_are_those_of_the_neighbor_table(rows, cut):
     table, visible = neighborhood.neighbor_table()
     np.testing.assert_array_equal(table[query, evaluated["slot"][seen]], key)
     assert visible[query, evaluated["slot"][seen]].all()
+
+
+@given(cut=cuts())
+def test_slots_are_numbers_of_keys_less_those_of_queries(cut):
+    neighborhood, _ = build(cut, "queries")
+    queries, keys = slot_parts(neighborhood)
+    table, visible = neighborhood.neighbor_table()
+    slots = np.broadcast_to(np.arange(neighborhood.num_neighbors), visible.shape)
+    np.testing.assert_array_equal((keys[table] - queries[:, None])[visible], slots[visible])
 
 
 @pytest.mark.parametrize("has_bias", [True, False])
