@@ -125,7 +125,12 @@ def attention(
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def attend(
-    op: Operation, call: KernelCall, arrays: Arrays, rpb: Array | None, extra: Arrays
+    op: Operation,
+    call: KernelCall,
+    arrays: Arrays,
+    rpb: Array | None,
+    extra: Arrays,
+    part: Array | None = None,
 ) -> tuple[Array, Array]:
     """An op of queries, keys and values, with additional keys joined to what it gives.
 
@@ -135,8 +140,9 @@ def attend(
       arrays: queries, keys and values, tokens along their axes.
       rpb: relative position bias.
       extra: additional keys and their values, or nothing.
+      part: which origin is in force along each axis, where there are several.
     """
-    flat = align_varying(*map(_flat, arrays), *_flat_bias(rpb))
+    flat = align_varying(*map(_flat, arrays), *_flat_bias(rpb), *([] if part is None else [part]))
     out, lse = _apply(op, call, *flat)
     if extra:
         parts = (out, lse), attend_to_all(flat[0], *extra, scale=call.scale)
@@ -218,7 +224,8 @@ class Operation:
 
     Attributes:
       kernels: ``(call, *arrays) -> results``.
-      gradients: ``(call, arrays, results, cotangents) -> gradients``, by kernels too.
+      gradients: ``(call, arrays, results, cotangents) -> gradients``, by kernels too, of all
+        arrays but integers, which come last.
       plain: ``(call, *arrays) -> results``, with all derivatives.
     """
 
@@ -279,7 +286,9 @@ def _second_derivative(op: Operation, call: KernelCall, primals: Any, tangents: 
 
 
 def _plain_gradients(op: Operation, call: KernelCall, arrays: Arrays, cotangents: Arrays) -> Arrays:
-    return jax.vjp(functools.partial(op.plain, call), *arrays)[1](cotangents)
+    moving = [x for x in arrays if jnp.issubdtype(x.dtype, jnp.inexact)]
+    integers = arrays[len(moving) :]
+    return jax.vjp(lambda *moving: op.plain(call, *moving, *integers), *moving)[1](cotangents)
 
 
 def _by_platform(
@@ -391,7 +400,10 @@ def _av_gradients(call: KernelCall, arrays: Arrays, _: Arrays, cotangents: Array
 def _plain(op: Op, call: KernelCall, arrays: Arrays, *rpb: Array, **options: Any) -> Arrays:
     """An op on flat arrays by the implementation in plain JAX, its results flat again."""
     neighborhood = call.spec.neighborhood
-    laid_out = (x.reshape(x.shape[0], *neighborhood.shape, *x.shape[2:]) for x in arrays)
+    tokens = neighborhood.query_shape, *(neighborhood.key_shape,) * (len(arrays) - 1)
+    laid_out = [
+        x.reshape(x.shape[0], *shape, *x.shape[2:]) for x, shape in zip(arrays, tokens, strict=True)
+    ]
     if op != "av":
         bias = rpb[0].reshape(-1, *neighborhood.bias_shape) if rpb else None
         options |= {"rpb": bias, "scale": call.scale}
@@ -401,10 +413,15 @@ def _plain(op: Op, call: KernelCall, arrays: Arrays, *rpb: Array, **options: Any
     return tuple(x.reshape(*flat, *x.shape[keep:]) for x in jax.tree.leaves(results))
 
 
-def plain_attention(call: KernelCall, q: Array, k: Array, v: Array, *rpb: Array) -> Arrays:
+def plain_attention(call: KernelCall, q: Array, k: Array, v: Array, *rest: Array) -> Arrays:
     """Attention on flat arrays in plain JAX."""
-    none = {"additional_keys": None, "additional_values": None}
-    return _plain("attention", call, (q, k, v), *rpb, **none)
+    rpb, part = rest[: call.spec.has_bias], rest[call.spec.has_bias :]
+    options = {
+        "additional_keys": None,
+        "additional_values": None,
+        "part": part[0] if part else None,
+    }
+    return _plain("attention", call, (q, k, v), *rpb, **options)
 
 
 def plain_qk(call: KernelCall, q: Array, k: Array, *rpb: Array) -> Arrays:

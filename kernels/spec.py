@@ -24,6 +24,16 @@ KERNELS: tuple[Kernel, ...] = (
     "av",
     "av_transposed",
 )
+# Matrix products of a block, each with the width of queries and keys or that of values.
+PRODUCTS: dict[Kernel, int] = {
+    "forward": 2,
+    "dquery": 3,
+    "dkeyvalue": 4,
+    "dbias": 2,
+    "qk": 1,
+    "av": 1,
+    "av_transposed": 1,
+}
 # Kernels whose rows are keys; those of the others are queries.
 _ROWS_ARE_KEYS = ("dkeyvalue", "av_transposed")
 

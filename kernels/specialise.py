@@ -30,26 +30,31 @@ _LARGEST_TABLE = 2**26
 _SMALL_TABLE = 2**20
 
 
-def require_plain(name: str, neighborhood: Neighborhood, beyond: dict[str, Any]) -> None:
+def require_plain(
+    name: str, neighborhood: Neighborhood, beyond: dict[str, Any], *, parts: bool = False
+) -> None:
     """Check that a call is one that kernels are made for.
 
     Args:
       name: of the implementation whose kernels they are.
       neighborhood: the neighborhood.
       beyond: arguments that only implementations in plain JAX have, by name.
+      parts: whether the kernels take axes of which a part of the tokens is at hand.
 
     Raises:
       NotImplementedError: an axis goes round or has a part of its tokens at hand, or an argument
         is given that kernels do not have.
     """
     given = [argument for argument, value in beyond.items() if value is not None]
-    if not neighborhood.is_plain:
+    if parts and any(axis.is_circle for axis in neighborhood.axes):
+        given.append("a whole periodic axis")
+    if not parts and not neighborhood.is_plain:
         given.append("is_periodic, or a part of the tokens")
     if given:
+        takes = "axes that are no whole circles" if parts else "whole axes between two borders"
         raise NotImplementedError(
-            f'implementation "{name}" takes whole axes between two borders, without a key '
-            f"mask, dropout or a soft cap of logits; got {', '.join(given)}; use "
-            'implementation="xla"'
+            f'implementation "{name}" takes {takes}, without a key mask, dropout or a soft cap of '
+            f'logits; got {", ".join(given)}; use implementation="xla"'
         )
 
 

@@ -69,15 +69,29 @@ def compile_all(cases: Sequence[Case], workers: int) -> dict[str, report.Row]:
 
 
 def failed(rows: dict[str, report.Row], known: dict[str, report.Row]) -> dict[str, str]:
-    """Why each case that failed did: an error, or more spilled than in a table before."""
+    """Why each case that failed did: an error, or more than in a table before.
+
+    That is of spilled registers, or of exponentials and matrix products that are done again.
+    """
     reasons = {}
     for key, row in rows.items():
-        allowed = known.get(key, {}).get("spill", 0)
+        before = known.get(key, {})
+        allowed = before.get("spill", 0)
         if "error" in row:
             reasons[key] = row["error"]
         elif row["spill"] > allowed:
             reasons[key] = f"spills {row['spill']} bytes of registers; {allowed} are known"
+        elif excess := _excess(row, before):
+            reasons[key] = excess
     return reasons
+
+
+def _excess(row: report.Row, before: report.Row) -> str | None:
+    for name in report.REPEATABLE:
+        counted, needed = row.get(name, (0, 0))
+        if counted > max(needed, before.get(name, (0, 0))[0]):
+            return f"does {counted} {name} in its loop, where {needed:g} are needed"
+    return None
 
 
 def save(rows: dict[str, report.Row]) -> None:

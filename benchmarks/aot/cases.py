@@ -18,16 +18,6 @@ from natjax.kernels.tuning.problems import Problem
 
 FUSED: tuple[Kernel, ...] = ("forward", "dquery", "dkeyvalue", "dbias")
 UNFUSED: tuple[Kernel, ...] = ("qk", "av", "av_transposed")
-# Matrix products of a block: with the width of queries and keys, and with that of values.
-PRODUCTS: dict[Kernel, int] = {
-    "forward": 2,
-    "dquery": 3,
-    "dkeyvalue": 4,
-    "dbias": 2,
-    "qk": 1,
-    "av": 1,
-    "av_transposed": 1,
-}
 _QK = {1: natjax.na1d_qk, 2: natjax.na2d_qk, 3: natjax.na3d_qk}
 _AV = {1: natjax.na1d_av, 2: natjax.na2d_av, 3: natjax.na3d_av}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import glob
 import importlib.util
+import math
 import os
 import pathlib
 import re
@@ -22,6 +23,7 @@ from benchmarks.aot import sass, traffic
 from benchmarks.aot.cases import Case, function_of
 from benchmarks.aot.chips import CHIPS, Chip
 from natjax.kernels.backends import pallas_triton
+from natjax.kernels.backends.triton_common.config import KernelConfig, padded_head_dim
 from natjax.kernels.spec import CallSpec
 from natjax.kernels.tuning import settings
 from natjax.kernels.tuning.problems import Problem
@@ -57,12 +59,31 @@ def compile_case(case: Case) -> dict[str, Any]:
     }
     row |= traffic.of(case.kernel, problem, config, [*kernel.invars, *kernel.outvars])
     try:
-        return row | _compile(kernel, operands, chip, {_SPILLS_ARE_ERRORS: True})
+        figures, text = _compile(kernel, operands, chip, {_SPILLS_ARE_ERRORS: True})
     except jax.errors.JaxRuntimeError as error:
         if "spill" not in str(error):
             return row | {"error": str(error).splitlines()[0][:200]}
-    # Once more, for the figures.
-    return row | _compile(kernel, operands, chip, {})
+        # Once more, for the figures.
+        figures, text = _compile(kernel, operands, chip, {})
+    return row | figures | _done_in_loop(case, config, text)
+
+
+def _done_in_loop(case: Case, config: KernelConfig, text: str) -> dict[str, Any]:
+    """Exponentials and products of a kernel's main loop, each with what its blocks need."""
+    if (loop := sass.main_loop(text)) is None:
+        return {}  # one that ptxas has unrolled
+    exponentials, products = sass.needed(
+        case.kernel,
+        math.prod(config.tile),
+        math.prod(config.chunk),
+        padded_head_dim(case.problem.head_dim),
+        config.num_warps,
+    )
+    return {
+        "loop": loop.instructions,
+        "exponentials": [loop.exponentials, exponentials],
+        "products": [loop.products, products],
+    }
 
 
 def hlo_of(case: Case) -> str:
@@ -129,7 +150,7 @@ def _jaxprs(value: Any) -> Iterator[Any]:
 
 def _compile(
     kernel: Any, operands: list[jax.ShapeDtypeStruct], chip: Chip, options: dict[str, Any]
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], str]:
     with tempfile.TemporaryDirectory() as folder, _target(chip) as sharding:
         specs = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding) for x in operands]
         run = jax.jit(lambda *xs: kernel.primitive.bind(*xs, **kernel.params))
@@ -138,15 +159,18 @@ def _compile(
         return _figures(folder, chip)
 
 
-def _figures(folder: str, chip: Chip) -> dict[str, Any]:
-    """Registers, spills, shared memory and instructions of the one kernel dumped in a folder."""
+def _figures(folder: str, chip: Chip) -> tuple[dict[str, Any], str]:
+    """Registers, spills, shared memory and instructions of the one kernel dumped in a folder.
+
+    And its machine code.
+    """
     (ptx,) = (path for path in glob.glob(f"{folder}/*.ptx") if os.path.getsize(path))
     (thunks,) = pathlib.Path(folder).glob("*thunk_sequence.txt")
     (shared,) = re.findall(r"shared_memory: (\d+) bytes", thunks.read_text())
     registers, spilled, machine_code = assemble(ptx, chip.arch)
     text = pathlib.Path(ptx).read_text()
     matrix = {name: len(re.findall(pattern, text)) for name, pattern in _TENSOR_CORES.items()}
-    return {
+    figures = {
         "registers": registers,
         "spill": spilled,
         "shared": int(shared),
@@ -154,6 +178,7 @@ def _figures(folder: str, chip: Chip) -> dict[str, Any]:
         "matrix": {name: count for name, count in matrix.items() if count},
         "cp_async": len(re.findall(r"cp\.async\.c[ag]", text)),
     }
+    return figures, machine_code
 
 
 def assemble(ptx: str, arch: str) -> tuple[int, int, str]:

@@ -17,6 +17,9 @@ type Row = dict[str, Any]
 RESULTS = pathlib.Path(__file__).parents[1] / "results"
 TABLE = RESULTS / "aot.json"
 DOCUMENT = RESULTS / "aot.md"
+# What warps do again where there are too many of them for the rows of a block: of a row, how many
+# there are in its loop, and how many it needs.
+REPEATABLE = ("exponentials", "products")
 # The H100's data sheet: bytes a second of device memory, and flops a second of its tensor cores.
 _BANDWIDTH = 3.35e12
 _MATRIX_RATE = {"bfloat16": 989e12, "float32": 67e12}
@@ -39,7 +42,9 @@ _MACHINE_CODE = """
 
 For each chip: registers a thread, shared memory, instructions of machine code, and how many of the
 PTX instructions are matrix products (`mma` is mma.sync, `wgmma` Hopper's, `tcgen05` Blackwell's).
-A kernel that spills says so in bold.
+A kernel that spills says so in bold, and so does one whose main loop has more exponentials or
+matrix products than its blocks need, as it has where warps repeat each other's. (Products of
+`tcgen05`, and those of loops that ptxas has unrolled, are not counted.)
 """
 
 _TRAFFIC = """
@@ -148,7 +153,16 @@ def _cell(row: Row | None) -> str:
     spill = f"**{row['spill']} B spilled**, " if row["spill"] else ""
     return (
         f"{spill}{row['registers']} reg, {row['shared'] / 1024:.0f} KiB, "
-        f"{row['instructions']} ins, {matrix or 'no matrix products'}"
+        f"{row['instructions']} ins, {matrix or 'no matrix products'}{repeated(row)}"
+    )
+
+
+def repeated(row: Mapping[str, Any]) -> str:
+    """How many times what it needs a kernel's loop does, where that is more than once."""
+    return "".join(
+        f", **{row[name][0] / row[name][1]:.1f}x {name}**"
+        for name in REPEATABLE
+        if name in row and row[name][1] and row[name][0] > row[name][1]
     )
 
 

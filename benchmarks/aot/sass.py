@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 
-from benchmarks.aot.cases import PRODUCTS
-from natjax.kernels.spec import Kernel
+from natjax.kernels.spec import PRODUCTS, Kernel
 
 _LABEL = re.compile(r"^(\.L_x_\d+):")
 _INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(.*?);")

@@ -6,10 +6,13 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.aot.cases import PRODUCTS
-from natjax.kernels.backends.triton_common.config import KernelConfig
-from natjax.kernels.plan.reach import num_blocks, skipping_pays
-from natjax.kernels.spec import Kernel, blocks_of
+from natjax.kernels.backends.triton_common.config import (
+    KernelConfig,
+    padded_head_dim,
+    skips_chunks,
+)
+from natjax.kernels.plan.reach import num_blocks
+from natjax.kernels.spec import PRODUCTS, Kernel, blocks_of
 from natjax.kernels.tuning.problems import Problem
 
 
@@ -31,11 +34,11 @@ def of(
     blocks = blocks_of(kernel, config, problem.neighborhood)
     pairs = problem.neighborhood.num_tokens * problem.neighborhood.num_neighbors
     # The bias gradient sums whole slabs.
-    skips = kernel != "dbias" and skipping_pays(blocks)
+    skips = kernel != "dbias" and skips_chunks(blocks)
     count = num_blocks(blocks) if skips else blocks.num_tiles * blocks.num_chunks
     computed = count * blocks.num_rows * blocks.num_columns
     products = PRODUCTS[kernel] * 2 * problem.batch * problem.heads
-    padded = max(16, 1 << (problem.head_dim - 1).bit_length())
+    padded = padded_head_dim(problem.head_dim)
     return {
         "bytes": sum(math.prod(v.aval.shape) * v.aval.dtype.itemsize for v in variables),
         "useful": products * pairs * problem.head_dim,

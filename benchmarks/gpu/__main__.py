@@ -10,7 +10,8 @@ FlexAttention, with fa4-jax FlashAttention-4 and with tokamax its attention. Wha
 forward, and forward and backward, is compared with: our own "pallas_triton" and "xla"; full
 attention by cuDNN; tokamax with mask and bias of all pairs; fa4-jax with a mask function, where
 there is no bias; blocked attention, which is ours with the stride of the window (what Swin does);
-and PyTorch's compiled FlexAttention. Columns "copy" and "matmul" are useful bytes and flops a
+and PyTorch's compiled FlexAttention, with its kernels in Triton's language and, with flash-attn-4
+beside it, with those of FlashAttention-4. Columns "copy" and "matmul" are useful bytes and flops a
 second as fractions of what this device reaches when it copies and multiplies matrices, measured in
 the same run; "MB" is what a call takes besides its arguments.
 
@@ -35,7 +36,7 @@ import jax.numpy as jnp
 
 import natjax
 from benchmarks.gpu import functions, hopper, plan, report, suite, timing, torch_worker
-from benchmarks.gpu.plan import MODES, VARIANTS
+from benchmarks.gpu.plan import MODES, TORCH_VARIANTS, VARIANTS
 from natjax.kernels.tuning.problems import Problem
 
 type Key = tuple[Problem, plan.Variant, plan.Mode]
@@ -43,7 +44,7 @@ type Key = tuple[Problem, plan.Variant, plan.Mode]
 _DTYPE = "bfloat16"
 _TEST_SHARE = 0.6  # of the time
 _COMPILE_SHARE = 0.4  # of what is left after the tests
-_TORCH_PROCESSES = 4
+_TORCH_PROCESSES = 4  # for each variant of PyTorch's
 _MEASURED_SECONDS = 0.4
 
 
@@ -128,9 +129,9 @@ class _Measurements:
 
     def run(self, matrix: int) -> None:
         """Do it; ``matrix`` is the size of matrices for the device's own ceilings."""
-        wanted = "flex" in self._variants
-        available = wanted and torch_worker.is_available()
-        workers = torch_worker.start(self._problems, _DTYPE, _TORCH_PROCESSES) if available else []
+        wanted = [v for v in TORCH_VARIANTS if v in self._variants]
+        started = wanted if torch_worker.is_available() else []
+        workers = torch_worker.start(started, self._problems, _DTYPE, _TORCH_PROCESSES)
         try:
             programs = self._compile()
             ready = [worker.wait(self._left() * _COMPILE_SHARE) for worker in workers]
@@ -140,17 +141,21 @@ class _Measurements:
                     worker.end()
             self.environment["ceilings"] = timing.ceilings(matrix)
             self._measure(programs)
-            if wanted:
-                self._measure_torch(workers, ready, available)
+            self._measure_torch(workers, ready)
+            for variant in set(wanted) - set(started):
+                self._add_torch(
+                    torch_worker.missing(variant, self._problems, "torch cannot be imported")
+                )
         finally:
             for worker in workers:
                 worker.end()
 
     def _compile(self) -> dict[Key, Future[timing.Program]]:
         begin = time.monotonic()
-        variants = [v for v in self._variants if v != "flex"]
+        variants = [v for v in self._variants if v not in TORCH_VARIANTS]
         keys = [(p, v, m) for p in self._problems for v in variants for m in MODES]
-        pool = ThreadPoolExecutor(max(1, (os.cpu_count() or 1) - _TORCH_PROCESSES))
+        busy = _TORCH_PROCESSES * (len(self._variants) - len(variants))
+        pool = ThreadPoolExecutor(max(1, (os.cpu_count() or 1) - busy))
         futures = {key: pool.submit(timing.compile_program, *key, _DTYPE) for key in keys}
         wait(futures.values(), timeout=self._left() * _COMPILE_SHARE)
         pool.shutdown(wait=True, cancel_futures=True)
@@ -179,15 +184,16 @@ class _Measurements:
         return measured | {"memory_bytes": compiled.memory}
 
     def _measure_torch(
-        self, workers: Sequence[torch_worker.TorchWorker], ready: Sequence[bool], available: bool
+        self, workers: Sequence[torch_worker.TorchWorker], ready: Sequence[bool]
     ) -> None:
-        by_name = {problem.name: problem for problem in self._problems}
-        rows = []
         for worker, is_ready in zip(workers, ready, strict=True):
             seconds = self._left()
-            rows += worker.measure(seconds) if is_ready else worker.missing("not compiled in time")
-        if not available:
-            rows = torch_worker.missing(self._problems, "torch cannot be imported")
+            self._add_torch(
+                worker.measure(seconds) if is_ready else worker.missing("not compiled in time")
+            )
+
+    def _add_torch(self, rows: Sequence[report.Row]) -> None:
+        by_name = {problem.name: problem for problem in self._problems}
         for row in rows:
             self._add(by_name[row["problem"]], row)
 

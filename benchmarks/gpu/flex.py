@@ -1,7 +1,9 @@
 """PyTorch's FlexAttention with the same mask and bias; a program of its own, for its own memory.
 
-Run by `benchmarks.gpu.torch_worker`. It reads a list of problems from its standard input, compiles
-them, says "ready", waits for a line, measures, and writes one row a line.
+Run by `benchmarks.gpu.torch_worker`. It reads a variant and a list of problems from its standard
+input, compiles them, says "ready", waits for a line, measures, and writes one row a line. The
+variant "flex" is PyTorch's own choice of kernels, those in Triton's language; "flex_fa4" is its
+backend of FlashAttention-4, for Hopper and Blackwell, which needs the package flash-attn-4 besides.
 """
 
 from __future__ import annotations
@@ -17,12 +19,18 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.gpu.plan import MODES, Mode
+from benchmarks.gpu.plan import MODES, Mode, Variant
 from natjax.kernels.tuning.problems import Problem
 
 _ROUND_SECONDS = 0.02
 _ROUNDS = 7
 _LONGEST = 100
+# What is asked of FlexAttention besides a mask and a bias. Where it is given a backend and cannot
+# use it, it raises an error.
+_KERNELS: dict[Variant, dict[str, Any] | None] = {"flex": None, "flex_fa4": {"BACKEND": "FLASH"}}
+# Queries and keys of a block of the mask, for which there is one decision: FlashAttention-4 wants
+# its own tiles, by the device's major compute capability, where PyTorch's default is 128 x 128.
+_MASK_BLOCKS = {9: (128, 128), 10: (256, 128)}
 
 
 def main() -> None:
@@ -31,16 +39,17 @@ def main() -> None:
     torch: Any = importlib.import_module("torch")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     _allow_recompilation()
+    variant = request["variant"]
     chosen = [_problem(fields) for fields in request["problems"]]
     calls = {
-        (problem.name, mode): _compiled(torch, problem, mode, request["dtype"], device)
+        (problem.name, mode): _compiled(torch, variant, problem, mode, request["dtype"], device)
         for problem in chosen
         for mode in MODES
     }
     print("ready", flush=True)
     sys.stdin.readline()
     for (name, mode), call in calls.items():
-        row = {"problem": name, "mode": mode, "variant": "flex"}
+        row = {"problem": name, "mode": mode, "variant": variant}
         if isinstance(call, str):
             print(json.dumps(row | {"error": call}), flush=True)
         else:
@@ -65,18 +74,20 @@ def _problem(fields: dict[str, Any]) -> Problem:
 
 
 def _compiled(
-    torch: Any, problem: Problem, mode: Mode, dtype: str, device: str
+    torch: Any, variant: Variant, problem: Problem, mode: Mode, dtype: str, device: str
 ) -> Callable[[], Any] | str:
     """A call that has run once, or why there is none."""
     try:
-        call = _call(torch, problem, mode, getattr(torch, dtype), device)
+        call = _call(torch, variant, problem, mode, getattr(torch, dtype), device)
         call()
     except Exception as error:  # whatever PyTorch cannot do is a result
         return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:200]
     return call
 
 
-def _call(torch: Any, problem: Problem, mode: Mode, dtype: Any, device: str) -> Callable[[], Any]:
+def _call(
+    torch: Any, variant: Variant, problem: Problem, mode: Mode, dtype: Any, device: str
+) -> Callable[[], Any]:
     flex: Any = importlib.import_module("torch.nn.attention.flex_attention")
     tokens = problem.neighborhood.num_tokens
     shape = (problem.batch, problem.heads, tokens, problem.head_dim)
@@ -96,14 +107,33 @@ def _call(torch: Any, problem: Problem, mode: Mode, dtype: Any, device: str) -> 
         attention, create_mask = (
             torch.compile(function, dynamic=False) for function in (attention, create_mask)
         )
-    mask = create_mask(is_neighbor, None, None, tokens, tokens, device=device)
+    options = _KERNELS[variant]
+    sizes = {} if options is None else {"BLOCK_SIZE": mask_block(torch, device)}
+    mask = create_mask(is_neighbor, None, None, tokens, tokens, device=device, **sizes)
     leaves = [x for x in (query, key, value, rpb) if x is not None]
 
     def call() -> Any:
-        out = attention(query, key, value, score_mod=add_bias, block_mask=mask)
+        out = attention(
+            query, key, value, score_mod=add_bias, block_mask=mask, kernel_options=options
+        )
         return torch.autograd.grad(out, leaves, query.detach()) if with_gradients else out
 
     return call
+
+
+def mask_block(torch: Any, device: str) -> tuple[int, int]:
+    """Queries and keys of a block of the mask that FlashAttention-4 takes on this device.
+
+    Raises:
+      NotImplementedError: it does not run on the device.
+    """
+    major = torch.cuda.get_device_capability()[0] if device == "cuda" else 0
+    if major not in _MASK_BLOCKS:
+        raise NotImplementedError(
+            "FlexAttention's backend of FlashAttention-4 is for GPUs of compute capability "
+            f"{' and '.join(f'{x}.x' for x in _MASK_BLOCKS)}; got {device} {major}.x"
+        )
+    return _MASK_BLOCKS[major]
 
 
 def modifications(torch: Any, problem: Problem, rpb: Any, device: str) -> tuple[Any, Any]:

@@ -27,11 +27,13 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+import natjax
 from natjax.kernels import device
 from natjax.kernels.backends.mosaic_gpu import copies, interpreter, registers, settings, support
 from natjax.kernels.backends.mosaic_gpu.config import GROUP_ROWS
 from natjax.kernels.backends.mosaic_gpu.layout import Layout
 from natjax.kernels.backends.mosaic_gpu.program import BLOCK, Program
+from natjax.kernels.backends.mosaic_gpu.unfused import scattered
 from natjax.kernels.plan.blocks import unravel
 from natjax.kernels.spec import blocks_of
 from natjax.kernels.tuning import settings as chosen
@@ -136,6 +138,24 @@ def weighted_sum(program: Program, weights: jax.Array, x: jax.Array) -> jax.Arra
     return jnp.concatenate(list(run(weights, x)), axis=1)
 
 
+def gathered_and_scattered(
+    program: Program, x: jax.Array, places: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Numbers ``[n]`` at places ``[64, columns]``; and those put back where they were.
+
+    Places of a row are among as many as there are columns.
+    """
+
+    def body(source: Any, given: Any, found: Any, target: Any) -> None:
+        own = plgpu.load(given.at[:, :], layout=BLOCK, optimized=False)
+        numbers = scattered.gather(program, source, own)
+        plgpu.store(found.at[:, :], numbers, optimized=False)
+        scattered.scatter(program, target, own, numbers, program.columns)
+
+    out = [jax.ShapeDtypeStruct(places.shape, x.dtype), jax.ShapeDtypeStruct(x.shape, x.dtype)]
+    return tuple(_run(body, out, 1, [], program)(x, places))
+
+
 def _run(body: Any, out: Any, blocks: int, scratch: Any, program: Program) -> Callable[..., Any]:
     return jax.jit(
         plgpu.kernel(
@@ -172,6 +192,39 @@ def check_registers() -> tuple[float, float]:
     x = jnp.asarray(rng.integers(-8, 8, (program.columns, program.width)), jnp.bfloat16)
     expected = np.asarray(weights) @ np.asarray(x, np.float32)
     return _error(weighted_sum(program, weights, x), expected), 0.0
+
+
+def check_slots() -> tuple[float, float]:
+    """Numbers that lie anywhere are found, and put where they belong."""
+    program = program_of(_SMALL, _ONE)
+    rng = np.random.default_rng(0)
+    x = rng.integers(-99, 99, GROUP_ROWS * program.columns)
+    places = np.arange(len(x), dtype=np.int32).reshape(GROUP_ROWS, program.columns)
+    places = rng.permuted(rng.permutation(places), axis=1)
+    expected, there = x[places], places % 3 > 0
+    places = np.where(there, places, scattered.NOWHERE)
+    found, put = gathered_and_scattered(program, jnp.asarray(x, jnp.bfloat16), jnp.asarray(places))
+    error = _error(found, np.where(there, expected, 0))
+    return max(error, _error(put[places[there]], expected[there])), 0.0
+
+
+def check_halves(problem: Problem) -> tuple[float, float]:
+    """The unfused ops, with all gradients, against "xla"."""
+    arrays = problem.arrays(dtype="bfloat16")
+    ops = (getattr(natjax, f"na{problem.ndim}d_{half}") for half in ("qk", "av"))
+    qk, av = (functools.partial(op, **problem.arguments) for op in ops)
+
+    def run(implementation: str) -> Any:
+        def unfused(arrays: Any) -> Any:
+            bias = arrays.get("rpb")
+            logits = qk(arrays["query"], arrays["key"], rpb=bias, implementation=implementation)
+            return av(jax.nn.softmax(logits), arrays["value"], implementation=implementation)
+
+        out, pull = jax.vjp(unfused, arrays)
+        return out, pull(jnp.ones_like(out))
+
+    pairs = zip(*(jax.tree.leaves(run(x)) for x in (support.NAME, "xla")), strict=True)
+    return max(_error(x, y) / max(1.0, float(np.abs(y).max())) for x, y in pairs), 0.02
 
 
 def check_op(
@@ -241,6 +294,10 @@ CHECKS: dict[str, Callable[[], tuple[float, float]]] = {
     "dbias": functools.partial(check_op, _SMALL, _ONE, ("rpb",)),
     "backward-two-warpgroups": functools.partial(check_op, _WIDE, _TWO, ("query", "key", "value")),
     "dilated": functools.partial(check_op, _DILATED, _ONE, ("query", "key", "value", "rpb")),
+    # What threads address themselves, and the unfused ops, which are made of that.
+    "slots": check_slots,
+    "unfused": functools.partial(check_halves, _SMALL),
+    "unfused-dilated": functools.partial(check_halves, _DILATED),
     # Races that neither shows.
     "repeats": check_repeats,
 }

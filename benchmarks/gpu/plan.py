@@ -12,11 +12,13 @@ from natjax.kernels.tuning.problems import Problem
 
 type Mode = Literal["forward", "forward+backward"]
 type Variant = Literal[
-    "natjax", "pallas_triton", "xla", "cudnn", "tokamax", "fa4", "blocked", "flex"
+    "natjax", "pallas_triton", "xla", "cudnn", "tokamax", "fa4", "blocked", "flex", "flex_fa4"
 ]
 
 MODES: tuple[Mode, ...] = ("forward", "forward+backward")
-# The first is what the others are compared with; the last runs in PyTorch.
+# What runs in PyTorch.
+TORCH_VARIANTS: tuple[Variant, ...] = ("flex", "flex_fa4")
+# The first is what the others are compared with.
 VARIANTS: tuple[Variant, ...] = (
     "natjax",
     "pallas_triton",
@@ -25,7 +27,7 @@ VARIANTS: tuple[Variant, ...] = (
     "tokamax",
     "fa4",
     "blocked",
-    "flex",
+    *TORCH_VARIANTS,
 )
 
 

@@ -15,14 +15,15 @@ from queue import Empty, Queue
 from typing import Any
 
 from benchmarks.gpu.flex import fields_of
-from benchmarks.gpu.plan import MODES
+from benchmarks.gpu.plan import MODES, Variant
 from natjax.kernels.tuning.problems import Problem
 
 
 class TorchWorker:
     """One process, which compiles its problems when it starts and measures them when asked to."""
 
-    def __init__(self, problems: Sequence[Problem], dtype: str) -> None:
+    def __init__(self, variant: Variant, problems: Sequence[Problem], dtype: str) -> None:
+        self._variant = variant
         self._problems = problems
         self._lines: Queue[str | None] = Queue()
         self._process = subprocess.Popen(
@@ -34,8 +35,8 @@ class TorchWorker:
             # JAX is there for the shapes of problems; the GPU is PyTorch's.
             env=os.environ | {"JAX_PLATFORMS": "cpu"},
         )
-        request = {"problems": [fields_of(problem) for problem in problems], "dtype": dtype}
-        self._say(json.dumps(request))
+        fields = [fields_of(problem) for problem in problems]
+        self._say(json.dumps({"variant": variant, "problems": fields, "dtype": dtype}))
         self._listener = threading.Thread(target=self._listen, daemon=True)
         self._listener.start()
 
@@ -51,11 +52,12 @@ class TorchWorker:
             rows.append(json.loads(line))
         self.end()
         measured = {(row["problem"], row["mode"]) for row in rows}
-        return rows + missing(self._problems, "out of time, or it broke down", measured)
+        reason = "out of time, or it broke down"
+        return rows + missing(self._variant, self._problems, reason, measured)
 
     def missing(self, reason: str) -> list[dict[str, Any]]:
         """Rows that say why none of its problems is measured."""
-        return missing(self._problems, reason)
+        return missing(self._variant, self._problems, reason)
 
     def end(self) -> None:
         """End the process."""
@@ -86,13 +88,14 @@ class TorchWorker:
 
 
 def missing(
+    variant: Variant,
     problems: Sequence[Problem],
     reason: str,
     measured: Collection[tuple[str, str]] = frozenset(),
 ) -> list[dict[str, Any]]:
     """Rows that say why there is no measurement."""
     return [
-        {"problem": problem.name, "mode": mode, "variant": "flex", "error": reason}
+        {"problem": problem.name, "mode": mode, "variant": variant, "error": reason}
         for problem in problems
         for mode in MODES
         if (problem.name, mode) not in measured
@@ -109,7 +112,9 @@ def version() -> str:
     return importlib.metadata.version("torch") if is_available() else "none"
 
 
-def start(problems: Sequence[Problem], dtype: str, processes: int) -> list[TorchWorker]:
-    """Workers that share the problems, those that matter most in the first place of each."""
+def start(
+    variants: Sequence[Variant], problems: Sequence[Problem], dtype: str, processes: int
+) -> list[TorchWorker]:
+    """Workers that share the problems of a variant, those that matter most first with each."""
     shares = [problems[i::processes] for i in range(processes)]
-    return [TorchWorker(share, dtype) for share in shares if share]
+    return [TorchWorker(variant, share, dtype) for variant in variants for share in shares if share]

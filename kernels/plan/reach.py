@@ -6,18 +6,49 @@ meet fewer chunks, and need not walk over the others.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int
 
 from natjax.kernels.plan.blocks import AxisBlocks, Blocks, columns_met
 
-# The share of a slab's chunks below which skipping the others pays.
-_WORTHWHILE = 0.85
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Lookup:
+    """What it costs a kernel to find the chunks that a tile meets.
+
+    Attributes:
+      per_tile: before the first chunk, in columns of a block.
+      per_chunk: for each chunk, as a share of what it costs otherwise.
+    """
+
+    per_tile: float
+    per_chunk: float
+
+    def cost(self, met: Any, tiles: Any, columns: Any) -> Any:
+        """What a kernel costs that finds the blocks it needs, in blocks; numbers or arrays.
+
+        Args:
+          met: how many blocks there are that tiles meet.
+          tiles: how many tiles.
+          columns: of a block.
+        """
+        return self.per_tile / columns * tiles + (1 + self.per_chunk) * met
 
 
-@functools.lru_cache(256)
+# Numbers along the axes are divisions of the number of a round. On an H100, loops that saved 2 % of
+# their chunks with them got slower.
+BY_DIVISION = Lookup(per_tile=0.0, per_chunk=0.18)
+# They are counted from one round to the next, an addition and a comparison along each axis. A tile
+# has to wait for the first of them, and its loop is not unrolled, which costs short ones most. Not
+# measured.
+BY_COUNTING = Lookup(per_tile=48.0, per_chunk=0.03)
+
+
+@functools.lru_cache(4096)
 def axis_reach(blocks: AxisBlocks) -> Int[np.ndarray, "tiles 2"]:
     """For each tile along an axis, the first chunk that it meets and how many there are from there.
 
@@ -28,14 +59,15 @@ def axis_reach(blocks: AxisBlocks) -> Int[np.ndarray, "tiles 2"]:
     # Dilation groups come in two lengths at most, the first being the longest.
     for example in {0, blocks.window.dilation - 1}:
         low, high = columns_met(blocks.window, blocks.rows, example)
-        is_met = high > low
-        low, high = np.where(is_met, low, len(low)), np.where(is_met, high, 0)
-        alike = blocks.window.group_length(group) == len(low)
-        for tile in np.flatnonzero(alike & (first < len(low))):
-            rows = slice(first[tile], first[tile] + blocks.tile)
-            begin = (low[rows].min() - start[tile]) // blocks.chunk
-            end = -(-(high[rows].max() - start[tile]) // blocks.chunk)
-            reach[tile] = (begin, end - begin) if end > begin else (0, 0)
+        length, is_met = len(low), high > low
+        cuts = np.arange(0, length, blocks.tile)
+        low = np.minimum.reduceat(np.where(is_met, low, length), cuts)
+        high = np.maximum.reduceat(np.where(is_met, high, 0), cuts)
+        alike = (blocks.window.group_length(group) == length) & (first < length)
+        tile = first[alike] // blocks.tile
+        begin = (low[tile] - start[alike]) // blocks.chunk
+        count = -(-(high[tile] - start[alike]) // blocks.chunk) - begin
+        reach[alike] = np.where(count > 0, [begin, count], 0).T
     return reach
 
 
@@ -46,15 +78,18 @@ def reach_of(blocks: Blocks) -> Int[np.ndarray, "tiles axes 2"]:
     return np.stack(along, axis=1)
 
 
-def skipping_pays(blocks: Blocks) -> bool:
+def skipping_pays(blocks: Blocks, lookup: Lookup = BY_DIVISION) -> bool:
     """Whether kernels should skip the chunks of a slab that a tile does not meet.
 
-    Finding those that it meets costs divisions in every round, so that there must be chunks to
-    save: on an H100, loops that saved 2 % of their chunks got slower.
+    Args:
+      blocks: the blocks.
+      lookup: what it costs to find the others.
     """
-    return num_blocks(blocks) < _WORTHWHILE * blocks.num_tiles * blocks.num_chunks
+    tiles = blocks.num_tiles
+    cost = lookup.cost(num_blocks(blocks), tiles, blocks.num_columns)
+    return cost < tiles * blocks.num_chunks
 
 
 def num_blocks(blocks: Blocks) -> int:
-    """How many blocks all tiles meet: what a kernel costs."""
+    """How many blocks all tiles meet: what a kernel costs that skips the others."""
     return int(np.prod([axis_reach(axis)[:, 1].sum() for axis in blocks.axes], dtype=np.int64))

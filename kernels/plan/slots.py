@@ -7,9 +7,25 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from natjax.kernels.neighborhood import Neighborhood
+
+
+def slot_parts(
+    neighborhood: Neighborhood,
+) -> tuple[Int[np.ndarray, "T"], Int[np.ndarray, "T"]]:
+    """A number of each query and of each key, whose difference is a window slot.
+
+    The slot that a key has in the window of a query that sees it is the key's number less the
+    query's. Which queries see it, the numbers do not say.
+    """
+    queries = keys = np.zeros(1, int)
+    for axis in neighborhood.axes:
+        token, size = np.arange(axis.length), axis.kernel_size
+        queries = (queries[:, None] * size + axis.start(token)).reshape(-1)
+        keys = (keys[:, None] * size + token // axis.dilation).reshape(-1)
+    return queries, keys
 
 
 def fill_hidden(

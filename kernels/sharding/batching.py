@@ -16,27 +16,46 @@ from natjax.kernels.sharding.operands import Dim, Signature
 def vmap_into_batch(function: Callable[..., Any], signature: Signature) -> Callable[..., Any]:
     """Give a function a rule for `jax.vmap`: call it once, on a batch that is larger.
 
-    Where an argument without a batch (the bias) is vmapped, or a result is a sum over the batch,
-    the function runs once for each entry of the vmapped axis, one after the other.
+    Where there are sets of images, those of each entry of the vmapped axis are sets of their own.
+    Where an argument that has neither batch nor sets is vmapped, or a result has neither, the
+    function runs once for each entry, one after the other.
     """
     wrapped = custom_vmap(function)
     operands = signature.operands
 
     @wrapped.def_vmap
     def rule(size: int, batched: list[bool], *args: jax.Array) -> Any:
-        shared = [x for x, dims in zip(batched, operands, strict=True) if Dim.BATCH not in dims]
-        if any(shared) or any(Dim.BATCH not in dims for dims in signature.results):
+        shared = [x for x, dims in zip(batched, operands, strict=True) if not _is_apart(dims)]
+        if any(shared) or not all(map(_is_apart, signature.results)):
             # What they do not share cannot be told apart in a batch.
             out = _one_by_one(wrapped, batched, args)
         else:
+            has_sets = _has_sets(signature, batched, args)
             merged = [
-                _merge(x, size, is_batched) if Dim.BATCH in dims else x
+                _merge(x, size, is_batched)
+                if Dim.BATCH in dims or (has_sets and Dim.SETS in dims)
+                else x
                 for x, is_batched, dims in zip(args, batched, operands, strict=True)
             ]
             out = tuple(x.reshape(size, -1, *x.shape[1:]) for x in wrapped(*merged))
         return out, (True,) * len(signature.results)
 
     return wrapped
+
+
+def _is_apart(dims: tuple[Dim, ...]) -> bool:
+    """Whether entries of a vmapped axis can be told apart in an array."""
+    return Dim.BATCH in dims or Dim.SETS in dims
+
+
+def _has_sets(signature: Signature, batched: Sequence[bool], args: Sequence[jax.Array]) -> bool:
+    """Whether the entries of a vmapped axis must be sets: one set is for all of them otherwise."""
+    of_arguments = (
+        is_batched or x.shape[0] > 1
+        for x, is_batched, dims in zip(args, batched, signature.operands, strict=True)
+        if Dim.SETS in dims
+    )
+    return any(of_arguments) or any(Dim.SETS in dims for dims in signature.results)
 
 
 def _one_by_one(

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 from jax.sharding import PartitionSpec as P
 
-from natjax.kernels.sharding.operands import Dim, Dims, Signature, axes_of, total
+from natjax.kernels.sharding.operands import Dim, Dims, Signature, axes_of, num_sets, total
 from natjax.kernels.sharding.placement import Placement, free_axes
 
 
@@ -49,26 +49,48 @@ def map_over_batch_and_heads(
         if mesh is None or not _has_parts(mesh):
             return function(*arrays)
         sizes = dict(zip(operands[0], arrays[0].shape, strict=True))
-        batch, heads = placement.split.over(mesh, sizes[Dim.BATCH], sizes[Dim.HEADS])
+        sets = num_sets(operands, arrays)
+        batch, heads, of_sets = placement.split.over(
+            mesh, sizes[Dim.BATCH] // sets, sizes[Dim.HEADS], sets
+        )
         parts = math.prod(mesh.shape[name] for name in heads)
-        axes = axes_of(batch, heads, parts, sizes[Dim.HEADS] // groups)
+        axes = axes_of(batch, heads, parts, sizes[Dim.HEADS] // groups) | {Dim.SETS: of_sets}
+        joined = functools.partial(_joined, sets)
 
         def local(*arrays: jax.Array) -> tuple[jax.Array, ...]:
-            return tuple(map(functools.partial(total, axes), function(*arrays), results))
+            here = num_sets(operands, arrays)
+            found = function(*map(joined, arrays, operands))
+            found = map(functools.partial(total, axes), found, results)
+            return tuple(map(functools.partial(_by_set, sets, here), found, results))
 
         def place(dims: Dims) -> P:
-            return P(*map(axes.get, dims))
+            front = (of_sets,) if sets > 1 and Dim.BATCH in dims else ()
+            return P(*front, *map(axes.get, dims))
 
-        return jax.shard_map(
+        mapped = jax.shard_map(
             local,
             mesh=mesh if context.empty else None,
             in_specs=tuple(map(place, operands)),
             out_specs=tuple(map(place, results)),
             axis_names=set(free_axes(mesh)),
             check_vma=check_vma,
-        )(*arrays)
+        )
+        by_set = functools.partial(_by_set, sets, sets)
+        return tuple(map(joined, mapped(*map(by_set, arrays, operands)), results))
 
     return run
+
+
+def _by_set(sets: int, here: int, x: jax.Array, dims: Dims) -> jax.Array:
+    """A batch as sets of images, of which so many are here, if there are several in all."""
+    if sets == 1 or Dim.BATCH not in dims:
+        return x
+    return x.reshape(here, x.shape[0] // here, *x.shape[1:])
+
+
+def _joined(sets: int, x: jax.Array, dims: Dims) -> jax.Array:
+    """The inverse of `_by_set`."""
+    return x if sets == 1 or Dim.BATCH not in dims else x.reshape(-1, *x.shape[2:])
 
 
 def _has_parts(mesh: Any) -> bool:

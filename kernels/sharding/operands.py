@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 
 
 class Dim(enum.Enum):
-    """What a dimension of an array is; BATCH, HEADS and KV_HEADS may be split over devices."""
+    """What a dimension of an array is; BATCH, HEADS and KV_HEADS may be split over devices.
+
+    A batch is as many sets of images, one after the other, as there are SETS: each has a bias of
+    its own.
+    """
 
     BATCH = "b"
+    SETS = "t"
     HEADS = "n"
     KV_HEADS = "m"
     SLOTS = "s"
@@ -30,7 +36,7 @@ class Signature:
 
     Attributes:
       operands: dimensions of each argument; the first has batch and heads of the queries.
-      results: dimensions of each result; one without a batch is a sum over the batch.
+      results: dimensions of each result; one without a batch is a sum over it, or over each set.
     """
 
     operands: tuple[Dims, ...]
@@ -43,6 +49,12 @@ class Signature:
     def giving(self, *more: Dims) -> Signature:
         """The signature of a function that returns further results after these."""
         return dataclasses.replace(self, results=(*self.results, *more))
+
+
+def num_sets(operands: tuple[Dims, ...], arrays: Sequence[jax.Array]) -> int:
+    """Sets of images that arguments tell apart."""
+    found = (x.shape[0] for x, dims in zip(arrays, operands, strict=True) if Dim.SETS in dims)
+    return max(found, default=1)
 
 
 def axes_of(batch: Any, heads: Any, parts: int, kv_heads: int) -> Axes:

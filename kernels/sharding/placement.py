@@ -35,10 +35,11 @@ class Split:
     heads: Names = ()
     known: frozenset[str] = frozenset()
 
-    def over(self, mesh: Any, batch: int, heads: int) -> tuple[Names, Names]:
-        """The axes of a mesh that batch and heads of so many entries are split over.
+    def over(self, mesh: Any, batch: int, heads: int, sets: int = 1) -> tuple[Names, Names, Names]:
+        """The axes of a mesh that batch, heads and sets of so many entries are split over.
 
-        Those of which nothing is known split the batch. None does that cannot.
+        Those of which nothing is known split the batch. None does that cannot; sets are split by
+        those for the batch that its entries are too few for.
 
         Raises:
           ValueError: the mesh has no axis of a name that was given.
@@ -50,10 +51,12 @@ class Split:
             )
         free = free_axes(mesh)
         rest = (name for name in free if name not in self.known)
-        wanted = (name for name in (*self.batch, *rest) if name in free)
+        wanted = [name for name in (*self.batch, *rest) if name in free]
+        of_batch = _dividing(mesh, wanted, batch)
         return (
-            _dividing(mesh, wanted, batch),
+            of_batch,
             _dividing(mesh, (name for name in self.heads if name in free), heads),
+            _dividing(mesh, (name for name in wanted if name not in of_batch), sets),
         )
 
 

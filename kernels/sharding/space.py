@@ -24,6 +24,7 @@ from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Int
 
+from natjax.kernels import device
 from natjax.kernels.neighborhood import AxisWindow, Neighborhood
 
 type Arrays = Sequence[Array | None]
@@ -106,6 +107,8 @@ class Space:
             in_specs=(place,) * len(by_token) + (P(),) * len(shared),
             out_specs=(place,) * results,
             axis_names=set(self.names),
+            # Pallas' interpreter does not keep track of what varies.
+            check_vma=not device.is_interpreted(),
         )
         return mapped(*by_token, *shared)
 
@@ -216,7 +219,7 @@ def space(*axes: str | None, mesh: Mesh | None = None) -> Iterator[None]:
     Raises:
       ValueError: no axis, more than three, or one twice. Ops raise it for tokens that the devices
         do not divide, for a mesh without the axes, and for another number of token axes.
-      NotImplementedError: an unfused op, or an implementation other than "xla".
+      NotImplementedError: an unfused op, or an implementation other than "xla" and "mosaic_tpu".
 
     >>> import jax, natjax
     >>> mesh = jax.make_mesh((1, 1), ("y", "x"))

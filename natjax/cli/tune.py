@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from natjax.kernels.tuning.search import Result
 
 # The implementations whose kernels can be measured.
-_BACKENDS = ("jax_triton", "pallas_triton")
+_BACKENDS = ("jax_triton", "pallas_triton", "mosaic_gpu")
 
 _EPILOG = """\
 Each kernel is timed alone with many block sizes, warps and stages, which takes minutes a problem.

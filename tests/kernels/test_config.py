@@ -7,6 +7,7 @@ import pytest
 from natjax.kernels import checks
 from natjax.kernels.backends.triton_common import config
 from natjax.kernels.backends.triton_common.config import KernelConfig
+from natjax.kernels.plan.reach import num_blocks
 from natjax.kernels.spec import KERNELS, CallSpec, blocks_of
 
 SPEC = CallSpec(checks.neighborhood((14, 14), 7), 32, 32, "bfloat16", True)
@@ -80,6 +81,46 @@ def test_suggestions_are_candidates(kernel, shape, dtype):
         suggested = KernelConfig.suggest(kernel, spec)
         assert suggested in config.blocks_within(kernel, spec)
         assert blocks_of(kernel, suggested, neighborhood).num_tiles > 0
+
+
+@pytest.mark.parametrize("kernel", ["forward", "dkeyvalue"])
+@pytest.mark.parametrize(
+    "arguments",
+    [((64, 64), 31), ((9, 14, 20), (3, 7, 5), (1, 2, 1), (1, 2, 3), (True, False, False))],
+    ids=["2d", "3d"],
+)
+def test_the_cost_is_of_the_blocks_that_there_are(kernel, arguments):
+    neighborhood = checks.neighborhood(*arguments)
+    spec = CallSpec(neighborhood, 32, 32, "bfloat16", False)
+    options = config.blocks_within(kernel, spec, (32, 32))[::17]
+    assert len(options) >= 8
+    for option in options:
+        blocks = blocks_of(kernel, option, neighborhood)
+        whole = blocks.num_tiles * blocks.num_chunks
+        counts = config._counts(kernel, spec, [option.tile], [option.chunk])
+        assert counts.ravel().tolist() == [blocks.num_tiles, whole, num_blocks(blocks)]
+
+
+@pytest.mark.parametrize(
+    ("shape", "kernel_size", "forward", "backward"),
+    [
+        ((256, 256), (80, 80), 1.25, 1.2),
+        ((64, 64), (31, 31), 1.55, 1.45),
+        ((30, 48, 80), (18, 24, 24), 1.6, 1.5),
+    ],
+)
+def test_blocks_of_large_windows_hold_little_that_is_not_seen(
+    shape, kernel_size, forward, backward
+):
+    """Of 128 by 64 entries; fewer in the backward pass."""
+    neighborhood = checks.neighborhood(shape, kernel_size)
+    spec = CallSpec(neighborhood, 128, 128, "bfloat16", False)
+    useful = neighborhood.num_tokens * neighborhood.num_neighbors
+    for kernel in ("forward", "dquery", "dkeyvalue"):
+        blocks = blocks_of(kernel, KernelConfig.suggest(kernel, spec), neighborhood)
+        assert config.skips_chunks(blocks)
+        computed = num_blocks(blocks) * blocks.num_rows * blocks.num_columns
+        assert computed / useful < (forward if kernel == "forward" else backward)
 
 
 def test_candidates_keep_to_the_largest_block():

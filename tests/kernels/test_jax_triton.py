@@ -26,7 +26,8 @@ from natjax.kernels.backends.jax_triton import candidates, statics, support
 from natjax.kernels.backends.jax_triton.config import KernelConfig
 from natjax.kernels.neighborhood import window_start
 from natjax.kernels.plan.blocks import Blocks
-from natjax.kernels.spec import KERNELS, CallSpec
+from natjax.kernels.plan.reach import num_blocks, reach_of
+from natjax.kernels.spec import KERNELS, CallSpec, blocks_of
 from natjax.kernels.tuning import problems, settings
 from natjax.kernels.tuning.problems import Problem
 
@@ -138,12 +139,29 @@ def test_chunks_that_are_seen_whole_need_no_mask(monkeypatch):
     assert_close(actual, run(problem, arrays, "reference"))
 
 
+@pytest.mark.parametrize(
+    ("problem", "blocks"),
+    [
+        (Problem(name="1d", shape=(70,), kernel_size=(9,), head_dim=16), ((32,), (16,))),
+        # From row to row and from frame to frame, and over again for the second head.
+        pytest.param(
+            Problem(
+                name="3d", shape=(4, 7, 8), kernel_size=(2, 5, 3), heads=2, kv_heads=1, head_dim=16
+            ),
+            ((2, 4, 8), (1, 4, 4)),
+            marks=pytest.mark.slow,
+        ),
+    ],
+    ids=["1d", "3d"],
+)
 @pytest.mark.parametrize("skips", [True, False])
-def test_chunks_that_a_tile_does_not_meet_may_be_skipped(skips, monkeypatch):
-    monkeypatch.setattr(statics, "skipping_pays", lambda _: skips)
-    problem = Problem(name="long", shape=(70,), kernel_size=(9,), head_dim=16)
+def test_chunks_that_a_tile_does_not_meet_may_be_skipped(skips, problem, blocks, monkeypatch):
+    monkeypatch.setattr(statics, "skips_chunks", lambda _: skips)
     arrays = problem.arrays()
-    config = KernelConfig((32,), (16,), num_warps=1)
+    config = KernelConfig(*blocks, num_warps=1)
+    for kernel in KERNELS:
+        plan = blocks_of(kernel, config, problem.neighborhood)
+        assert num_blocks(plan) < plan.num_tiles * plan.num_chunks
     with settings.using(dict.fromkeys(KERNELS, config)):
         actual = run(problem, arrays, "jax_triton")
     assert_close(actual, run(problem, arrays, "reference"))
@@ -217,6 +235,26 @@ def test_what_kernels_repeat_of_the_plan_is_the_same(window, rows):
     )
     shape = {"kernel_size": kernel_size, "stride": stride, "is_causal": is_causal}
     np.testing.assert_array_equal(start, window_start(query // dilation, lengths, **shape))
+
+
+@pytest.mark.parametrize("ndim", [1, 2, 3])
+def test_a_loop_goes_through_the_chunks_that_a_tile_meets(ndim):
+    """From one to the next along all axes, and over again."""
+    from program_probe import walked
+
+    neighborhood = checks.neighborhood((14, 13, 12)[-ndim:], (5, 3, 4)[-ndim:])
+    blocks = Blocks.of(neighborhood, "keys", (4,) * ndim, (2,) * ndim, whole_chunks=True)
+    missing = Blocks.of(checks.neighborhood((1,) * 3, 1), "keys", (1,) * 3, (1,) * 3)
+    t, h, w = map(statics.Axis.of, (*missing.axes[ndim:], *blocks.axes))
+    constants = types.SimpleNamespace(axes=ndim, t=t, h=h, w=w, skips_chunks=True)
+    reach = reach_of(blocks)
+    assert num_blocks(blocks) < blocks.num_tiles * blocks.num_chunks
+    for tile in (0, blocks.num_tiles // 2, blocks.num_tiles - 1):
+        number = np.arange(blocks.num_chunks).reshape([x.num_chunks for x in blocks.axes])
+        met = number[tuple(slice(x, x + n) for x, n in reach[tile])].ravel()
+        shape = jax.ShapeDtypeStruct((2 * len(met),), jnp.int32)
+        (actual,) = interpret(walked, (shape,), reach, s=constants, tile=tile, rounds=2 * len(met))
+        np.testing.assert_array_equal(actual, np.tile(met, 2))
 
 
 @pytest.mark.parametrize("shift", [-1, 8])

@@ -1,7 +1,9 @@
 """What is particular to the kernels for Hopper: half precision, lines of tokens, the ring."""
 
+import dataclasses
 import functools
 import importlib
+import itertools
 import types
 
 import jax
@@ -14,7 +16,7 @@ import natjax
 from natjax.kernels import checks, device, registry
 from natjax.kernels.plan.blocks import Blocks, unravel
 from natjax.kernels.spec import KERNELS, CallSpec, kernels_of, rows_of
-from natjax.kernels.tuning import settings
+from natjax.kernels.tuning import search, settings
 from natjax.kernels.tuning.problems import DINAT_TINY, NAT_TINY, Problem
 
 pytestmark = pytest.mark.skipif(
@@ -48,19 +50,21 @@ def assert_errs_little(problem, dtype="bfloat16"):
         assert error <= 2 * allowed, (name, error, allowed)
 
 
-# Ragged tiles, chunks and dilation groups, a mask, shared key heads, one chunk after the other.
+# Ragged tiles, chunks and dilation groups, a mask, shared key heads, one chunk after the other; for
+# the fused op and for the others.
 EVERYTHING = Problem(
     name="everything",
-    shape=(7, 22),
-    kernel_size=(3, 4),
+    shape=(5, 21),
+    kernel_size=(2, 4),
     stride=(1, 2),
     dilation=(2, 1),
     is_causal=(True, False),
     heads=2,
     kv_heads=1,
     head_dim=16,
-    extra=2,
 )
+# Few copies of lines, which take the interpreter long, and still more chunks than the ring has.
+FEW_LINES = ((4, 16), (1, 32))
 CASES = {
     "1d-causal": Problem(
         name="1d-causal", shape=(70,), kernel_size=(9,), is_causal=True, head_dim=32
@@ -79,8 +83,19 @@ CASES = {
 
 
 @NEEDS_JAX
-def test_errs_as_little_as_plain_attention(interpreted):
-    assert_errs_little(EVERYTHING)
+def test_errs_as_little_as_plain_attention(interpreted, monkeypatch):
+    """Blocks of threads work on two images, the last on one, where there is a table that stays.
+
+    Those that sum for the gradient of the bias have several tiles each.
+    """
+    backend = "natjax.kernels.backends.mosaic_gpu"
+    monkeypatch.setattr(f"{backend}.run._LEAST_BLOCKS", 1)
+    monkeypatch.setattr(f"{backend}.fused.launch._DBIAS_BLOCKS", 1)
+    config = _settings()(*FEW_LINES, num_stages=1)
+    several = dataclasses.replace(config, num_stages=2, images=2)
+    chosen = {"forward": several, "dquery": several, "dkeyvalue": config, "dbias": config}
+    with settings.using(chosen):
+        assert_errs_little(dataclasses.replace(EVERYTHING, batch=3))
 
 
 @NEEDS_JAX
@@ -91,51 +106,134 @@ def test_errs_as_little_in_every_layout(problem, dtype, interpreted):
     assert_errs_little(problem, dtype)
 
 
-TWO_WARPGROUPS = Problem(
-    name="two-warpgroups", shape=(16, 24), kernel_size=(12, 9), head_dim=32, rpb=False
-)
-
-
 @NEEDS_JAX
 def test_two_warpgroups_and_computed_masks(interpreted, monkeypatch):
     """As for large windows: no table, chunks that are seen whole, and more than fit the ring."""
     from natjax.kernels import specialise
 
     monkeypatch.setattr(specialise, "_SMALL_TABLE", 0)
-    config = _settings()((8, 16), (4, 16))
-    with settings.using(dict.fromkeys(("forward", "dquery"), config)):
-        assert_errs_little(TWO_WARPGROUPS)
+    problem = Problem(name="two", shape=(300,), kernel_size=(200,), head_dim=32, rpb=False)
+    config = _settings()((128,), (64,))
+    with settings.using(dict.fromkeys(("forward", "dquery", "dkeyvalue"), config)):
+        assert_errs_little(problem)
 
 
 @NEEDS_JAX
-def test_a_block_of_threads_works_on_several_images(interpreted, monkeypatch):
-    """The last one has fewer than the others, and the ring goes on from one to the next."""
-    launching = importlib.import_module("natjax.kernels.backends.mosaic_gpu.launch")
-    monkeypatch.setattr(launching, "_LEAST_BLOCKS", 1)
-    problem = Problem(name="images", shape=(5, 8), kernel_size=(3, 3), batch=3, head_dim=16)
+@pytest.mark.slow
+def test_devices_with_parts_of_batch_and_heads_have_parts_of_the_results(interpreted):
+    """One after the other: the interpreter knows one device. For eight, `make aot` compiles."""
+    problem = dataclasses.replace(EVERYTHING, batch=2, heads=4, kv_heads=2)
     arrays = problem.arrays(dtype="bfloat16")
 
-    def run(images):
-        config = _settings()((8, 8), (4, 16), num_stages=3, images=images)
-        with settings.using(dict.fromkeys(("forward", "dquery"), config)):
-            run = fused(problem, "mosaic_gpu")
-            outputs, pull = jax.vjp(lambda query: run(arrays | {"query": query}), arrays["query"])
-            return outputs, pull(outputs)
+    def part_of(x, i, j):
+        half = x.shape[-2] // 2
+        return x[i : i + 1, ..., j * half : (j + 1) * half, :]
 
-    jax.tree.map(np.testing.assert_array_equal, run(2), run(1))
+    def run(arrays):
+        out, pull = jax.vjp(lambda x: fused(problem, "mosaic_gpu")(x)[0], arrays)
+        return out, pull(jnp.ones_like(out))[0]
+
+    tokens = {name: x for name, x in arrays.items() if name != "rpb"}
+    whole = jax.jit(run)(arrays)
+    sums = []
+    for i, j in itertools.product(range(2), range(2)):
+        part = {name: part_of(x, i, j) for name, x in tokens.items()}
+        out, gradients = jax.jit(run)(part | {"rpb": arrays["rpb"][2 * j : 2 * j + 2]})
+        np.testing.assert_array_equal(out, part_of(whole[0], i, j))
+        sums.append(gradients.pop("rpb").astype(jnp.float32))
+        for name, x in gradients.items():
+            np.testing.assert_array_equal(x, part_of(whole[1][name], i, j))
+    total = jnp.concatenate([sums[0] + sums[2], sums[1] + sums[3]])
+    np.testing.assert_allclose(total, whole[1]["rpb"].astype(jnp.float32), rtol=0.02, atol=0.05)
 
 
 def test_blocks_of_threads_stay_where_that_leaves_enough_of_them():
-    launching = importlib.import_module("natjax.kernels.backends.mosaic_gpu.launch")
+    running = importlib.import_module("natjax.kernels.backends.mosaic_gpu.run")
     # NAT-Tiny's first stage: two heads of 49 tiles.
     for batch, images in ((128, 8), (16, 2), (8, 1), (1, 1)):
-        assert launching.images_of_a_block(8, batch, 2 * 49) == images
-    assert launching.images_of_a_block(8, 3, 4096) == 3
+        assert running.images_of_a_block(8, batch, 2 * 49) == images
+    assert running.images_of_a_block(8, 3, 4096) == 3
     spec = CallSpec(NAT_TINY[0].neighborhood, 32, 32, "bfloat16", True)
     assert _settings().suggest("forward", spec).images == 8
     large = Problem(name="large", shape=(64, 64), kernel_size=(31, 31))
     spec = CallSpec(large.neighborhood, 32, 32, "bfloat16", True)
     assert _settings().suggest("forward", spec).images == 1
+
+
+# The unfused ops.
+
+
+def integers(shapes, seed=0):
+    """Arrays of whole numbers so small that half precision has all sums of their products."""
+    rng = np.random.default_rng(seed)
+    return {name: jnp.asarray(rng.integers(-1, 2, x.shape), x.dtype) for name, x in shapes.items()}
+
+
+def exact_half(op, problem, implementation, arrays):
+    """The logits or the weighted sums, and their gradients by all arguments."""
+    kwargs = {**problem.arguments, "implementation": implementation}
+    if op == "qk":
+        kwargs["scale"] = 1.0
+    run = functools.partial(getattr(natjax, f"na{problem.ndim}d_{op}"), **kwargs)
+
+    @jax.jit
+    def differentiated(arrays):
+        out, pull = jax.vjp(lambda arrays: run(**arrays), arrays)
+        return out, pull(integers({"": out}, seed=1)[""])[0]
+
+    return differentiated(arrays)
+
+
+def assert_exact(op, problem, dtype="bfloat16"):
+    shapes = problem.structs(dtype)
+    if op == "qk":
+        del shapes["value"]
+    else:
+        slots = (*shapes["query"].shape[:-1], problem.neighborhood.num_neighbors)
+        shapes = {"weights": jax.ShapeDtypeStruct(slots, dtype), "value": shapes["value"]}
+    arrays = integers(shapes)
+    exact = {name: x.astype(jnp.float32) for name, x in arrays.items()}
+    actual = exact_half(op, problem, "mosaic_gpu", arrays)
+    expected = exact_half(op, problem, "reference", exact)
+    assert {x.dtype for x in jax.tree.leaves(actual)} == {jnp.dtype(dtype)}
+    assert all(np.abs(np.nan_to_num(x, neginf=0)).max() > 2 for x in jax.tree.leaves(expected))
+    jax.tree.map(
+        lambda x, y: np.testing.assert_array_equal(np.asarray(x, np.float32), y), actual, expected
+    )
+
+
+@NEEDS_JAX
+@pytest.mark.parametrize("op", ["qk", pytest.param("av", marks=pytest.mark.slow)])
+def test_unfused_ops_are_exact_where_numbers_are(op, interpreted):
+    """Which takes all kernels for either: the gradients of the one are the other."""
+    with settings.using(dict.fromkeys(KERNELS, _settings()(*FEW_LINES))):
+        assert_exact(op, EVERYTHING)
+
+
+@NEEDS_JAX
+@pytest.mark.slow
+@pytest.mark.parametrize("op", ["qk", "av"])
+@pytest.mark.parametrize("problem", CASES.values(), ids=CASES)
+def test_unfused_ops_are_exact_in_every_layout(problem, op, interpreted):
+    assert_exact(op, problem, dtype="float16" if op == "av" else "bfloat16")
+
+
+def test_unfused_kernels_have_one_warpgroup_that_multiplies():
+    large = Problem(name="large", shape=(64, 64), kernel_size=(31, 31))
+    spec = CallSpec(large.neighborhood, 32, 32, "bfloat16", False)
+    for kernel in kernels_of("qk", has_bias=False):
+        assert _settings().suggest(kernel, spec).warpgroups == 1
+    assert _settings().suggest("forward", spec).warpgroups == 2
+
+
+@NEEDS_JAX
+def test_tiles_of_unfused_kernels_that_are_too_large(interpreted):
+    x = jax.ShapeDtypeStruct((1, 130, 1, 16), jnp.bfloat16)
+    with (
+        settings.using({"qk": _settings()((128,), (64,))}),
+        pytest.raises(ValueError, match=r'tile of kernel "qk" must have 64 rows; got \(128,\)'),
+    ):
+        jax.eval_shape(lambda x: natjax.na1d_qk(x, x, 5, implementation="mosaic_gpu"), x)
 
 
 @NEEDS_JAX
@@ -148,6 +246,8 @@ def test_nan_in_a_key_stays_with_those_who_see_it(interpreted):
     for x, y in zip(actual, expected, strict=True):
         assert np.isnan(np.asarray(x, np.float32)[0, seen]).all()
         np.testing.assert_array_equal(np.asarray(x)[0, ~seen], np.asarray(y)[0, ~seen])
+    logits = natjax.na2d_qk(broken["query"], broken["key"], 3, implementation="mosaic_gpu")
+    np.testing.assert_array_equal(np.isnan(logits).any(axis=(-1, -2))[0], seen)
 
 
 # Layouts.
@@ -234,6 +334,7 @@ def test_rows_of_tiles_and_their_windows_are_those_of_the_plan(case):
         (((8, 8), (4, 16), 0), "num_stages must be from 1 to 8; got 0"),
         (((8, 8), (4, 16), 2, 1), "boxes must be True or False; got 1"),
         (((8, 8), (4, 16), 2, True, 65), "images must be from 1 to 64; got 65"),
+        (((8, 8), (4, 16), 2, True, 1, 0), "copies_apart must be True or False; got 0"),
     ],
 )
 def test_settings_that_break_a_rule(values, message, unchecked):
@@ -250,6 +351,62 @@ def test_lines_of_scalars_are_long_enough_to_be_copied(problem):
         blocks = Blocks.of(problem.neighborhood, rows_of(kernel), config.tile, config.chunk)
         assert blocks.num_rows == 64 * config.warpgroups
     assert set(kernels_of("attention", has_bias=True)) < set(KERNELS)
+
+
+def _specs():
+    for problem in (NAT_TINY[0], Problem(name="large", shape=(64, 64), kernel_size=(31, 31))):
+        for head_dim in (32, 128):
+            yield CallSpec(problem.neighborhood, head_dim, head_dim, "bfloat16", True)
+
+
+@NEEDS_JAX
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_candidates_fit_and_begin_with_what_is_suggested(kernel):
+    from natjax.kernels.backends.mosaic_gpu import candidates
+
+    for spec in _specs():
+        options = candidates.candidates(kernel, spec, 12)
+        assert options[0] == _settings().suggest(kernel, spec)
+        assert len(set(options)) == len(options) == 12
+        assert all(candidates.fits(kernel, spec, option) for option in options)
+        others = candidates.variants(kernel, spec, options[1])
+        assert {(x.tile, x.chunk) for x in others} == {(options[1].tile, options[1].chunk)}
+        assert options[1] not in others
+        # A table of a large window does not fit.
+        stays = kernel in ("forward", "dquery") and spec.neighborhood == NAT_TINY[0].neighborhood
+        assert (len({x.images for x in others}) > 1) == stays
+        assert {x.boxes for x in others} == {True, False}
+        assert len({x.copies_apart for x in others}) == 3 - options[1].warpgroups
+        if kernel not in ("forward", "dquery", "dkeyvalue", "dbias"):
+            assert {x.warpgroups for x in options} == {1}
+
+
+@NEEDS_JAX
+def test_candidates_have_room_for_sums_blocks_and_chunks():
+    from natjax.kernels.backends.mosaic_gpu import candidates
+
+    wide = CallSpec(NAT_TINY[0].neighborhood, 128, 128, "bfloat16", True)
+    config = _settings()((8, 8), (2, 32))
+    assert candidates.fits("dkeyvalue", wide, config)
+    # Two sums of 64 registers a thread each, and two blocks of 64.
+    assert not candidates.fits("dkeyvalue", wide, dataclasses.replace(config, chunk=(4, 32)))
+    # 32 KiB for rows, and as much for each stage.
+    assert candidates.fits("dquery", wide, dataclasses.replace(config, num_stages=5))
+    assert not candidates.fits("dquery", wide, dataclasses.replace(config, num_stages=6))
+
+
+@NEEDS_JAX
+@pytest.mark.slow
+def test_settings_are_measured(interpreted, monkeypatch):
+    monkeypatch.setattr(search, "_MOST_RUNS", 1)
+    problem = Problem(name="tiny", shape=(20,), kernel_size=(3,), head_dim=16)
+    kernels = []
+    for result in search.tune([problem], backend="mosaic_gpu", ops=("av",), limit=1, repeats=1):
+        assert result.config is not None, result.kernel
+        assert result.skipped == {}
+        assert result.measured >= 2
+        kernels.append(result.kernel)
+    assert kernels == ["qk", "av", "av_transposed"]
 
 
 @NEEDS_JAX
@@ -273,14 +430,6 @@ def test_what_is_declined_says_what_would_work(change, message, interpreted):
     attend = functools.partial(natjax.na2d, kernel_size=3, implementation="mosaic_gpu")
     with pytest.raises(NotImplementedError, match=f'"mosaic_gpu" .*{message}.*; use .*"xla"'):
         jax.eval_shape(attend, x, x, value)
-
-
-@NEEDS_JAX
-@pytest.mark.parametrize("op", ["qk", "av"])
-def test_unfused_ops_are_declined(op, interpreted):
-    x = jnp.zeros((1, 9, 1, 3), jnp.bfloat16)
-    with pytest.raises(NotImplementedError, match=r'no unfused ops; use .*"pallas_triton"'):
-        getattr(natjax, f"na1d_{op}")(x, x, 3, implementation="mosaic_gpu")
 
 
 @NEEDS_JAX

@@ -35,6 +35,10 @@ RAGGED = Problem(
     heads=3,
     head_dim=40,
 )
+# More window slots than lanes.
+WIDE = Problem(
+    name="wide", shape=(24, 14), kernel_size=(12, 12), dilation=(2, 1), heads=2, head_dim=32
+)
 WHOLE = Problem(name="whole", shape=(14, 20), kernel_size=(7, 9), batch=2, heads=4, head_dim=32)
 
 
@@ -45,6 +49,7 @@ WHOLE = Problem(name="whole", shape=(14, 20), kernel_size=(7, 9), batch=2, heads
         pytest.param(WHOLE, "float32", marks=pytest.mark.slow),
         pytest.param(WHOLE, "bfloat16", marks=pytest.mark.slow),
         pytest.param(RAGGED, "bfloat16", marks=pytest.mark.slow),
+        pytest.param(WIDE, "float32", marks=pytest.mark.slow),
         *(
             pytest.param(named(name), "float32", marks=pytest.mark.slow)
             for name in ("1d-ragged-dilation", "2d-everything", "3d-everything")
@@ -96,21 +101,23 @@ def test_nothing_is_read_that_nobody_wrote(function, problem, dtype, strict):
     ],
     ids=lambda x: x.name,
 )
-def test_images_in_strips(problem, interpreted, monkeypatch):
+@pytest.mark.parametrize("function", [fused, pytest.param(unfused, marks=pytest.mark.slow)])
+def test_images_in_strips(function, problem, interpreted, monkeypatch):
     """As those go that do not fit the memory of a core: keys on both sides of a cut are shared."""
     from natjax.kernels.backends.mosaic_tpu.memory import layout_of
 
-    def in_strips(spec, heads):
-        whole = layout_of(spec, heads)
+    def in_strips(spec, heads, **options):
+        whole = layout_of(spec, heads, **options)
         strips = dataclasses.replace(whole, rows=2 * whole.blocks.axes[0].tile)
         assert strips.num_strips >= 3
         assert strips.keys_of_strip > strips.rows
         return strips
 
-    monkeypatch.setattr("natjax.kernels.backends.mosaic_tpu.ops.layout_of", in_strips)
+    for ops in ("ops", "unfused.ops"):
+        monkeypatch.setattr(f"natjax.kernels.backends.mosaic_tpu.{ops}.layout_of", in_strips)
     arrays = problem.arrays()
-    expected = value_and_gradients(fused(problem, "reference"), arrays)
-    assert_close(value_and_gradients(fused(problem, "mosaic_tpu"), arrays), expected)
+    expected = value_and_gradients(function(problem, "reference"), arrays)
+    assert_close(value_and_gradients(function(problem, "mosaic_tpu"), arrays), expected)
 
 
 def test_few_strips_where_a_map_is_too_large():
@@ -127,31 +134,173 @@ def test_few_strips_where_a_map_is_too_large():
 
 @st.composite
 def windows(draw):
+    """Also of axes that are cut into parts, of which one is at hand."""
     kernel_size = draw(st.integers(1, 13))
     dilation = draw(st.integers(1, 4))
-    return AxisWindow(
-        length=kernel_size * dilation + draw(st.integers(0, 60)),
+    parts = draw(st.integers(1, 3))
+    kind = draw(st.sampled_from(["plain", "is_causal", "is_periodic"][: 3 if parts > 1 else 2]))
+    tokens = -(-kernel_size * dilation // parts) + draw(st.integers(0, 40))
+    if kind == "is_periodic":  # dilation divides such an axis
+        tokens *= dilation
+    window = AxisWindow(
+        length=tokens * parts,
         kernel_size=kernel_size,
         stride=draw(st.integers(1, kernel_size)),
         dilation=dilation,
-        is_causal=draw(st.booleans()),
+        is_causal=kind == "is_causal",
+        is_periodic=kind == "is_periodic",
     )
+    if parts == 1:
+        return window
+    origins = range(0, window.length, tokens)
+    window = dataclasses.replace(window, queries=(0, tokens), origins=origins)
+    return dataclasses.replace(window, keys=window.needed_keys)
 
 
-@given(windows(), st.integers(1, 4))
-def test_slabs_are_aligned_and_hold_every_key(window, width):
-    from natjax.kernels.backends.mosaic_tpu.layout import aligned_blocks
+@given(windows(), st.integers(1, 4), st.sampled_from([1, 8]))
+def test_slabs_are_aligned_and_hold_every_key(window, width, alignment):
+    from natjax.kernels.backends.mosaic_tpu.tiles import axis_tiles
 
-    blocks = aligned_blocks(window, 8 * width)
-    assert not np.any(np.array(blocks.starts) % 8)
-    group, first, start = blocks.locate(np.arange(blocks.num_tiles))
-    assert (start + blocks.shift + blocks.halo <= blocks.columns).all()
-    position = first[:, None] + np.arange(blocks.tile)
-    token = position * window.dilation + group[:, None]
-    exists = token < window.length
-    token = np.where(exists, token, 0)
-    assert (~exists | (window.start(token) >= start[:, None])).all()
-    assert (~exists | (window.end(token) <= start[:, None] + blocks.halo)).all()
+    tiles = axis_tiles(window, 8 * width, alignment)
+    assert not np.any(np.array(tiles.starts) % alignment)
+    part = np.arange(tiles.num_tiles) * tiles.num_parts // tiles.num_tiles
+    group, first, start = tiles.locate(np.arange(tiles.num_tiles))
+    assert (group // window.dilation == part).all()
+    assert (start + tiles.shift >= 0).all()
+    assert (start + tiles.shift + tiles.halo <= tiles.columns).all()
+    index = (first[:, None] + np.arange(tiles.tile)) * window.dilation
+    index = index + (group % window.dilation)[:, None]
+    exists = index < window.num_queries
+    query = np.asarray(window.origins)[part][:, None] + np.where(exists, index, 0)
+    # Tokens of the first and the last key of each window, and of those of the slab.
+    low = window.start(query) * window.dilation + query % window.dilation
+    high = (window.end(query) - 1) * window.dilation + query % window.dilation
+    before = window.key_range[0] - tiles.frame.padding + np.asarray(window.origins)[part]
+    slab = before + start * window.dilation + group % window.dilation
+    assert (~exists | (low >= slab[:, None])).all()
+    assert (~exists | (high < (slab + tiles.halo * window.dilation)[:, None])).all()
+
+
+# Windows of ten tokens along parts of six: keys come from several neighbors, and begin with another
+# dilation group than queries.
+SPLIT = Problem(
+    name="split", shape=(8, 24), kernel_size=(3, 5), dilation=(1, 2), heads=2, head_dim=8
+)
+
+
+@pytest.mark.parametrize(
+    ("problem", "axes"),
+    [
+        (SPLIT, ("y", "x")),
+        pytest.param(
+            Problem(
+                name="causal",
+                shape=(3, 8, 12),
+                kernel_size=(2, 3, 3),
+                stride=(1, 2, 1),
+                is_causal=(True, False, True),
+                batch=2,
+                heads=4,
+                kv_heads=2,
+                extra=2,
+            ),
+            (None, "y", "x"),
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            Problem(name="line", shape=(52,), kernel_size=(3,), dilation=4, heads=3, head_dim=40),
+            ("x",),
+            marks=pytest.mark.slow,
+        ),
+    ],
+    ids=lambda x: getattr(x, "name", ""),
+)
+def test_tokens_split_over_devices(problem, axes, interpreted, mesh_of):
+    arrays = problem.arrays()
+    expected = value_and_gradients(fused(problem, "reference"), arrays)
+    mesh = mesh_of((2, 4), ("y", "x"), AxisType.Auto)
+    with natjax.sharding.space(*axes, mesh=mesh):
+        assert_close(value_and_gradients(fused(problem, "mosaic_tpu"), arrays), expected)
+
+
+@pytest.mark.slow
+def test_second_derivatives_of_split_tokens(interpreted, mesh_of):
+    """Plain JAX has them, and has to be told which part is at hand."""
+    query, key, value = jax.random.normal(jax.random.key(0), (3, 1, 12, 1, 8))
+
+    def push(implementation):
+        def loss(query):
+            out = natjax.na1d(query, key, value, 3, implementation=implementation)
+            return jnp.sum(jnp.cos(out))
+
+        return jax.jit(lambda x: jax.jvp(jax.grad(loss), (x,), (jnp.cos(x),)))(query)
+
+    expected = push("xla")
+    with natjax.sharding.space("x", mesh=mesh_of((2,), ("x",), AxisType.Auto)):
+        actual = push("mosaic_tpu")
+    for x, y in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_circle_that_is_split_over_devices(interpreted, mesh_of):
+    """In parts, there are windows that go round; whole, it is declined."""
+    arrays = Problem(name="", shape=(24,), kernel_size=(5,), heads=2).arrays()
+
+    def circle(implementation):
+        options = {"dilation": 2, "stride": 2, "is_periodic": True, "return_lse": True}
+        op = functools.partial(natjax.na1d, kernel_size=5, implementation=implementation, **options)
+        return lambda arrays: op(**arrays)
+
+    expected = value_and_gradients(circle("xla"), arrays)
+    with natjax.sharding.space("x", mesh=mesh_of((4,), ("x",), AxisType.Auto)):
+        assert_close(value_and_gradients(circle("mosaic_tpu"), arrays), expected)
+    with pytest.raises(NotImplementedError, match=r'got a whole periodic axis; use .*"xla"'):
+        circle("mosaic_tpu")(arrays)
+
+
+def test_queries_that_lie_among_more_keys(interpreted):
+    """A part of the queries with the keys that it sees, as of a map that is computed in pieces."""
+    arrays = Problem(name="", shape=(12, 9), kernel_size=(3, 3), heads=2).arrays()
+    window = {"kernel_size": 3, "dilation": (2, 1)}
+    whole = natjax.na2d(**arrays, **window, implementation="reference")
+    some = {name: x[:, 2:] for name, x in arrays.items() if name in ("key", "value")}
+    out = natjax.na2d(
+        arrays["query"][:, 6:10],
+        **some,
+        rpb=arrays["rpb"],
+        **window,
+        length=(12, 9),
+        query_offset=(6, 0),
+        key_offset=(2, 0),
+        implementation="mosaic_tpu",
+    )
+    np.testing.assert_allclose(out, whole[:, 6:10], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("function", [fused, pytest.param(unfused, marks=pytest.mark.slow)])
+def test_vmapped_biases_take_one_kernel(function, interpreted, monkeypatch):
+    """Each entry has a gradient of the bias of its own, and some have the same bias."""
+
+    def one_by_one(*_):
+        raise AssertionError("calls are batched")
+
+    monkeypatch.setattr("natjax.kernels.sharding.batching._one_by_one", one_by_one)
+    problem = Problem(name="", shape=(5, 6), kernel_size=(3, 3), heads=2, batch=2)
+    run = functools.partial(value_and_gradients, function(problem, "mosaic_tpu"))
+    seeds = np.arange(6).reshape(2, 3)
+    every = [[problem.arrays(int(seed)) for seed in row] for row in seeds]
+    rows = [jax.tree.map(lambda *x: jnp.stack(x), *row) for row in every]
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *rows)
+    stacked["rpb"] = stacked["rpb"][0]
+    axes = {name: None if name == "rpb" else 0 for name in stacked}
+    actual = jax.vmap(jax.vmap(run), in_axes=(axes,))(stacked)
+    for i, j in np.ndindex(2, 3):
+        expected = run(every[i][j] | {"rpb": every[0][j]["rpb"]})
+        found = jax.tree.map(lambda x, i=i, j=j: x[i, j], actual)
+        jax.tree.map(
+            functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), found, expected
+        )
 
 
 @pytest.mark.parametrize("name", ["1d-ragged-dilation", "3d-everything"])

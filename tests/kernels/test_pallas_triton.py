@@ -1,6 +1,7 @@
 """What is particular to the kernels for GPUs: blocks of every size, refusals, derivatives."""
 
 import functools
+import importlib
 import types
 
 import jax
@@ -76,6 +77,20 @@ def test_a_computed_mask_is_as_good_as_a_table(name, monkeypatch):
     monkeypatch.setattr(specialise, "_SMALL_TABLE", 0)
     assert_close(run(problem, arrays, "pallas_triton"), run(problem, arrays, "reference"))
     assert calls == [frozenset()]
+
+
+def test_chunks_that_a_tile_does_not_meet_may_be_skipped(monkeypatch):
+    """From row to row and from frame to frame, and over again for the second head."""
+    module = importlib.import_module("natjax.kernels.backends.pallas_triton.program")
+    monkeypatch.setattr(module, "skips_chunks", lambda _: True)
+    problem = Problem(
+        name="3d", shape=(4, 7, 8), kernel_size=(2, 5, 3), heads=2, kv_heads=1, head_dim=16
+    )
+    arrays = problem.arrays()
+    config = KernelConfig((2, 4, 8), (1, 4, 4), num_warps=1)
+    with settings.using(dict.fromkeys(KERNELS, config)):
+        actual = run(problem, arrays, "pallas_triton")
+    assert_close(actual, run(problem, arrays, "reference"))
 
 
 @pytest.mark.parametrize("head_dim", [48, 96, 256])

@@ -74,10 +74,15 @@ def in_scan(function):
 
 @pytest.mark.oldest
 @pytest.mark.parametrize(
-    "transform",
-    [in_remat, in_vmap, in_vmap_of_biases, pytest.param(in_scan, marks=pytest.mark.slow)],
+    ("transform", "images"),
+    [
+        (in_remat, 1),
+        (in_vmap, 1),
+        (in_vmap_of_biases, 2),
+        pytest.param(in_scan, 1, marks=pytest.mark.slow),
+    ],
 )
-def test_results_are_those_of_one_device(transform, interpreted, mesh_of):
+def test_results_are_those_of_one_device(transform, images, interpreted, mesh_of):
     function, arrays = transform(fused(PROBLEM, "mosaic_tpu")), PROBLEM.arrays()
     expected = value_and_gradients(function, arrays)
     mesh = mesh_of((4, 2), ("data", "fsdp"), AxisType.Auto)
@@ -86,7 +91,7 @@ def test_results_are_those_of_one_device(transform, interpreted, mesh_of):
         actual = value_and_gradients(function, arrays)
     found = programs(traced)
     assert len(found) >= 2
-    assert {batch for batch, _ in found} == {"1"}
+    assert {int(batch) for batch, _ in found} == {images}
     assert_close(actual, expected)
 
 
@@ -106,7 +111,7 @@ def test_devices_exchange_nothing_but_the_sum_of_the_biases_gradients(interprete
         r"reduce-scatter)(?:-start)?\(",
         text,
     )
-    assert exchanged == ["4,25"]
+    assert exchanged == ["1,4,25"]
 
 
 def test_axes_that_are_mapped_already_are_left_alone(interpreted, mesh_of):
@@ -172,19 +177,21 @@ def test_arrays_at_hand_say_what_is_split(interpreted, mesh_of, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("batch", "heads", "axes"),
+    ("batch", "sets", "axes"),
     [
-        (24, 4, (("model", "data", "rest"), ())),
-        (2, 4, (("model",), ())),
+        (24, 1, (("model", "data", "rest"), (), ())),
+        (2, 1, (("model",), (), ())),
         # The first axis does not divide it, but the last one does.
-        (9, 4, (("rest",), ())),
-        (0, 4, (("model", "data", "rest"), ())),
+        (9, 1, (("rest",), (), ())),
+        (0, 1, (("model", "data", "rest"), (), ())),
+        # What is left over splits sets of images, if it divides those.
+        (2, 12, (("model",), (), ("data", "rest"))),
     ],
 )
-def test_an_axis_splits_what_it_divides(batch, heads, axes):
+def test_an_axis_splits_what_it_divides(batch, sets, axes):
     mesh = jax.sharding.AbstractMesh((4, 2, 3), ("data", "model", "rest"))
     split = Split(("model",), (), frozenset({"model"}))
-    assert split.over(mesh, batch, heads) == axes
+    assert split.over(mesh, batch, 4, sets) == axes
 
 
 @pytest.mark.oldest

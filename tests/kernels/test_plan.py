@@ -14,7 +14,14 @@ from natjax.kernels.neighborhood import AxisWindow, Neighborhood
 from natjax.kernels.plan import blocks as blocks_module
 from natjax.kernels.plan.blocks import Blocks
 from natjax.kernels.plan.pattern import pattern_of
-from natjax.kernels.plan.reach import num_blocks, reach_of
+from natjax.kernels.plan.reach import (
+    BY_COUNTING,
+    BY_DIVISION,
+    num_blocks,
+    reach_of,
+    skipping_pays,
+)
+from natjax.kernels.plan.slots import slot_parts
 
 HIDDEN = -1e30
 ROLES = pytest.mark.parametrize("rows", ["queries", "keys"])
@@ -123,6 +130,15 @@ def test_slots_are_those_of_the_neighbor_table(rows, cut):
     assert visible[query, evaluated["slot"][seen]].all()
 
 
+@given(cut=cuts())
+def test_slots_are_numbers_of_keys_less_those_of_queries(cut):
+    neighborhood, _ = build(cut, "queries")
+    queries, keys = slot_parts(neighborhood)
+    table, visible = neighborhood.neighbor_table()
+    slots = np.broadcast_to(np.arange(neighborhood.num_neighbors), visible.shape)
+    np.testing.assert_array_equal((keys[table] - queries[:, None])[visible], slots[visible])
+
+
 @pytest.mark.parametrize("has_bias", [True, False])
 @given(cut=cuts(), rows=st.sampled_from(["queries", "keys"]))
 @settings(max_examples=12)  # each example compiles programs of its own
@@ -180,15 +196,29 @@ def test_chunks_that_are_wholly_seen_or_hidden(rows, cut):
 
 
 @ROLES
-@given(cut=cuts())
-def test_a_tile_reaches_the_chunks_that_are_not_hidden_and_no_other(rows, cut):
-    _, blocks = build(cut, rows)
+@given(cut=cuts(), whole_chunks=st.booleans())
+def test_a_tile_reaches_the_chunks_that_are_not_hidden_and_no_other(rows, cut, whole_chunks):
+    _, blocks = build(cut, rows, whole_chunks=whole_chunks)
     met = evaluate(blocks)["seen"].any(axis=(-2, -1))
     for tile, boxes in enumerate(reach_of(blocks)):
         reached = np.zeros([axis.num_chunks for axis in blocks.axes], bool)
         reached[tuple(slice(first, first + count) for first, count in boxes)] = True
         np.testing.assert_array_equal(reached.ravel(), met[tile])
     assert num_blocks(blocks) == met.sum()
+
+
+def test_skipping_pays_where_it_spares_more_than_finding_chunks_costs():
+    """Of a long axis all but the tiles at its ends meet as many chunks."""
+    for length, lookup, pays in (
+        (64, BY_COUNTING, True),
+        (64, BY_DIVISION, True),
+        (128, BY_COUNTING, True),
+        (128, BY_DIVISION, False),
+        (640, BY_COUNTING, False),
+    ):
+        axis = AxisWindow(length=length, kernel_size=31)
+        blocks = Blocks.of(Neighborhood((axis,) * 2), "queries", (8, 8), (8, 8), whole_chunks=True)
+        assert skipping_pays(blocks, lookup) == pays, (length, lookup)
 
 
 @ROLES

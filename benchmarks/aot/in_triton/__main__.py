@@ -29,28 +29,6 @@ TABLE = aot_report.RESULTS / "aot_jax_triton.json"
 DOCUMENT = aot_report.RESULTS / "aot_jax_triton.md"
 
 
-def failed(rows: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, str]:
-    """Why each case that failed did: an error, a new spill, or work that is done more than once."""
-    reasons = {}
-    for key, row in rows.items():
-        before = known.get(key, {})
-        if "error" in row:
-            reasons[key] = row["error"]
-        elif row["spill"] > before.get("spill", 0):
-            reasons[key] = f"spills {row['spill']} bytes of registers"
-        elif excess := _excess(row, before):
-            reasons[key] = excess
-    return reasons
-
-
-def _excess(row: Mapping[str, Any], before: Mapping[str, Any]) -> str | None:
-    for name in ("exponentials", "products"):
-        counted, needed = row.get(name, (0, 0))
-        if counted > max(needed, before.get(name, (0, 0))[0]):
-            return f"does {counted} {name} in its loop, where {needed:g} are needed"
-    return None
-
-
 def main() -> int:
     """Parse the command line, compile, and say what failed."""
     parser = argparse.ArgumentParser(
@@ -74,7 +52,7 @@ def main() -> int:
         print(case.key, row, flush=True)
     if options.save or not (options.only or options.check):
         save(rows)
-    failures = failed(rows, known)
+    failures = aot.failed(rows, known)
     for name, reason in failures.items():
         print(f"FAILED {name}: {reason}", file=sys.stderr)
     return len(failures) > 0

@@ -19,9 +19,13 @@ TARGETS = {
     "rtx5090": (120, "sm_120a", 101_376),
 }
 # For all chips.
-_EVERYWHERE = (("nat_tiny-stage1-d1", "bfloat16"), ("image-256", "bfloat16"))
-# All kernels, and the fused ones, for an H100.
-_ON_H100 = (("nat_tiny-stage3-d1", "bfloat16"), ("heads-of-128", "bfloat16"))
+_EVERYWHERE = (
+    ("nat_tiny-stage1-d1", "bfloat16"),
+    ("nat_tiny-stage3-d1", "bfloat16"),
+    ("heads-of-128", "bfloat16"),
+    ("image-256", "bfloat16"),
+)
+# The fused kernels, for an H100.
 _FUSED_ON_H100 = (
     ("nat_tiny-stage2-d1", "bfloat16"),
     ("nat_tiny-stage4-d1", "bfloat16"),
@@ -48,8 +52,7 @@ def all_cases() -> list[Case]:
 def _is_compiled(problem: tuple[str, str], kernel: Kernel, chip: str) -> bool:
     if problem in _EVERYWHERE:
         return True
-    chosen = problem in _ON_H100 or (problem in _FUSED_ON_H100 and kernel in cases.FUSED)
-    return chosen and chip == "h100"
+    return problem in _FUSED_ON_H100 and kernel in cases.FUSED and chip == "h100"
 
 
 def kernels_of(problem: Problem, dtype: str) -> Iterator[Kernel]:

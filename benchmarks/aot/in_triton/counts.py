@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from benchmarks.aot import sass
-from benchmarks.aot.cases import PRODUCTS, Case
+from benchmarks.aot.cases import Case
 from benchmarks.aot.in_triton import limits
 from benchmarks.aot.in_triton.cases import sums_bias
 from natjax.kernels.backends.jax_triton.config import KernelConfig
 from natjax.kernels.plan.reach import num_blocks
-from natjax.kernels.spec import blocks_of
+from natjax.kernels.spec import PRODUCTS, blocks_of
 
 
 def work_of(case: Case, statics: Any) -> dict[str, Any]:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from benchmarks.aot.chips import Chip
-from natjax.kernels.spec import Kernel
+from natjax.kernels.neighborhood import Neighborhood
+from natjax.kernels.plan.blocks import axis_blocks
+from natjax.kernels.plan.reach import axis_reach
+from natjax.kernels.spec import Kernel, rows_of
 
 # What a kernel loads for each row and each column of its blocks: rows of the heads' size, or
 # numbers of four bytes. Written are: by each, as many rows as it has results.
@@ -71,6 +76,29 @@ def floors(row: Mapping[str, Any], chip: Chip) -> dict[str, float]:
         "L2": row["loaded"] / chip.l2_bandwidth,
         "memory": row["bytes"] / chip.bandwidth,
     }
+
+
+def multiply_adds(row: Mapping[str, Any], chip: Chip) -> float:
+    """Seconds that the products of a call take to issue, where no tensor core does them."""
+    return row["executed"] / 2 / 32 / chip.issue_rate
+
+
+def least_computed(kernel: Kernel, neighborhood: Neighborhood, rows: int) -> float:
+    """How many times the useful pairs a kernel computes at least, with tiles of so many rows.
+
+    That is of tiles whose sides are powers of two, if their chunks fit what they meet to the token.
+    """
+    axes, exponent = neighborhood.axes, rows.bit_length() - 1
+    useful = neighborhood.num_tokens * neighborhood.num_neighbors
+    found = []
+    for exponents in itertools.product(range(exponent + 1), repeat=len(axes)):
+        if sum(exponents) == exponent:
+            along = (
+                axis_blocks(axis, rows_of(kernel), 1 << side, 1)
+                for axis, side in zip(axes, exponents, strict=True)
+            )
+            found.append(math.prod(int(axis_reach(x)[:, 1].sum()) for x in along))
+    return rows * min(found) / useful
 
 
 def limiter(found: Mapping[str, float]) -> str:

@@ -68,9 +68,10 @@ def _jobs(is_check: bool) -> list[tuple[Callable[[Any], dict[str, Any]], Sequenc
 
 
 def moved(workers: int) -> dict[str, str]:
-    """Why each block of a model that does not hand over its maps in place does not."""
-    answers = zip(block.SHAPES, pool.run(block.check, block.SHAPES, workers), strict=True)
-    return {f"block of {shape}": x["error"] for shape, x in answers if "error" in x}
+    """Why each program of several ops that does not hand over its maps in place does not."""
+    names = list(block.PROGRAMS)
+    answers = zip(names, pool.run(block.check, names, workers), strict=True)
+    return {name: x["error"] for name, x in answers if "error" in x}
 
 
 def save(rows: dict[str, report.Row]) -> None:

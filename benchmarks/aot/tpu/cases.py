@@ -99,6 +99,16 @@ class TPUCase:
         }[self.op]
         return [*given, *([out] if self.what != "forward" else [])]
 
+    def order(self, x: jax.ShapeDtypeStruct) -> tuple[int, ...]:
+        """Dimensions of an argument or result from the outermost in memory to the innermost.
+
+        Heads of window slots come before tokens, as the unfused ops hand them to each other.
+        """
+        n, dims = self.problem.ndim, tuple(range(x.ndim))
+        if x.ndim != n + 3:
+            return dims
+        return (0, n + 1, *dims[1 : n + 1], n + 2)
+
     def function(self, *arrays: jax.Array) -> Any:
         """Run the pass."""
         if self.what == "forward":

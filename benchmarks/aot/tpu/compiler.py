@@ -38,12 +38,7 @@ def compile_case(case: TPUCase) -> dict[str, Any]:
 
 
 def _moved(case: TPUCase, found: list[str]) -> list[str]:
-    """Keys of large windows may be padded, so that slabs begin at multiples of 8.
-
-    XLA lays out logits and weights of unfused ops in another way than their kernels.
-    """
-    if case.op != "attention":
-        return []
+    """Keys of large windows may be padded, so that slabs begin at multiples of 8."""
     return [x for x in found if not (case.is_large and " pad(" in x)]
 
 
@@ -58,18 +53,18 @@ def target(chip: str) -> Iterator[SingleDeviceSharding]:
 
 
 def compile_program(case: TPUCase) -> Any:
-    """The compiled program of a case, whose arguments and results are laid out row-major."""
+    """The compiled program of a case, whose arguments and results are laid out as it says."""
     with target(case.chip) as sharding:
         arrays = case.arrays(sharding)
         results = jax.eval_shape(case.function, *arrays)
+
+        def place(x: jax.ShapeDtypeStruct) -> Format:
+            """For the edge of a program XLA may choose other layouts than inside of one."""
+            return Format(Layout(case.order(x)), sharding)
+
         run = jax.jit(
             case.function,
-            in_shardings=tuple(_row_major(x, sharding) for x in arrays),
-            out_shardings=jax.tree.map(lambda x: _row_major(x, sharding), results),
+            in_shardings=tuple(map(place, arrays)),
+            out_shardings=jax.tree.map(place, results),
         )
         return run.lower(*arrays).compile()
-
-
-def _row_major(x: jax.ShapeDtypeStruct, sharding: SingleDeviceSharding) -> Format:
-    """For arguments and results of a program XLA may choose other layouts than inside of one."""
-    return Format(Layout(tuple(range(x.ndim))), sharding)

@@ -50,7 +50,8 @@ def cycles_of(size: float, chip: str) -> int:
 def _small(case: TPUCase, found: Bundles) -> dict[str, Any]:
     problem = case.problem
     layout = Layout.of(problem.neighborhood, problem.heads, problem.head_dim)
-    steps = steps_of(layout, problem.batch, case.arrays(None)[0].dtype.itemsize)
+    slots = 0 if case.op == "attention" else problem.neighborhood.num_neighbors
+    steps = steps_of(layout, problem.batch, case.arrays(None)[0].dtype.itemsize, slots)
     # The grid; maps, some at a time; and the tiles of a map. A loop of one turn is none.
     tiles = layout.tiles_of_group // steps.tiles if steps.maps == 1 else 1
     inner = [n for n in (steps.images * layout.groups // steps.maps, tiles) if n > 1]

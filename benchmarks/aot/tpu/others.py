@@ -19,14 +19,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.aot.tpu import bundles, compiler, estimate
-from benchmarks.aot.tpu.cases import LARGE, PASSES, VIDEO, Pass, TPUCase
+from benchmarks.aot.tpu.cases import FIRST, LARGE, PASSES, VIDEO, Pass, TPUCase
 from natjax.kernels.tuning.problems import Problem
 
 type Other = Literal["splash", "xla"]
 
-CHIPS = ("v5e",)
+# Which problems are compared, on which chips.
+_COMPARED: list[tuple[Problem, tuple[str, ...]]] = [
+    (FIRST, ("v5e", "v6e")),
+    (LARGE, ("v5e",)),
+    (VIDEO, ("v5e",)),
+]
 # Boxes of tokens that are blocks of splash attention: the best of them counts.
 _BOXES = {
+    FIRST.name: ((8, 16), (16, 16), (16, 32)),
     LARGE.name: ((16, 16), (16, 32), (32, 32)),
     VIDEO.name: ((4, 8, 8), (4, 8, 16), (8, 8, 8), (4, 16, 16)),
 }
@@ -51,9 +57,9 @@ def all_cases() -> list[OtherCase]:
     """What the table compares."""
     return [
         OtherCase(problem=problem, what=what, chip=chip, by=by)
-        for problem in (LARGE, VIDEO)
+        for problem, chips in _COMPARED
         for what in PASSES
-        for chip in CHIPS
+        for chip in chips
         for by in ("splash", "xla")
     ]
 

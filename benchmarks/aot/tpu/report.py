@@ -44,8 +44,9 @@ Window 7x7 with a bias, in bfloat16; problems are those of `benchmarks/aot/tpu/c
 - *temporaries*: device memory that the op takes besides arguments and results, which have whole
   channels, `[B, H, W, N * D]`. Nothing of their size is copied or transposed around a kernel. On
   v5p and tpu7x XLA reports 21 MB more than elsewhere; no array in the program accounts for them.
-- *qk*, *av*: the unfused ops. XLA permutes logits and weights around their kernels, which have them
-  laid out in another way: that is in *temporaries*, and not in *bundles*.
+- *qk*, *av*: the unfused ops. Their logits and weights have, in memory, heads before tokens, as
+  between the ops of one program: nothing is moved there (`benchmarks/aot/tpu/block.py` checks it).
+  A program that takes or returns them by rows of tokens has a copy of each at its edge.
 - *MB*: for the whole batch.
 
 """

@@ -60,10 +60,9 @@ class KernelConfig(config.KernelConfig):
         Warps share the columns of so few rows. More columns are loaded for each row than of larger
         tiles; but all that "dbias" would load and compute is spared.
         """
-        width = config.padded_head_dim(max(spec.head_dim, spec.value_dim))
-        if spec.dtype == "float32" or width > _WIDEST_SUMMED:
+        if spec.dtype == "float32" or _width(spec) > _WIDEST_SUMMED:
             return None
-        warps = 2 if width <= _NARROW else 4
+        warps = 2 if _width(spec) <= _NARROW else 4
         options = (
             cls(x.tile, x.chunk, num_warps=warps)
             for x in config.blocks_within("dquery", spec, (16, 32))
@@ -79,6 +78,8 @@ class KernelConfig(config.KernelConfig):
         """
         if kernel not in ("forward", "dquery"):
             return False
+        if kernel == "dquery" and _width(spec) > _WIDEST_SUMMED:
+            return False
         chunks = blocks_of(kernel, self, spec.neighborhood).num_chunks
         return (
             chunks <= _MOST_CHUNKS
@@ -93,3 +94,8 @@ class KernelConfig(config.KernelConfig):
         large windows, wide heads or float32, the kernel "dbias" sums a block at a time.
         """
         return self.holds_slab("dquery", spec)
+
+
+def _width(spec: CallSpec) -> int:
+    """The wider head size, as kernels see it."""
+    return config.padded_head_dim(max(spec.head_dim, spec.value_dim))

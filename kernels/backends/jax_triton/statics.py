@@ -6,10 +6,9 @@ import dataclasses
 import itertools
 
 from natjax.kernels.autodiff import LOG2_E
-from natjax.kernels.backends.triton_common.config import padded_head_dim
+from natjax.kernels.backends.triton_common.config import padded_head_dim, skips_chunks
 from natjax.kernels.neighborhood import AxisWindow
 from natjax.kernels.plan.blocks import AxisBlocks, axis_blocks
-from natjax.kernels.plan.reach import skipping_pays
 from natjax.kernels.spec import Kernel, KernelCall, rows_of
 
 
@@ -192,7 +191,7 @@ def statics_of(
     blocks = call.blocks(kernel)
     alone = axis_blocks(_ONE_TOKEN, rows_of(kernel), 1, 1)
     t, h, w = map(Axis.of, ((alone,) * (3 - len(blocks.axes)) + blocks.axes))
-    skips_chunks = kernel != "dbias" and skipping_pays(blocks)
+    skips = kernel != "dbias" and skips_chunks(blocks)
     return Statics(
         t=t,
         h=h,
@@ -206,7 +205,7 @@ def statics_of(
         shifts=_shifts(t, h, w),
         rows_exist=t.rows_exist and h.rows_exist and w.rows_exist,
         columns_exist=t.columns_exist and h.columns_exist and w.columns_exist,
-        skips_chunks=skips_chunks,
+        skips_chunks=skips,
         heads=heads,
         kv_heads=kv_heads,
         groups=max(1, heads // kv_heads),
@@ -223,7 +222,7 @@ def statics_of(
         is_long=blocks.num_tokens * heads * max(width, value_width) >= 2**31,
         precision="tf32" if call.tf32 else "ieee",
         stages=call.config(kernel).num_stages,
-        is_unrolled=not skips_chunks and call.config(kernel).holds_slab(kernel, call.spec),
+        is_unrolled=not skips and call.config(kernel).holds_slab(kernel, call.spec),
         looks_for_nan=table is not None,
         **loops,
     )

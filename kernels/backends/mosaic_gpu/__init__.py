@@ -1,9 +1,9 @@
 """Implementation "mosaic_gpu": Pallas kernels for Hopper GPUs, compiled by Mosaic.
 
-A block of threads owns a tile of 64 or 128 rows. One warpgroup of it copies the boxes of columns
-that the tile meets into a ring in shared memory, with the unit for tensor copies; one or two others
-multiply them with the rows (`program`). Shapes, tables and derivatives are those of the kernels in
-Triton (`natjax.kernels.plan`, `natjax.kernels.autodiff`).
+A block of threads owns a tile of 64 or 128 rows. The boxes of columns that the tile meets go
+through a ring in shared memory, with the unit for tensor copies (`copies`); one warpgroup, or two,
+multiply them with the rows. Shapes, tables and derivatives are those of the kernels in Triton
+(`natjax.kernels.plan`, `natjax.kernels.autodiff`).
 
 No kernel has ever run on a GPU. They are compiled for an H100, and what they compute is tested by
 Pallas' interpreter on a CPU. So `implementation=None` passes over them; they run where a call names

@@ -17,9 +17,18 @@ GROUP_ROWS = 64
 SWIZZLED_ROWS = 8
 # Columns of a line of scalars, at least: copies into shared memory begin at multiples of 128 bytes.
 SCALAR_LINE = 32
+# Kernels of the unfused ops, for which one warpgroup multiplies; and those whose columns come with
+# lines of scalars.
+UNFUSED: tuple[Kernel, ...] = ("qk", "av", "av_transposed")
+_HAVE_SCALARS: tuple[Kernel, ...] = ("dkeyvalue", "av_transposed")
+# Kernels that can work on one image after the other.
+STAYING: tuple[Kernel, ...] = ("forward", "dquery")
 _MOST_IMAGES = 64
-# How many images a block of threads works on whose table takes at most so many bytes.
-_STAYS, _LARGEST_STORED = 8, 96 * 1024
+# How many images a block of threads works on whose table takes at most so many bytes, with which
+# there is room for two such blocks on a multiprocessor.
+_STAYS, _LARGEST_STORED = 8, 64 * 1024
+# Up to this head size, one multiplying warpgroup has registers left to copy for itself.
+_COPIES_ITSELF = 64
 # From this many keys a window on, two warpgroups share what is copied.
 _LARGE_WINDOW = 512
 # What a chunk costs besides its logits, for a row: the reductions of a softmax; an estimate.
@@ -42,6 +51,9 @@ class KernelConfig:
       images: that a block of threads works on, one after the other, where there is a table of what
         is added to logits, whose blocks it then keeps in shared memory: 1 to 64; fewer where there
         would be too few blocks of threads.
+      copies_apart: whether a warpgroup of its own copies chunks, as it does in any case where two
+        multiply. It has as many registers as one that multiplies, so there is room for fewer blocks
+        of threads on a multiprocessor.
 
     Raises:
       ValueError: a value breaks its rule.
@@ -52,6 +64,7 @@ class KernelConfig:
     num_stages: int = 2
     boxes: bool = True
     images: int = 1
+    copies_apart: bool = False
     # Chunks are copied as boxes, none of which may end outside the array.
     whole_chunks: ClassVar[bool] = True
 
@@ -74,18 +87,24 @@ class KernelConfig:
             raise ValueError(f"num_stages must be from 1 to 8; got {self.num_stages!r}")
         if type(self.images) is not int or not 1 <= self.images <= _MOST_IMAGES:
             raise ValueError(f"images must be from 1 to {_MOST_IMAGES}; got {self.images!r}")
-        if type(self.boxes) is not bool:
-            raise ValueError(f"boxes must be True or False; got {self.boxes!r}")
+        for name in ("boxes", "copies_apart"):
+            if type(getattr(self, name)) is not bool:
+                raise ValueError(f"{name} must be True or False; got {getattr(self, name)!r}")
 
     @property
     def warpgroups(self) -> int:
-        """Warpgroups that multiply; one more copies."""
+        """Warpgroups that multiply."""
         return math.prod(self.tile) // GROUP_ROWS
+
+    @property
+    def copying(self) -> int:
+        """Warpgroups that copy and do nothing else."""
+        return int(self.copies_apart or self.warpgroups == 2)
 
     @property
     def num_warps(self) -> int:
         """Warps in all."""
-        return 4 * (self.warpgroups + 1)
+        return 4 * (self.warpgroups + self.copying)
 
     def sums_bias(self, spec: CallSpec) -> bool:
         """False: the gradient of the bias has a kernel of its own."""
@@ -112,39 +131,44 @@ def _suggest(kernel: Kernel, spec: CallSpec) -> KernelConfig:
     is_large = spec.neighborhood.num_neighbors >= _LARGE_WINDOW
     # Two warpgroups have fewer registers a thread than one, too few for two sums of wide heads.
     shares = is_large and (kernel != "dkeyvalue" or spec.head_dim <= 64)
-    rows = 128 if shares else 64
+    rows = 128 if shares and kernel not in UNFUSED else 64
     # With more columns, fewer blocks of threads fit a multiprocessor; and a mask along three axes
     # takes registers of its own.
     columns = 128 if kernel == "forward" and is_large and axes < 3 else 64
-    narrowest = SCALAR_LINE if kernel == "dkeyvalue" else SWIZZLED_ROWS
-    tiles = _boxes(axes, rows, SWIZZLED_ROWS)
-    chunks = _boxes(axes, columns, narrowest)
-    choices = itertools.product(tiles, chunks)
-    tile, chunk = min(choices, key=lambda choice: _cost(kernel, spec, *choice))
-    stays = (
-        kernel in ("forward", "dquery")
-        and 4 * rows * columns * _chunks(kernel, spec, tile, chunk) <= _LARGEST_STORED
+    choices = itertools.product(
+        boxes(axes, rows, SWIZZLED_ROWS), boxes(axes, columns, narrowest_chunk(kernel))
     )
-    return KernelConfig(tile, chunk, images=_STAYS if stays else 1)
+    tile, chunk = min(choices, key=lambda choice: cost(kernel, spec, *choice))
+    apart = spec.head_dim > _COPIES_ITSELF and kernel not in UNFUSED
+    return with_images(kernel, spec, KernelConfig(tile, chunk, copies_apart=apart))
 
 
-def _boxes(axes: int, size: int, least: int) -> list[tuple[int, ...]]:
+def narrowest_chunk(kernel: Kernel) -> int:
+    """The least columns of a chunk along the last axis."""
+    return SCALAR_LINE if kernel in _HAVE_SCALARS else SWIZZLED_ROWS
+
+
+def boxes(axes: int, size: int, least: int) -> list[tuple[int, ...]]:
     """Boxes of so many positions, whose sides are powers of two, the last not less than that."""
     sides = [2**i for i in range(size.bit_length())]
-    boxes = itertools.product(sides, repeat=axes)
-    return [box for box in boxes if math.prod(box) == size and box[-1] >= least]
+    options = itertools.product(sides, repeat=axes)
+    return [box for box in options if math.prod(box) == size and box[-1] >= least]
 
 
-def _cost(kernel: Kernel, spec: CallSpec, tile: Sequence[int], chunk: Sequence[int]) -> int:
+def cost(kernel: Kernel, spec: CallSpec, tile: Sequence[int], chunk: Sequence[int]) -> int:
     """Logits of all blocks, and what chunks take besides."""
     axes = _axes(kernel, spec, tile, chunk)
     blocks = math.prod(axis.num_tiles * axis.num_chunks for axis in axes)
     return blocks * math.prod(tile) * (math.prod(chunk) + _OVERHEAD)
 
 
-def _chunks(kernel: Kernel, spec: CallSpec, tile: Sequence[int], chunk: Sequence[int]) -> int:
-    """Chunks of a slab."""
-    return math.prod(axis.num_chunks for axis in _axes(kernel, spec, tile, chunk))
+def with_images(kernel: Kernel, spec: CallSpec, config: KernelConfig) -> KernelConfig:
+    """The same blocks, on several images where the blocks of a tile's table can stay."""
+    axes = _axes(kernel, spec, config.tile, config.chunk)
+    chunks = math.prod(axis.num_chunks for axis in axes)
+    stored = 4 * math.prod(config.tile) * math.prod(config.chunk) * chunks
+    stays = kernel in STAYING and stored <= _LARGEST_STORED
+    return dataclasses.replace(config, images=_STAYS if stays else 1)
 
 
 def _axes(

@@ -15,6 +15,8 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from natjax.kernels.backends.mosaic_gpu.config import GROUP_ROWS
 from natjax.kernels.backends.mosaic_gpu.program import (
+    COPYING,
+    MULTIPLYING,
     OF_ROWS,
     Chunk,
     Ints,
@@ -192,75 +194,146 @@ class Stream:
     """An operand of which chunk after chunk goes through the ring.
 
     Attributes:
-      memory: shared memory, of a place of the ring.
+      program: what the kernel is compiled for.
+      memory: shared memory, of each place of the ring.
       full: barriers that a chunk has arrived.
-      free: barriers that all who multiply are done with it.
+      free: barriers that all who multiply are done with it; None if one warpgroup is all there is.
+      total: chunks in all.
+      fetch: a function of turn, place of the ring and barrier that begins the copies of a chunk.
     """
 
+    program: Program
     memory: Ref
     full: Ref
     free: Ref
+    total: Ints
+    fetch: Callable[[Ints, Ref, Ref], None]
+
+    def copy(self, turn: Ints) -> None:
+        """Begin the copies of the chunk of a turn into its place, which is free."""
+        slot = self._slot(turn)
+        self.fetch(turn, self.memory.at[slot], self.full.at[slot])
+
+    def release(self, turn: Ints) -> None:
+        """Say that the warpgroup at hand is done with the chunk of a turn.
+
+        Where it copies for itself, it begins the copies of the chunk that takes its place.
+        """
+        if self.free is not None:
+            plgpu.barrier_arrive(self.free.at[self._slot(turn)])
+            return
+        following = turn + self.program.config.num_stages
+
+        @pl.when(following < self.total)
+        def _() -> None:
+            # One thread copies; all of the warpgroup must have read what was there.
+            plgpu.commit_smem()
+            self.copy(following)
+
+    def _slot(self, turn: Ints) -> Ints:
+        return lax.rem(turn, jnp.int32(self.program.config.num_stages))
 
 
-def produce(
-    program: Program,
-    total: Ints,
-    streams: Sequence[Stream],
-    fetches: Sequence[Callable[[Ints, Ref, Ref], None]],
-) -> None:
-    """Copy one chunk after the other into the ring, as places become free.
-
-    Args:
-      program: what the kernel is compiled for.
-      total: chunks in all.
-      streams: operands.
-      fetches: for each, a function of turn, place of the ring and barrier that begins its copies.
-    """
-    stages = program.config.num_stages
-
-    @pl.loop(0, total)
-    def _(turn: Ints) -> None:
-        slot = lax.rem(turn, jnp.int32(stages))
-        for stream, fetch in zip(streams, fetches, strict=True):
-
-            @pl.when(turn >= stages)
-            def _(stream: Stream = stream) -> None:
-                plgpu.barrier_wait(stream.free.at[slot])
-
-            fetch(turn, stream.memory.at[slot], stream.full.at[slot])
-
-
-def produce_images(
+def streams_of_images(
     program: Program,
     first: Place,
     met: tuple[list[Ints], list[Ints]],
-    streams: Sequence[Stream],
-    sources: Sequence[Ref],
     head: Ints,
-) -> None:
-    """Copy the chunks of keys and of values of one image after the other into the ring.
+    sources: Sequence[Ref],
+    columns: Sequence[Ref],
+    full: Sequence[Ref],
+    free: Sequence[Ref],
+) -> list[Stream]:
+    """Streams of keys, or of values, of one image after the other.
 
     Args:
       program: what the kernel is compiled for.
       first: the tile in the first image.
       met: which chunks it meets.
-      streams: operands.
-      sources: lines of each.
       head: whose channels.
+      sources: lines of each operand.
+      columns: shared memory of each.
+      full: barriers of each.
+      free: barriers of each.
     """
-    total = total_of(met)
+    count = total_of(met)
 
     def fetch(source: Ref) -> Callable[[Ints, Ref, Ref], None]:
         def begin(turn: Ints, memory: Ref, barrier: Ref) -> None:
             place, own = first, turn
             if program.images > 1:
                 # Of a tile that meets nothing there is no turn.
-                place = dataclasses.replace(first, image=first.image + turn // total)
-                own = turn % total
+                place = dataclasses.replace(first, image=first.image + turn // count)
+                own = turn % count
             chunk = program.chunk(place, met, own)
             fetch_columns(program, source, memory, barrier, place, chunk, head, program.kv_heads)
 
         return begin
 
-    count = program.count_images(first) if program.images > 1 else 1
-    produce(program, total * count, streams, [fetch(source) for source in sources])
+    total = count * program.count_images(first) if program.images > 1 else count
+    refs = zip(sources, columns, full, free, strict=True)
+    return [Stream(program, *own, total, fetch(source)) for source, *own in refs]
+
+
+def split_work(
+    program: Program,
+    warpgroup: Ints,
+    multiply: Callable[[], None],
+    streams: Sequence[Stream],
+    prepare: Callable[[], None] = lambda: None,
+) -> None:
+    """Have some warpgroups multiply, and chunks be copied: by the last, or by the one there is.
+
+    Args:
+      program: what the kernel is compiled for.
+      warpgroup: the one at hand.
+      multiply: what those that multiply do.
+      streams: what is copied.
+      prepare: further copies, before those.
+    """
+    if not program.config.copying:
+        prepare()
+        _fill(program, streams)
+        multiply()
+        return
+    multiplying = program.config.warpgroups
+    # Of three warpgroups, each thread has 168 registers to begin with.
+    pair = multiplying == 2
+
+    @pl.when(warpgroup < multiplying)
+    def _() -> None:
+        if pair:
+            plgpu.set_max_registers(MULTIPLYING, action="increase")
+        multiply()
+
+    @pl.when(warpgroup == multiplying)
+    def _() -> None:
+        if pair:
+            plgpu.set_max_registers(COPYING, action="decrease")
+        prepare()
+        _produce(program, streams)
+
+
+def _fill(program: Program, streams: Sequence[Stream]) -> None:
+    """Copy the first chunks into the ring, as many as it has places."""
+
+    # All streams have as many chunks.
+    @pl.loop(0, jnp.minimum(program.config.num_stages, streams[0].total))
+    def _(turn: Ints) -> None:
+        for stream in streams:
+            stream.copy(turn)
+
+
+def _produce(program: Program, streams: Sequence[Stream]) -> None:
+    """Copy one chunk after the other into the ring, as places become free."""
+    stages = program.config.num_stages
+
+    @pl.loop(0, streams[0].total)
+    def _(turn: Ints) -> None:
+        for stream in streams:
+
+            @pl.when(turn >= stages)
+            def _(stream: Stream = stream) -> None:
+                plgpu.barrier_wait(stream.free.at[lax.rem(turn, jnp.int32(stages))])
+
+            stream.copy(turn)

@@ -15,7 +15,7 @@ import math
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Num
 
 from natjax.kernels.backends.mosaic_gpu.config import SWIZZLED_ROWS
 from natjax.kernels.neighborhood import AxisWindow
@@ -87,14 +87,14 @@ class Layout:
         x = x[:, *(slice(n) for n in self._lengths)]
         return x.reshape(x.shape[0], -1, heads, width)
 
-    def scalar_lines(self, x: Float[Array, "B T N"]) -> Float[Array, "lines groups places"]:
+    def scalar_lines(self, x: Num[Array, "B T N"]) -> Num[Array, "lines groups places"]:
         """A number of each token and head as lines; groups of the last axis times heads."""
         batch, _, heads = x.shape
         x = self._padded(x.reshape(batch, *self._lengths, heads), self.places)
         x = x.reshape(-1, self.places[2], self.dilation[2], heads).transpose(0, 2, 3, 1)
         return x.reshape(-1, self.dilation[2] * heads, self.places[2])
 
-    def by_tile(self, x: Float[Array, "B T N"]) -> Float[Array, "B N tiles rows"]:
+    def by_tile(self, x: Num[Array, "B T N"]) -> Num[Array, "B N tiles rows"]:
         """A number of each token and head, in the order of the rows of all tiles."""
         batch, _, heads = x.shape
         covered = [axis.per_group * axis.tile for axis in self.blocks.axes]

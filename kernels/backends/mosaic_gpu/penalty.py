@@ -81,11 +81,17 @@ class Penalty:
             if select:
                 return jnp.where(added > HIDDEN / 2, logits + added, HIDDEN)
             return logits + added
+        return self.hide(logits, HIDDEN, place, chunk, warpgroup)
+
+    def hide(
+        self, x: jax.Array, hidden: float | int, place: Place, chunk: Chunk, warpgroup: Ints
+    ) -> jax.Array:
+        """A block, and ``hidden`` where row and column do not see one another; without a table."""
         return lax.cond(
             self._is_whole(place, chunk),
             lambda x: x,
-            lambda x: jnp.where(self._seen(place, chunk, warpgroup), x, HIDDEN),
-            logits,
+            lambda x: jnp.where(self._seen(place, chunk, warpgroup), x, hidden),
+            x,
         )
 
     def block(self, kind: Ints, head: Ints, chunk: Ints, warpgroup: Ints) -> jax.Array:
@@ -97,7 +103,7 @@ class Penalty:
         return plgpu.load(block, layout=BLOCK, optimized=False)
 
     def fetch(self, place: Place, head: Ints, barrier: Ref) -> None:
-        """Copy the blocks of a tile into shared memory; see `program.fetch_table`."""
+        """Copy the blocks of a tile into shared memory; see `copies.fetch_table`."""
         blocks = self.table.at[self._table_of(head), self.kind[place.tile]]
         copies.fetch_table(self.program, blocks, self.stored, barrier)
 

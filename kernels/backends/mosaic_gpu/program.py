@@ -1,4 +1,4 @@
-"""What a kernel is compiled for, where its tiles and chunks are, and who does what."""
+"""What a kernel is compiled for, and where its tiles and chunks are."""
 
 from __future__ import annotations
 
@@ -27,8 +27,9 @@ OF_ROWS = BLOCK.reduce(1)
 OF_COLUMNS = BLOCK.reduce(0)
 # Bytes of channels that lie together in shared memory, the most that can be swizzled.
 _SWIZZLED_BYTES = 128
-# Registers of a thread, where two warpgroups multiply and one copies.
-_MULTIPLYING, _COPYING = 232, 40
+# Registers of a thread, where two warpgroups multiply and one copies; and the most of any thread.
+MULTIPLYING, COPYING = 232, 40
+_MOST_REGISTERS = 255
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,6 +147,15 @@ class Program:
         frames, lines, _ = self.layout.chunk
         return len(self.parts) * frames * (1 if self.copies_boxes else lines)
 
+    @property
+    def scalar_copies(self) -> int:
+        """Copies of a number of each column of a chunk."""
+        return math.prod(self.layout.chunk[:2])
+
+    def scalars_memory(self, dtype: Any) -> Any:
+        """Shared memory for a number of each column of a chunk, for each place of the ring."""
+        return plgpu.SMEM((self.config.num_stages, self.columns), dtype)
+
     def rows_memory(self, count: int) -> Any:
         """Shared memory for the rows of a warpgroup, so many times."""
         return self._memory(count, GROUP_ROWS)
@@ -213,6 +223,19 @@ class Program:
         starts = (s + i * a.chunk for s, i, a in zip(place.slab, index, axes, strict=True))
         return Chunk(number, tuple(starts))  # pyrefly: ignore[bad-argument-type]
 
+    def chunk_of_group(
+        self, place: Place, met: tuple[list[Ints], list[Ints]], turn: Ints
+    ) -> tuple[Ints, Chunk]:
+        """The query head and the chunk that come at a turn, where rows are keys.
+
+        All chunks come for one head of the group after the other.
+        """
+        head = place.head * self.groups
+        if self.groups > 1:
+            count = jnp.maximum(total_of(met), 1)
+            head, turn = head + turn // count, turn % count
+        return head, self.chunk(place, met, turn)
+
     def line(self, place: Place, frame: Ints, line: Ints) -> Ints:
         """Number of the line of the first two positions of a token."""
         places, dilation = self.layout.places, self.layout.dilation
@@ -248,22 +271,6 @@ def total_of(met: tuple[list[Ints], list[Ints]]) -> Ints:
     return math.prod(met[1])
 
 
-def split_work(
-    program: Program, warpgroup: Ints, multiply: Callable[[], None], copy: Callable[[], None]
-) -> None:
-    """Have the last warpgroup copy and the others multiply, with registers to match."""
-    multiplying = program.config.warpgroups
-    # With two that multiply, each thread of the three has 168 registers to begin with.
-    pair = multiplying == 2
-
-    @pl.when(warpgroup < multiplying)
-    def _() -> None:
-        if pair:
-            plgpu.set_max_registers(_MULTIPLYING, action="increase")
-        multiply()
-
-    @pl.when(warpgroup == multiplying)
-    def _() -> None:
-        if pair:
-            plgpu.set_max_registers(_COPYING, action="decrease")
-        copy()
+def registers_of_thread(multiplying: int) -> int:
+    """The most registers of a thread that multiplies, of so many warpgroups that do."""
+    return MULTIPLYING if multiplying == 2 else _MOST_REGISTERS

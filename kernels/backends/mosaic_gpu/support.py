@@ -34,8 +34,7 @@ def supports(op: Op, spec: CallSpec) -> None:
     if jax.__version_info__[:2] < _OLDEST_JAX:
         raise _refusal(f"needs jax 0.12 or later; got {jax.__version__}")
     _require_hopper()
-    if op != "attention":
-        raise _refusal("has no unfused ops")
+    del op  # All have the same rules.
     if spec.dtype not in _DTYPES:
         raise _refusal(f"takes the dtypes {_DTYPES}; got {spec.dtype}")
     if spec.head_dim != spec.value_dim:

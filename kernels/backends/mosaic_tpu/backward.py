@@ -44,12 +44,12 @@ def backward(
 
     A tile has the whole window of each of its queries, so the softmax is computed again without
     any help from the forward pass. Gradients of keys and values add up in scratch memory, in the
-    order of the tiles; those of the table, over the batch, which is the inner loop of the grid.
+    order of the tiles; those of the table, over a set of images, in the inner loop of the grid.
     """
     keys, values, dkeys, dvalues = scratch
     if dtable is not None:
 
-        @pl.when(pl.program_id(1) == 0)
+        @pl.when(program.is_first)
         def _() -> None:
             dtable[...] = jnp.zeros_like(dtable)
 

@@ -4,7 +4,7 @@ Vectors have 8 sublanes by 128 lanes. The lanes are the channels of as many head
 products have full width; the sublanes are tokens along the last axis. A tile of queries has as many
 rows as make its logits, which lie transposed (keys by heads and queries), 128 lanes wide.
 
-Keys and values are copied into scratch memory with `AlignedBlocks.shift` columns in front, so that
+Keys and values are copied into scratch memory with `AxisTiles.shift` columns in front, so that
 every slab of keys starts at a multiple of 8 there.
 """
 
@@ -14,84 +14,21 @@ import dataclasses
 import functools
 import itertools
 import math
-from typing import Any
+from typing import cast
 
 import numpy as np
 from jaxtyping import Int
 
+from natjax.kernels.backends.mosaic_tpu.tiles import AxisTiles, axis_tiles, round_up
 from natjax.kernels.neighborhood import AxisWindow, Neighborhood
-from natjax.kernels.plan.blocks import AxisBlocks, Blocks, Rows, axis_blocks, columns_met
+from natjax.kernels.plan.blocks import Blocks, Rows
+from natjax.kernels.plan.frame import axis_frame
 from natjax.kernels.plan.pattern import pattern_of
 
 LANES = 128
 SUBLANES = 8
 # Rows of 128 keys that cost as much as a tile costs besides its logits; an estimate.
 _TILE_OVERHEAD = 5
-
-
-def round_up(size: int, multiple: int) -> int:
-    """The smallest multiple that is not less."""
-    return -(-size // multiple) * multiple
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class AlignedBlocks(AxisBlocks):
-    """Blocks along the last axis, whose slabs start at multiples of 8 of a shifted copy.
-
-    Attributes:
-      shift: columns of the copy in front of the first position.
-      starts: column of the copy at which the slab of each tile starts.
-    """
-
-    shift: int
-    starts: tuple[int, ...]
-
-    def locate(self, tile: Any) -> tuple[Any, Any, Any]:
-        """Dilation group, first row position and first column position of tiles (NumPy)."""
-        group, first = tile // self.per_group, tile % self.per_group * self.tile
-        return group, first, np.asarray(self.starts)[tile] - self.shift
-
-    @property
-    def columns(self) -> int:
-        """Columns of the copy."""
-        copied = self.shift + self.window.max_group_length
-        return round_up(max(copied, max(self.starts) + self.halo), SUBLANES)
-
-
-def aligned_blocks(window: AxisWindow, tile: int) -> AlignedBlocks:
-    """Blocks of queries along an axis, with the shift that makes slabs shortest."""
-    first, last = _needed(window, tile)
-    best: tuple[int, int, np.ndarray] | None = None
-    for shift in range(SUBLANES if window.max_group_length > SUBLANES else 1):
-        starts = (first + shift) // SUBLANES * SUBLANES
-        halo = round_up(int((last + shift - starts).max()), SUBLANES)
-        if best is None or halo < best[0]:
-            best = halo, shift, starts
-    assert best is not None
-    halo, shift, starts = best
-    return AlignedBlocks(
-        window=window,
-        rows="queries",
-        tile=tile,
-        chunk=halo,
-        offset=0,
-        halo=halo,
-        shift=shift,
-        starts=tuple(map(int, starts)),
-    )
-
-
-def _needed(window: AxisWindow, tile: int) -> tuple[np.ndarray, np.ndarray]:
-    """The first key that each tile sees, and one past the last."""
-    first, last = [], []
-    for group in range(window.dilation):
-        low, high = columns_met(window, "queries", group)
-        for row in range(0, window.max_group_length, tile):
-            rows = slice(row, row + tile)
-            # A tile behind the end of a short group has no rows.
-            first.append(low[rows].min() if row < len(low) else 0)
-            last.append(high[rows].max() if row < len(low) else 1)
-    return np.array(first), np.array(last)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,11 +66,14 @@ class Layout:
         return tuple(axis.window for axis in self.blocks.axes)
 
     @property
-    def columns(self) -> AlignedBlocks:
-        """Blocks along the last axis."""
-        last = self.blocks.axes[-1]
-        assert isinstance(last, AlignedBlocks)
-        return last
+    def axes(self) -> tuple[AxisTiles, ...]:
+        """Tiles and slabs along each axis."""
+        return cast("tuple[AxisTiles, ...]", self.blocks.axes)
+
+    @property
+    def columns(self) -> AxisTiles:
+        """Tiles and slabs along the last axis."""
+        return self.axes[-1]
 
     @property
     def lanes(self) -> int:
@@ -156,9 +96,13 @@ class Layout:
         return self.heads * self.queries
 
     @property
-    def tokens(self) -> tuple[int, ...]:
-        """Tokens along each axis, of the whole."""
-        return tuple(w.length for w in self.windows)
+    def padding(self) -> tuple[int, ...]:
+        """Tokens along each axis that are put before the keys at hand."""
+        return tuple(axis.frame.padding for axis in self.axes)
+
+    def tokens(self, of: Rows) -> tuple[int, ...]:
+        """Tokens at hand along each axis, of the whole; of keys with what is put before them."""
+        return tuple(axis.tokens(of) for axis in self.axes)
 
     @property
     def dilation(self) -> tuple[int, ...]:
@@ -172,13 +116,13 @@ class Layout:
 
     @property
     def work(self) -> float:
-        """What all tiles cost, in vectors of 8 by 128 logits."""
-        return _work(self.blocks) / SUBLANES
+        """What all tiles of a part cost, in vectors of 8 by 128 logits."""
+        return _work(self.blocks) / SUBLANES / math.prod(axis.num_parts for axis in self.axes)
 
     @property
     def num_strips(self) -> int:
         """Strips of an image."""
-        return 1 if self.rows is None else -(-self._positions[0] // self.rows)
+        return 1 if self.rows is None else -(-self.axes[0].positions("queries") // self.rows)
 
     @functools.cached_property
     def strip_offset(self) -> int:
@@ -189,19 +133,21 @@ class Layout:
     def keys_of_strip(self) -> int:
         """Positions of a strip's keys along the first axis."""
         if self.rows is None:
-            return self._positions[0]
+            return self.axes[0].positions("keys")
         return int(self._slabs.max()) + self.blocks.axes[0].halo - self.strip_offset
 
     def positions(self, of: Rows) -> tuple[int, ...]:
         """Positions of the longest dilation group along each axis, in a strip."""
-        first = self.rows or self._positions[0] if of == "queries" else self.keys_of_strip
-        return first, *self._positions[1:]
+        first, *rest = (axis.positions(of) for axis in self.axes)
+        if self.rows is not None:
+            first = self.rows if of == "queries" else self.keys_of_strip
+        return first, *rest
 
     def tokens_of_strip(self, of: Rows) -> tuple[int, ...]:
         """Tokens along each axis of a strip, or of an image that is not cut."""
         if self.rows is None:
-            return self.tokens
-        return self.positions(of)[0] * self.dilation[0], *self.tokens[1:]
+            return self.tokens(of)
+        return self.positions(of)[0] * self.dilation[0], *self.tokens(of)[1:]
 
     @property
     def tiled(self) -> tuple[int, ...]:
@@ -231,17 +177,25 @@ class Layout:
         """Positions and columns of the copy of a map of keys."""
         return (*self.positions("keys")[:-1], self.columns.columns)
 
-    def plan(self) -> Int[np.ndarray, "F"]:
+    def plan(self) -> Int[np.ndarray, "*parts F"]:
         """Of every tile: its kind, its first position and the start of its slab along each axis.
 
         One dilation group comes after the other, and one strip. Kernels look up here what would
-        take the scalar unit many divisions (`program.Program.locate`).
+        take the scalar unit many divisions (`program.Program.locate`). There is a plan for each
+        part of the axes that may be at hand.
         """
-        return np.concatenate([self._plan_of(strip) for strip in range(self.num_strips)])
+        parts = tuple(axis.num_parts for axis in self.axes)
+        plans = [
+            self._plan_of(part, strip)
+            for part in np.ndindex(parts)
+            for strip in range(self.num_strips)
+        ]
+        return np.stack(plans).reshape(*parts, -1)
 
-    def _plan_of(self, strip: int) -> Int[np.ndarray, "F"]:
-        axes = self.blocks.axes
+    def _plan_of(self, part: tuple[int, ...], strip: int) -> Int[np.ndarray, "F"]:
+        axes = self.axes
         groups = np.indices(self.dilation).reshape(len(axes), -1, 1)
+        groups = groups + np.reshape(part, (-1, 1, 1)) * np.reshape(self.dilation, (-1, 1, 1))
         index = np.indices(self.tiles_along).reshape(len(axes), 1, -1)
         first = [i * axis.tile for axis, i in zip(axes, index, strict=True)]
         index[0] = np.minimum(index[0] + strip * self.tiles_along[0], axes[0].per_group - 1)
@@ -256,17 +210,13 @@ class Layout:
         return np.stack(fields, axis=-1).reshape(-1).astype(np.int32)
 
     @property
-    def _positions(self) -> tuple[int, ...]:
-        return tuple(w.max_group_length for w in self.windows)
-
-    @property
     def _slabs(self) -> Int[np.ndarray, "groups strips tiles"]:
         """Where slabs along the first axis start, from the first query of their strip."""
-        axis, tiles = self.blocks.axes[0], self.tiles_along[0]
+        axis, tiles = self.axes[0], self.tiles_along[0]
         strips = np.arange(self.num_strips)[:, None]
         # The last tile stands for those that fill up the last strip.
         index = np.minimum(strips * tiles + np.arange(tiles), axis.per_group - 1)
-        groups = np.arange(axis.window.dilation)[:, None, None]
+        groups = np.arange(axis.window.dilation * axis.num_parts)[:, None, None]
         starts = axis.locate(groups * axis.per_group + index)[2]
         return starts - strips * tiles * axis.tile
 
@@ -281,28 +231,17 @@ def at_least_2d(neighborhood: Neighborhood) -> Neighborhood:
 @functools.lru_cache(256)
 def _best_blocks(neighborhood: Neighborhood, most: int) -> Blocks:
     """The blocks, of up to ``most`` queries a tile, with the fewest logits."""
-    *leading, last = neighborhood.axes
-    sides = [range(1, min(most, w.max_group_length) + 1) for w in leading]
-    widths = range(SUBLANES, min(most, round_up(last.max_group_length, SUBLANES)) + 1, SUBLANES)
+    *leading, last = (axis_frame(window).query_positions for window in neighborhood.axes)
+    sides = [range(1, min(most, length) + 1) for length in leading]
+    widths = range(SUBLANES, min(most, round_up(last, SUBLANES)) + 1, SUBLANES)
     choices = itertools.product(*sides, widths)
     fitting = (tile for tile in choices if math.prod(tile) <= most)
     return min((_blocks(neighborhood, tile) for tile in fitting), key=_work)
 
 
 def _blocks(neighborhood: Neighborhood, tile: tuple[int, ...]) -> Blocks:
-    *leading, last = (
-        _cached(window, side, i == len(tile) - 1)
-        for i, (window, side) in enumerate(zip(neighborhood.axes, tile, strict=True))
-    )
-    return Blocks((*leading, last))
-
-
-@functools.lru_cache(1024)
-def _cached(window: AxisWindow, side: int, is_last: bool) -> AxisBlocks:
-    if is_last:
-        return aligned_blocks(window, side)
-    slab = axis_blocks(window, "queries", side, 1)
-    return dataclasses.replace(slab, chunk=slab.halo)
+    alignment = (1,) * (len(tile) - 1) + (SUBLANES,)
+    return Blocks(tuple(map(axis_tiles, neighborhood.axes, tile, alignment)))
 
 
 def _work(blocks: Blocks) -> int:

@@ -20,10 +20,15 @@ VMEM_LIMIT = 60 * 2**20
 _BUDGET = 52 * 2**20
 # A program's share of the batch: images of a few tiles are too little work for one.
 _BLOCK_BYTES = 2**19
+# The same of window slots, which take more than maps of the same images.
+_SLOT_BLOCK_BYTES = 2**21
 # Tiles side by side, and what their logits take at most, in float32.
 TILES = 8
 _LOGIT_BYTES = 2**20
 SMALLEST_HEAD = 16
+# Maps that are arguments or results of the backward kernels, which take more than the others.
+_OF_FUSED: dict[Rows, int] = {"queries": 3, "keys": 4}
+_OF_UNFUSED: dict[Rows, int] = {"queries": 2, "keys": 2}
 
 
 def padded_head_dim(spec: CallSpec) -> int:
@@ -44,9 +49,8 @@ def layout_of(spec: CallSpec, heads: int, *, is_unfused: bool = False) -> Layout
       ValueError: not even strips of one tile fit.
     """
     itemsize = jnp.dtype(spec.dtype).itemsize
-    across = spec.neighborhood.num_tokens // (
-        spec.neighborhood.axes[0].length if _is_map(spec) else 1
-    )
+    # The axis in the sublanes is never cut into strips.
+    across = math.prod(spec.neighborhood.key_shape[1:] or spec.neighborhood.key_shape)
     # What is far too large is not planned at all.
     if 2 * 7 * across * LANES * itemsize <= _BUDGET:
         whole = Layout.of(spec.neighborhood, heads, padded_head_dim(spec))
@@ -54,15 +58,11 @@ def layout_of(spec: CallSpec, heads: int, *, is_unfused: bool = False) -> Layout
         for strips in range(1, first.per_group + 1):
             rows = -(-first.per_group // strips) * first.tile
             layout = whole if strips == 1 else dataclasses.replace(whole, rows=rows)
+            of_maps = _OF_UNFUSED if is_unfused else _OF_FUSED
             slots = _slot_bytes(layout, itemsize) if is_unfused else 0
-            if _vmem_bytes(layout, itemsize) + slots <= _BUDGET:
+            if _vmem_bytes(layout, itemsize, of_maps) + slots <= _BUDGET:
                 return layout
     raise ValueError("a tile and its slab across the map do not fit the memory of a core")
-
-
-def _is_map(spec: CallSpec) -> bool:
-    """Whether there is an axis to cut into strips besides the one in the sublanes."""
-    return len(spec.neighborhood.axes) > 1
 
 
 def fits(spec: CallSpec, heads: int, *, is_unfused: bool = False) -> bool:
@@ -74,15 +74,26 @@ def fits(spec: CallSpec, heads: int, *, is_unfused: bool = False) -> bool:
     return True
 
 
-def steps_of(layout: Layout, batch: int, itemsize: int) -> Steps:
-    """How much a program does at once: enough tiles side by side, if need be of several images."""
+def steps_of(layout: Layout, batch: int, itemsize: int, slots: int = 0) -> Steps:
+    """How much a program does at once: enough tiles side by side, if need be of several images.
+
+    Args:
+      layout: of the maps.
+      batch: images.
+      itemsize: bytes of a number.
+      slots: window slots of a query that are arguments or results.
+    """
     wanted = max(1, TILES // layout.tiles_of_group)
     logits = layout.keys * round_up(layout.logit_lanes, LANES) * 4
     tiles = max(1, min(TILES, _LOGIT_BYTES // logits))
     if layout.groups > 1 or layout.num_strips > 1:
         return Steps(1, _divisor(layout.groups, wanted), _even(layout, wanted, tiles))
     image = math.prod(layout.tiled) * round_up(layout.lanes, LANES) * itemsize
-    images = _divisor(batch, max(1, _BLOCK_BYTES // image))
+    most = _BLOCK_BYTES // image
+    if slots:
+        lanes = layout.heads * round_up(slots, LANES)
+        most = min(most, _SLOT_BLOCK_BYTES // (math.prod(layout.tiled) * lanes * itemsize))
+    images = _divisor(batch, max(1, most))
     maps = _divisor(images, wanted)
     return Steps(images, maps, _even(layout, maps, tiles))
 
@@ -104,35 +115,50 @@ def block_of(layout: Layout, of: Rows) -> tuple[int, ...]:
     tokens = layout.tokens_of_strip(of)
     if layout.groups > 1:
         return tokens
-    reach = layout.tiled if of == "queries" or layout.rows is None else tokens
-    return *reach[:-1], layout.tiled[-1]
+    if of == "queries":
+        return layout.tiled
+    return *tokens[:-1], round_up(tokens[-1], SUBLANES)
 
 
-def _vmem_bytes(layout: Layout, itemsize: int) -> int:
-    """What the backward kernel, which takes more than the forward one, takes; blocks are double."""
+def _vmem_bytes(layout: Layout, itemsize: int, maps: dict[Rows, int]) -> int:
+    """What a kernel with so many maps takes; blocks are double.
+
+    Half of the maps of keys are gradients, which are not rounded before those of strips are summed.
+    """
     lanes = round_up(layout.lanes, LANES)
-    maps = {"queries": 3, "keys": 4}
-    blocks = sum(2 * n * _positions(block_of(layout, of)) for of, n in maps.items())
-    if layout.num_strips > 1:
-        itemsize = 4  # of gradients that are still to be summed
-    size = blocks * itemsize + 4 * 4 * _positions(layout.copy)
+    of_keys = (itemsize + (itemsize if layout.num_strips == 1 else 4)) / 2
+    sizes: dict[Rows, float] = {"queries": itemsize, "keys": of_keys}
+    size = 4 * maps["keys"] * _positions(layout.copy)
+    for of, n in maps.items():
+        size += round(2 * n * sizes[of]) * _positions(block_of(layout, of))
     if layout.groups > 1:
-        for of, n in maps.items():
-            sizes = zip(layout.positions(of), layout.dilation, strict=True)
-            size += 4 * n * _positions(tuple(n * d for n, d in sizes))
-        size += 4 * 3 * _positions(layout.tiled)
+        size += sum(4 * n * _raised(layout, of) for of, n in maps.items())
+        size += 4 * maps["queries"] * _positions(layout.tiled)
     kinds = table_entries(layout.blocks) // (layout.queries * layout.keys)
     tables = 4 * kinds * layout.keys * round_up(layout.logit_lanes, LANES) * 4
     return size * lanes + tables + 4 * _LOGIT_BYTES
 
 
 def _slot_bytes(layout: Layout, itemsize: int) -> int:
-    """What window slots take: weights and their gradients, double, and tiles side by side."""
+    """What window slots take: weights and their gradients, double; dilation groups of both, raised;
+    and tiles side by side.
+    """
     *leading, last = (axis.kernel_size for axis in layout.windows)
-    slots = math.prod(leading) * round_up(last, SUBLANES)
-    spread = math.prod(leading) * (layout.columns.halo + round_up(last, SUBLANES))
-    rows = layout.num_tiles * slots * 2 * 2 * itemsize + TILES * 2 * spread * 4
-    return rows * round_up(layout.logit_lanes, LANES)
+    slots = math.prod(leading) * last
+    lanes = layout.heads * round_up(slots, LANES)
+    size = 2 * 2 * _positions(block_of(layout, "queries")) * lanes * itemsize
+    if layout.groups > 1:
+        at_hand = max(1, TILES // layout.tiles_of_group) * _positions(layout.tiled)
+        size += 2 * 4 * (_raised(layout, "queries") + at_hand) * lanes
+    spread = math.prod(leading) * (2 * round_up(last, SUBLANES) + layout.columns.halo)
+    dense = round_up(slots, SUBLANES) + SUBLANES
+    return size + TILES * 2 * (spread + dense) * round_up(layout.logit_lanes, LANES) * 4
+
+
+def _raised(layout: Layout, of: Rows) -> int:
+    """Positions of an image whose dilation groups are all as long as the longest."""
+    sizes = zip(layout.positions(of), layout.dilation, strict=True)
+    return _positions(tuple(n * d for n, d in sizes))
 
 
 def _positions(sizes: tuple[int, ...]) -> int:

@@ -7,11 +7,11 @@ platform but TPUs, is served by plain JAX (`natjax.kernels.autodiff`).
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from natjax.kernels import autodiff, device
 from natjax.kernels.autodiff import Arrays, Operation
@@ -33,24 +33,26 @@ from natjax.kernels.specialise import require_plain
 QUERY = (Dim.BATCH, Dim.WHOLE, Dim.HEADS, Dim.WHOLE)
 KEY = (Dim.BATCH, Dim.WHOLE, Dim.KV_HEADS, Dim.WHOLE)
 _PER_QUERY = (Dim.BATCH, Dim.WHOLE, Dim.HEADS)
-BIAS = (Dim.HEADS, Dim.WHOLE)
+BIAS = (Dim.SETS, Dim.HEADS, Dim.WHOLE)
+PLAN = (Dim.WHOLE,)
 
 
 def attention(
     platform: str | None,
     query: Float[Array, "B *X N D"],
-    key: Float[Array, "B *X M D"],
-    value: Float[Array, "B *X M Dv"],
+    key: Float[Array, "B *Y M D"],
+    value: Float[Array, "B *Y M Dv"],
     neighborhood: Neighborhood,
     *,
     rpb: Float[Array, "N *R"] | None,
     scale: float,
     additional_keys: Float[Array, "B E M D"] | None,
     additional_values: Float[Array, "B E M Dv"] | None,
+    part: Int[Array, "axes"] | None = None,
     **beyond: Any,
 ) -> tuple[Float[Array, "B *X N Dv"], Float[Array, "B *X N"]]:
     """See `natjax.kernels.backends.reference.attention`; ``platform`` and ``beyond`` are as in
-    `natjax.kernels.autodiff.attention`.
+    `natjax.kernels.autodiff.attention`, and ``part`` as in `natjax.kernels.backends.xla.attention`.
 
     Raises:
       NotImplementedError: the kernels do not take the call.
@@ -59,7 +61,8 @@ def attention(
     call = call_of(run.attention, platform, arrays, neighborhood, rpb, scale, beyond)
     extra = () if additional_keys is None else (additional_keys, additional_values)
     op = _LARGE if prefers_large(call.spec, query.shape[-2]) else _ATTENTION
-    return autodiff.attend(op, call, arrays, rpb, extra)
+    part = None if neighborhood.is_plain else part
+    return autodiff.attend(op, call, arrays, rpb, extra, part)
 
 
 def call_of(
@@ -83,7 +86,8 @@ def call_of(
       beyond: arguments that kernels do not have.
     """
     query, key, value = arrays
-    require_plain(NAME, neighborhood, beyond)
+    is_unfused = launch != run.attention
+    require_plain(NAME, neighborhood, beyond, parts=not is_unfused)
     spec = CallSpec(
         neighborhood=neighborhood,
         head_dim=key.shape[-1],
@@ -91,7 +95,7 @@ def call_of(
         dtype=query.dtype.name,
         has_bias=rpb is not None,
     )
-    require_support(spec, query.shape[-2], is_unfused=launch != run.attention)
+    require_support(spec, query.shape[-2], is_unfused=is_unfused)
     return KernelCall(
         launch=launch,
         platform=platform,
@@ -107,18 +111,44 @@ def call_of(
     )
 
 
-def _attention(call: KernelCall, q: Array, k: Array, v: Array, *rpb: Array) -> Arrays:
-    signature = Signature((QUERY, KEY, KEY, *(BIAS,) * len(rpb)), (QUERY, _PER_QUERY))
-    return wrapped(run.attention, call, layout_of(call.spec, q.shape[2]), signature)(q, k, v, *rpb)
+def _attention(call: KernelCall, q: Array, k: Array, v: Array, *rest: Array) -> Arrays:
+    layout = layout_of(call.spec, q.shape[2])
+    plan, bias = plan_and_bias(call, layout, rest)
+    signature = Signature((QUERY, KEY, KEY, PLAN, *(BIAS,) * len(bias)), (QUERY, _PER_QUERY))
+    return wrapped(run.attention, call, layout, signature)(q, k, v, plan, *bias)
 
 
 def _attention_gradients(call: KernelCall, arrays: Arrays, _: Arrays, cotangents: Arrays) -> Arrays:
-    q, k, v, *rpb = arrays
-    bias = (BIAS,) * len(rpb)
-    signature = Signature((QUERY, KEY, KEY, QUERY, _PER_QUERY, *bias), (QUERY, KEY, KEY, *bias))
-    kernel = wrapped(run.attention_gradients, call, layout_of(call.spec, q.shape[2]), signature)
-    gradients = kernel(q, k, v, *cotangents, *rpb)
-    return tuple(dx.astype(x.dtype) for dx, x in zip(gradients, arrays, strict=True))
+    q, k, v, *rest = arrays
+    layout = layout_of(call.spec, q.shape[2])
+    plan, bias = plan_and_bias(call, layout, rest)
+    biases = (BIAS,) * len(bias)
+    operands = (QUERY, KEY, KEY, QUERY, _PER_QUERY, PLAN, *biases)
+    signature = Signature(operands, (QUERY, KEY, KEY, *biases))
+    kernel = wrapped(run.attention_gradients, call, layout, signature)
+    return typed(kernel(q, k, v, *cotangents, plan, *bias), arrays)
+
+
+def plan_and_bias(call: KernelCall, layout: Layout, rest: Sequence[Array]) -> tuple[Array, Arrays]:
+    """What kernels take besides maps: the plan of the part at hand; and the bias, as one of a set.
+
+    Args:
+      call: the call.
+      layout: of its maps.
+      rest: the bias, if there is one, and which part is at hand, if there are several.
+    """
+    bias, part = rest[: call.spec.has_bias], rest[call.spec.has_bias :]
+    plans = jnp.asarray(layout.plan())
+    place = tuple(part[0]) if part else ()
+    # The layout of a single axis has another one in front.
+    plan = plans[(0,) * (plans.ndim - 1 - len(place)) + place]
+    return plan, tuple(x[None] for x in bias)
+
+
+def typed(gradients: Arrays, arrays: Arrays) -> Arrays:
+    """Gradients of arrays, that of the bias without its set, in the dtypes of the arrays."""
+    like = arrays[: len(gradients)]
+    return tuple(dx.reshape(x.shape).astype(x.dtype) for dx, x in zip(gradients, like, strict=True))
 
 
 def _large_attention(call: KernelCall, q: Array, k: Array, v: Array, *rpb: Array) -> Arrays:

@@ -21,12 +21,18 @@ from natjax.kernels.plan.blocks import Rows
 def as_map(x: Float[Array, "B T N D"], layout: Layout, of: Rows) -> Float[Array, "S *X C"]:
     """Tokens along their axes; heads filled up with zeros to the layout's channels.
 
-    Images that are cut into strips are so many images in a row.
+    Images that are cut into strips are so many images in a row. Where keys begin with another
+    dilation group than queries, zeros come before them.
     """
     missing = layout.head_dim - x.shape[-1]
     if missing:
         x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, missing)))
-    return cut(x.reshape(x.shape[0], *layout.tokens, x.shape[2] * x.shape[3]), layout, of)
+    padding = layout.padding if of == "keys" else (0,) * len(layout.padding)
+    tokens = [n - before for n, before in zip(layout.tokens(of), padding, strict=True)]
+    x = x.reshape(x.shape[0], *tokens, x.shape[2] * x.shape[3])
+    if any(padding):
+        x = jnp.pad(x, ((0, 0), *((before, 0) for before in padding), (0, 0)))
+    return cut(x, layout, of)
 
 
 def from_map(
@@ -34,9 +40,28 @@ def from_map(
 ) -> Float[Array, "B T N D"]:
     """The transpose of `as_map`."""
     x = uncut(x, layout, of)
-    tokens = math.prod(layout.tokens)
+    if of == "keys" and any(layout.padding):
+        x = x[:, *(slice(before, None) for before in layout.padding)]
+    tokens = math.prod(x.shape[1:-1])
     x = x.reshape(x.shape[0], tokens, x.shape[-1] // layout.head_dim, layout.head_dim)
     return x[..., :head_dim]
+
+
+def as_slots(x: Float[Array, "B T N K"], layout: Layout) -> Float[Array, "S N *X K"]:
+    """Window slots of tokens along their axes, those of one head together.
+
+    XLA need not move anything for it: in memory slots come last before and after, and the order of
+    the other dimensions is left to it.
+    """
+    x = x.reshape(x.shape[0], *layout.tokens("queries"), *x.shape[2:])
+    x = cut(x, layout, "queries")
+    return jnp.moveaxis(x, -2, 1)
+
+
+def from_slots(x: Float[Array, "S N *X K"], layout: Layout) -> Float[Array, "B T N K"]:
+    """The transpose of `as_slots`."""
+    x = uncut(jnp.moveaxis(x, 1, -2), layout, "queries")
+    return x.reshape(x.shape[0], math.prod(layout.tokens("queries")), *x.shape[-2:])
 
 
 def cut(x: Float[Array, "B *X C"], layout: Layout, of: Rows) -> Float[Array, "S *Y C"]:
@@ -69,7 +94,7 @@ def uncut(x: Float[Array, "S *Y C"], layout: Layout, of: Rows) -> Float[Array, "
     )
     total = functools.reduce(jnp.add, pieces)
     total = total.reshape(total.shape[0], -1, *total.shape[3:])
-    return _resized(total, 1, -front, layout.tokens[0])
+    return _resized(total, 1, -front, layout.tokens(of)[0])
 
 
 def _strip_rows(layout: Layout, of: Rows) -> tuple[int, int, int]:
@@ -122,8 +147,8 @@ def pack_rows(x: Float[Array, "B T N"], layout: Layout) -> Float[Array, "G S til
 
     Zeros where there is no query or head.
     """
-    heads, n = x.shape[-1], len(layout.tokens)
-    x = cut(x.reshape(x.shape[0], *layout.tokens, heads), layout, "queries")
+    heads, n = x.shape[-1], len(layout.axes)
+    x = cut(x.reshape(x.shape[0], *layout.tokens("queries"), heads), layout, "queries")
     groups = num_blocks(heads, layout)
     missing = [size - have for size, have in zip(_full(layout), x.shape[1:-1], strict=True)]
     x = jnp.pad(x, ((0, 0), *((0, k) for k in missing), (0, groups * layout.heads - heads)))
@@ -142,7 +167,7 @@ def unpack_rows(
 ) -> Float[Array, "B T N"]:
     """The transpose of `pack_rows`."""
     groups, images = x.shape[:2]
-    axes, n = layout.blocks.axes, len(layout.tokens)
+    axes, n = layout.axes, len(layout.axes)
     outer = [*layout.dilation, *layout.tiles_along]
     x = x.reshape(groups, images, *outer, layout.heads, *(axis.tile for axis in axes))
     within = [2 + part for i in range(n) for part in (n + i, 2 * n + 1 + i, i)]

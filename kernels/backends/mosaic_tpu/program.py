@@ -92,30 +92,51 @@ class Program:
       layout: tiles and lanes.
       steps: how much is done at once.
       dtype: of the operands of products.
-      heads: heads in all, of which the last block of lanes may have fewer.
       plan: `Layout.plan`.
       strip: which strip of an image the program works on.
+      is_first: whether the program is the first of a set of images, which begins their sums.
+      heads_left: heads from the program's first one on; None where none of its heads is missing.
       head_of_lane: ``[1, lanes]``; -1 where a block of lanes goes on behind the last head.
     """
 
     layout: Layout
     steps: Steps
     dtype: Any
-    heads: int
     plan: Ref
     strip: Ints
+    is_first: jax.Array
+    heads_left: Any
     head_of_lane: jax.Array
 
     @classmethod
-    def of(cls, layout: Layout, steps: Steps, dtype: Any, heads: int, plan: Ref) -> Program:
-        """A program of a kernel, inside of it; arguments as the attributes."""
+    def of(
+        cls,
+        layout: Layout,
+        steps: Steps,
+        dtype: Any,
+        heads: int,
+        plan: Ref,
+        programs_of_set: int | None,
+    ) -> Program:
+        """A program of a kernel, inside of it.
+
+        Args:
+          layout: as the attribute, and so are the others but these.
+          steps: how much is done at once.
+          dtype: of the operands of products.
+          heads: heads in all, of which the last block of lanes may have fewer.
+          plan: `Layout.plan`.
+          programs_of_set: programs for a set of images; None where there is one set.
+        """
         lane = jax.lax.broadcasted_iota(jnp.int32, (1, layout.lanes), 1)
-        head = lane >> (layout.head_dim.bit_length() - 1)
+        head, left = lane >> (layout.head_dim.bit_length() - 1), None
         if heads % layout.heads:
             left = heads - pl.program_id(0) * layout.heads
             head = jnp.where(head < left, head, -1)
         strip = pl.program_id(1) % layout.num_strips if layout.num_strips > 1 else 0
-        return cls(layout, steps, dtype, heads, plan, strip, head)
+        turn = pl.program_id(1)
+        is_first = (turn if programs_of_set is None else turn % programs_of_set) == 0
+        return cls(layout, steps, dtype, plan, strip, is_first, left, head)
 
     def product(self, a: jax.Array, b: jax.Array, dims: Any) -> jax.Array:
         """See `product`."""
@@ -125,7 +146,7 @@ class Program:
         """Copy a map into scratch memory, shifted; zeros around it and behind the last head."""
         layout = self.layout
         x = x.astype(jnp.float32)
-        if self.heads % layout.heads:
+        if self.heads_left is not None:
             own = (self.head_of_lane >= 0).reshape((1,) * (x.ndim - 1) + (-1,))
             x = jnp.where(own, x, jnp.zeros_like(x))
         before = layout.columns.shift
@@ -159,16 +180,29 @@ class Program:
             out = jnp.where(self.head_of_lane == i, x[i * n : (i + 1) * n], out)
         return out.reshape(*(axis.tile for axis in layout.blocks.axes), layout.lanes)
 
-    def rows_beyond(self, tile: Tile, x: jax.Array) -> jax.Array:
-        """A tile with zeros where it reaches beyond the map."""
+    def rows_beyond(self, tile: Tile, x: jax.Array, apart: int = 0) -> jax.Array:
+        """A tile with zeros where it reaches beyond the map.
+
+        Args:
+          tile: the tile.
+          x: ``[*tile, ...]``, after so many other dimensions.
+          apart: how many.
+        """
         layout = self.layout
         for axis, (first, length, tiled) in enumerate(
-            zip(tile.first, layout.positions("queries"), layout.tiled, strict=True)
+            zip(tile.first, layout.positions("queries"), layout.tiled, strict=True), start=apart
         ):
             if tiled > length:
                 position = first + jax.lax.broadcasted_iota(jnp.int32, x.shape, axis)
                 x = jnp.where(position < length, x, jnp.zeros_like(x))
         return x
+
+    def heads_beyond(self, x: jax.Array) -> jax.Array:
+        """``[heads, ...]`` with zeros behind the last head."""
+        if self.heads_left is None:
+            return x
+        head = jax.lax.broadcasted_iota(jnp.int32, x.shape, 0)
+        return jnp.where(head < self.heads_left, x, jnp.zeros_like(x))
 
     def locate(self, first_map: Ints, map_: int, number: Ints) -> Tile:
         """A tile of a map at hand, by its number among those of the map."""

@@ -10,13 +10,13 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
-from natjax.kernels.autodiff import LOG2_E
+from natjax.kernels.autodiff import LOG2_E, Arrays
 from natjax.kernels.backends.mosaic_tpu import packing
 from natjax.kernels.backends.mosaic_tpu.backward import backward
 from natjax.kernels.backends.mosaic_tpu.forward import forward
-from natjax.kernels.backends.mosaic_tpu.layout import Layout
+from natjax.kernels.backends.mosaic_tpu.layout import LANES, Layout
 from natjax.kernels.backends.mosaic_tpu.maps import Groups, Images
 from natjax.kernels.backends.mosaic_tpu.memory import VMEM_LIMIT, block_of, steps_of
 from natjax.kernels.backends.mosaic_tpu.program import Program, Steps
@@ -38,6 +38,7 @@ class Launch:
       layout: of its maps.
       steps: how much a program does at once.
       batch: images, or strips of images.
+      sets: sets of images that each have a bias.
       heads: query heads, each with its keys.
       dtype: of the maps.
     """
@@ -46,18 +47,31 @@ class Launch:
     layout: Layout
     steps: Steps
     batch: int
+    sets: int
     heads: int
     dtype: Any
 
     @classmethod
-    def of(cls, call: KernelCall, layout: Layout, query: Array) -> Launch:
-        """A launch of a call, whose batch and heads are those of an array ``[B, T, N, ...]``."""
+    def of(
+        cls, call: KernelCall, layout: Layout, query: Array, rpb: Arrays = (), slots: int = 0
+    ) -> Launch:
+        """A launch of a call, whose batch and heads are those of an array ``[B, T, N, ...]``.
+
+        Args:
+          call: what it is part of.
+          layout: of its maps.
+          query: the array.
+          rpb: the biases ``[S, N, R]`` of each set of images, if there are any.
+          slots: window slots of a query in the arguments or results, if any are there.
+        """
         # A device may have fewer heads than there are in all.
         layout = dataclasses.replace(layout, heads=min(layout.heads, query.shape[2]))
         # An empty batch has no steps, and reaches no kernel.
-        steps = steps_of(layout, max(1, query.shape[0]), query.dtype.itemsize)
+        sets = rpb[0].shape[0] if rpb else 1
+        images = max(1, query.shape[0] // sets)
+        steps = steps_of(layout, images, query.dtype.itemsize, slots)
         batch = query.shape[0] * layout.num_strips
-        return cls(call, layout, steps, batch, query.shape[2], query.dtype)
+        return cls(call, layout, steps, batch, sets, query.shape[2], query.dtype)
 
     def maps(self, queries: list[Array], keys: list[Array]) -> list[tuple[Array, pl.BlockSpec]]:
         """Maps and their blocks, with keys for every query head."""
@@ -84,10 +98,19 @@ class Launch:
         tiles, lanes = self.layout.num_tiles, self.layout.logit_lanes
         return pl.BlockSpec((None, self.steps.images, tiles, lanes), lambda g, b, *_: (g, b, 0, 0))
 
+    @property
+    def programs_of_set(self) -> int:
+        """Programs for the images of a set, and a block of lanes."""
+        return self.batch // self.steps.images // self.sets
+
     def table_spec(self, table: tuple[int, ...]) -> pl.BlockSpec:
-        """All kinds of tiles for a block of lanes; without a bias, one for all of them."""
-        is_shared = table[0] == 1
-        return pl.BlockSpec((None, *table[1:]), lambda g, b, *_: (0 if is_shared else g, 0, 0, 0))
+        """All kinds of tiles for a set and a block of lanes; without a bias, one for all."""
+
+        def place(g: Any, b: Any, *_: Any) -> tuple[Any, ...]:
+            of_set = b // self.programs_of_set if table[0] > 1 else 0
+            return of_set, g if table[1] > 1 else 0, 0, 0, 0
+
+        return pl.BlockSpec((None, None, *table[2:]), place)
 
     def written(self, of: Rows, dtype: Any = None) -> tuple[jax.ShapeDtypeStruct, pl.BlockSpec]:
         """A result that is a map of all heads, and its blocks."""
@@ -115,46 +138,78 @@ class Launch:
         shape = (self.steps.maps, *self.layout.copy, self.layout.lanes)
         return [pltpu.VMEM(shape, jnp.float32)] * count
 
-    def raised(self, tiled: int, whole: int) -> list[Any]:
-        """Scratch memory for images in float32: those read by tiles, and those read as a whole."""
+    def raised(self, tiled: int, whole: int, slots: int = 0) -> list[Any]:
+        """Scratch memory for images in float32.
+
+        Args:
+          tiled: those that are read by tiles.
+          whole: those that are read as a whole.
+          slots: those of window slots, which are read by tiles.
+        """
         layout = self.layout
         if layout.groups == 1:
             return []
+        maps, heads, lanes = self.steps.maps, layout.heads, layout.lanes
+        of_queries, of_keys = self._image("queries"), self._image("keys")
+        of_slots = [(heads, *of_queries, n) for n in self._lanes_of_slots]
+        of_slots += [(maps, heads, *layout.tiled, sum(self._lanes_of_slots))]
+        shapes = [(*of_queries, lanes), (maps, *layout.tiled, lanes)] * tiled
+        shapes += of_slots * slots + [(*of_keys, lanes)] * whole
+        return [pltpu.VMEM(shape, jnp.float32) for shape in shapes]
 
-        def image(of: Rows) -> Any:
-            sizes = zip(layout.positions(of), layout.dilation, strict=True)
-            return pltpu.VMEM((*(n * d for n, d in sizes), layout.lanes), jnp.float32)
+    @property
+    def _lanes_of_slots(self) -> list[int]:
+        """Window slots of a query, in parts of 128."""
+        slots = self.call.spec.neighborhood.num_neighbors
+        return [min(LANES, slots - first) for first in range(0, slots, LANES)]
 
-        maps = pltpu.VMEM((self.steps.maps, *layout.tiled, layout.lanes), jnp.float32)
-        return [image("queries"), maps] * tiled + [image("keys")] * whole
+    def _image(self, of: Rows) -> tuple[int, ...]:
+        """Tokens of an image if all of its dilation groups were as long as the longest."""
+        sizes = zip(self.layout.positions(of), self.layout.dilation, strict=True)
+        return tuple(n * d for n, d in sizes)
 
     def program(self, plan: Any) -> Program:
         """What a kernel is specialised for."""
-        return Program.of(self.layout, self.steps, self.dtype, self.heads, plan)
+        programs = self.programs_of_set if self.sets > 1 else None
+        return Program.of(self.layout, self.steps, self.dtype, self.heads, plan, programs)
 
-    def operands(self, queries: list[Any], keys: list[Any], scratch: list[Any]) -> list[Any]:
-        """The blocks of maps with their scratch memory as in `raised`; queries go by tiles."""
+    def operands(
+        self,
+        queries: list[Any],
+        keys: list[Any],
+        scratch: list[Any],
+        slots: list[Any] | None = None,
+    ) -> list[Any]:
+        """The blocks of maps with their scratch memory as in `raised`; all but keys go by tiles."""
         layout = self.layout
+        tiled = [(block, 0) for block in queries] + [(block, 1) for block in slots or ()]
         if layout.groups == 1:
             return [
-                Images(layout, of, block)
-                for of, blocks in (("queries", queries), ("keys", keys))
-                for block in blocks
+                *(Images(layout, "queries", block, apart) for block, apart in tiled),
+                *(Images(layout, "keys", block) for block in keys),
             ]
-        refs = iter(scratch)
-        tiled = [Groups(layout, "queries", block, next(refs), next(refs)) for block in queries]
-        return tiled + [Groups(layout, "keys", block, next(refs)) for block in keys]
+        refs, parts = iter(scratch), (1, len(self._lanes_of_slots))
+
+        def group(of: Rows, block: Any, apart: int = 0) -> Groups:
+            raised = tuple(next(refs) for _ in range(parts[apart]))
+            maps = next(refs) if of == "queries" else None
+            return Groups(layout, of, block, raised, maps, apart)
+
+        return [
+            *(group("queries", block, apart) for block, apart in tiled),
+            *(group("keys", block) for block in keys),
+        ]
 
     def run(
         self,
         name: str,
         body: Callable[..., None],
+        plan: Array,
         inputs: list[tuple[Array, pl.BlockSpec]],
         outputs: list[tuple[jax.ShapeDtypeStruct, pl.BlockSpec]],
         scratch: list[Any],
     ) -> tuple[Array, ...]:
         """Run a kernel over blocks of lanes and, within those, over the batch in order."""
-        plan = jnp.asarray(self.layout.plan())
         grid = (packing.num_blocks(self.heads, self.layout), self.batch // self.steps.images)
         return run_kernel(self.call, name, body, grid, plan, inputs, outputs, scratch)
 
@@ -215,9 +270,10 @@ def attention(
     call: KernelCall,
     layout: Layout,
     q: Float[Array, "B T N D"],
-    k: Float[Array, "B T M D"],
-    v: Float[Array, "B T M Dv"],
-    *rpb: Float[Array, "N R"],
+    k: Float[Array, "B U M D"],
+    v: Float[Array, "B U M Dv"],
+    plan: Int[Array, "F"],
+    *rpb: Float[Array, "S N R"],
 ) -> tuple[Float[Array, "B T N Dv"], Float[Array, "B T N"]]:
     """The output and its log-sum-exp.
 
@@ -227,9 +283,10 @@ def attention(
       q: queries.
       k: keys.
       v: values.
-      *rpb: the biases of each head, if there are any.
+      plan: `Layout.plan` of the part of the tokens at hand.
+      *rpb: the biases of each set of images and head, if there are any.
     """
-    launch = Launch.of(call, layout, q)
+    launch = Launch.of(call, layout, q, rpb)
     layout = launch.layout
     if not launch.batch:
         return jnp.zeros((*q.shape[:3], v.shape[-1]), q.dtype), jnp.zeros(q.shape[:3])
@@ -256,6 +313,7 @@ def attention(
     out, lse = launch.run(
         "natjax_tpu_forward",
         body,
+        plan,
         [*maps, (packed, launch.table_spec(packed.shape))],
         [
             launch.written("queries"),
@@ -273,11 +331,12 @@ def attention_gradients(
     call: KernelCall,
     layout: Layout,
     q: Float[Array, "B T N D"],
-    k: Float[Array, "B T M D"],
-    v: Float[Array, "B T M Dv"],
+    k: Float[Array, "B U M D"],
+    v: Float[Array, "B U M Dv"],
     do: Float[Array, "B T N Dv"],
     dlse: Float[Array, "B T N"],
-    *rpb: Float[Array, "N R"],
+    plan: Int[Array, "F"],
+    *rpb: Float[Array, "S N R"],
 ) -> tuple[Array, ...]:
     """Gradients of queries, keys, values and, if there are any, of the biases.
 
@@ -289,9 +348,10 @@ def attention_gradients(
       v: values.
       do: gradient of the output.
       dlse: gradient of the log-sum-exp.
-      *rpb: the biases of each head, if there are any.
+      plan: `Layout.plan` of the part of the tokens at hand.
+      *rpb: the biases of each set of images and head, if there are any.
     """
-    launch = Launch.of(call, layout, q)
+    launch = Launch.of(call, layout, q, rpb)
     layout, has_bias = launch.layout, bool(rpb)
     if not launch.batch:
         return tuple(jnp.zeros(x.shape, x.dtype) for x in (q, k, v, *rpb))
@@ -329,6 +389,7 @@ def attention_gradients(
     dq, dk, dv, *dtable = launch.run(
         "natjax_tpu_backward",
         body,
+        plan,
         [q_map, k_map, v_map, do_map, (rows, launch.row_spec), (packed, table_spec)],
         results,
         launch.copies(4) + launch.raised(3, 4),
@@ -344,16 +405,21 @@ def attention_gradients(
 def table_of(
     layout: Layout, rpb: tuple[Array, ...], hidden: float = HIDDEN, factor: float = LOG2_E
 ) -> Array:
-    """What is added to the logits of each kind of tile, for each block of lanes or all alike."""
+    """What is added to the logits of each kind of tile, for each set of images and block of lanes,
+    or for all alike.
+    """
     pattern = pattern_of(layout.blocks)
     bias = rpb[0].reshape(-1, *pattern.bias_shape) if rpb else None
-    return packing.pack_table(pattern.table(bias, hidden, factor), layout)
+    table = pattern.table(bias, hidden, factor)
+    table = table.reshape(rpb[0].shape[0] if rpb else 1, -1, *table.shape[1:])
+    return jax.vmap(lambda x: packing.pack_table(x, layout))(table)
 
 
-def bias_gradient(table: Array, layout: Layout, heads: int) -> Float[Array, "N R"]:
+def bias_gradient(table: Array, layout: Layout, heads: int) -> Float[Array, "S N R"]:
     """The transpose of `table_of`."""
-    gradient = pattern_of(layout.blocks).bias_gradient(packing.unpack_table(table, layout, heads))
-    return gradient.reshape(heads, -1)
+    tables = jax.vmap(lambda x: packing.unpack_table(x, layout, heads))(table)
+    gradient = pattern_of(layout.blocks).bias_gradient(tables.reshape(-1, *tables.shape[2:]))
+    return gradient.reshape(len(table), heads, -1)
 
 
 def per_key_head(gradient: Array, like: Array) -> Array:

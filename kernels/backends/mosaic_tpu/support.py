@@ -25,7 +25,8 @@ def require_support(spec: CallSpec, heads: int, *, is_unfused: bool = False) -> 
       NotImplementedError: they do not; the message says what would work.
     """
     _require_device()
-    columns = spec.neighborhood.axes[-1].length
+    last = spec.neighborhood.axes[-1]
+    columns = min(last.num_queries, last.num_keys)
     if columns < _LEAST_COLUMNS and not device.is_interpreted():
         raise _refusal(
             f"takes {_LEAST_COLUMNS} tokens or more along the last axis, since Mosaic does not "

@@ -14,10 +14,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array
 
-from natjax.kernels.backends.triton_common.config import padded_head_dim
-from natjax.kernels.plan.blocks import Tile, unravel
+from natjax.kernels.backends.triton_common.config import padded_head_dim, skips_chunks
+from natjax.kernels.plan.blocks import Tile
 from natjax.kernels.plan.pattern import HIDDEN
-from natjax.kernels.plan.reach import skipping_pays
 from natjax.kernels.spec import Kernel, KernelCall
 
 
@@ -159,19 +158,30 @@ class Slab:
     def fold(self, body: Callable[[Any, Any], Any], start: Any) -> Any:
         """``body(last chunk, ... body(first chunk, start))``."""
 
-        def step(index: Any, carry: Any) -> Any:
-            return body(self._chunk(index), carry)
+        def step(_: Any, carry: Any) -> Any:
+            at, inner = carry
+            return self._next(at), body(self._number(at), inner)
 
         total = functools.reduce(operator.mul, self._count)
-        return jax.lax.fori_loop(jnp.int32(0), total, step, start)
+        _, result = jax.lax.fori_loop(jnp.int32(0), total, step, (self._first, start))
+        return result
 
-    def _chunk(self, index: Any) -> Any:
-        """Number among all chunks of a slab of one of those that are met."""
-        chunk = jnp.int32(0)
-        within = unravel(index, self._count)
-        for axis, first, i in zip(self._axes, self._first, within, strict=True):
-            chunk = chunk * axis.num_chunks + first + i
-        return chunk
+    def _number(self, at: list[Any]) -> Any:
+        """Number among all chunks of a slab of the one at these numbers along the axes."""
+        number = jnp.int32(0)
+        for axis, i in zip(self._axes, at, strict=True):
+            number = number * axis.num_chunks + i
+        return number
+
+    def _next(self, at: list[Any]) -> list[Any]:
+        """The chunk after one of those that are met, by numbers along the axes."""
+        result, step = [], jnp.int32(1)
+        for i, first, count in zip(at[::-1], self._first[::-1], self._count[::-1], strict=True):
+            moved = i + step
+            is_over = moved == first + count
+            result.append(jnp.where(is_over, first, moved))
+            step = is_over.astype(jnp.int32)
+        return result[::-1]
 
 
 class WholeSlab:
@@ -194,7 +204,7 @@ def plan_of(program: Program, refs: tuple[Any, ...]) -> tuple[tuple[Any, ...], S
     """
     *table, reach = refs
     blocks = program.tile.blocks
-    slab = Slab(program, reach) if skipping_pays(blocks) else WholeSlab(blocks.num_chunks)
+    slab = Slab(program, reach) if skips_chunks(blocks) else WholeSlab(blocks.num_chunks)
     return tuple(table), slab
 
 

@@ -12,8 +12,10 @@ from typing import Any, ClassVar
 import numpy as np
 from jaxtyping import Float
 
-from natjax.kernels.plan.blocks import axis_blocks
-from natjax.kernels.spec import CallSpec, Kernel, rows_of
+from natjax.kernels.neighborhood import AxisWindow
+from natjax.kernels.plan.blocks import Blocks, Rows, axis_blocks
+from natjax.kernels.plan.reach import BY_COUNTING, axis_reach, skipping_pays
+from natjax.kernels.spec import PRODUCTS, CallSpec, Kernel, rows_of
 
 # The most rows or columns of a block: far more than any device has registers for.
 _LARGEST_BLOCK = 4096
@@ -37,8 +39,9 @@ class KernelConfig:
     chunk: tuple[int, ...]
     num_warps: int = 4
     num_stages: int = 2
-    # Threads load single tokens, and leave out those that there are not.
-    whole_chunks: ClassVar[bool] = False
+    # Then no chunk needs a mask for what it loads, and the last tiles of an axis meet as few chunks
+    # as the first.
+    whole_chunks: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Check the rules."""
@@ -85,14 +88,20 @@ def _is_power_of_two(x: Any) -> bool:
 
 
 # Work besides the entries of blocks, in the same unit; estimates, for want of measurements, whose
-# place tables of tuned settings take: loading a row or column; and for each row of a block, the
-# reductions of a softmax and rescaling what is accumulated.
+# place tables of tuned settings take: loading a row or column; for each row of a block, the
+# reductions of a softmax and rescaling what is accumulated; and a multiply-add of float32, which no
+# tensor core does.
 _LOAD = 48
 _REDUCE = 8
 _RESCALE = 1 / 8
+_MULTIPLY_ADD = 1 / 8
 # Entries of a block and its accumulators, of 2 bytes, from which on so many warps share them.
 _EIGHT_WARPS = 64 * 256
 _FOUR_WARPS = 32 * 96
+# What a warp has of a block in float32: at least so many entries, four a thread, unless it would
+# have more than so many sums, 64 a thread.
+_ENTRIES_OF_WARP = 32 * 4
+_SUMS_OF_WARP = 32 * 64
 
 
 @functools.lru_cache(256)
@@ -101,6 +110,14 @@ def _suggest(kernel: Kernel, spec: CallSpec) -> KernelConfig:
     costs = _costs(kernel, spec, tiles, chunks)
     tile, chunk = np.unravel_index(np.argmin(costs), costs.shape)
     return _config(kernel, spec, tiles[tile], chunks[chunk])
+
+
+def skips_chunks(blocks: Blocks) -> bool:
+    """Whether kernels other than "dbias" skip the chunks of a slab that a tile does not meet.
+
+    That one sums over whole slabs.
+    """
+    return skipping_pays(blocks, BY_COUNTING)
 
 
 def cost(kernel: Kernel, spec: CallSpec, config: KernelConfig) -> float:
@@ -115,18 +132,43 @@ def _costs(
     chunks: Sequence[tuple[int, ...]],
 ) -> Float[np.ndarray, "tiles chunks"]:
     """`cost` of each tile with each chunk; thousands, so all at once."""
-    # Neither the tiles nor the slab depend on the chunk that slabs are walked by.
-    axes = [
-        [axis_blocks(window, rows_of(kernel), side, 1) for side in sides]
-        for window, sides in zip(spec.neighborhood.axes, zip(*tiles, strict=True), strict=True)
-    ]
-    num_tiles = np.prod([[x.num_tiles for x in axis] for axis in axes], axis=0)[:, None]
-    halos = np.array([[x.halo for x in axis] for axis in axes]).T[:, None]
-    num_chunks = np.prod(-(-halos // np.array(chunks)[None]), axis=-1)
-    rows, columns = np.prod(tiles, axis=-1)[:, None], np.prod(chunks, axis=-1) * num_chunks
+    num_tiles, whole, met = _counts(kernel, spec, tiles, chunks)
+    rows, columns = np.prod(tiles, axis=-1)[:, None], np.prod(chunks, axis=-1)
+    skipping = np.inf if kernel == "dbias" else BY_COUNTING.cost(met, num_tiles, columns)
+    walked = np.minimum(whole, skipping)
     overhead = _REDUCE + _RESCALE * _width(spec)
-    entries = rows * (columns + overhead * num_chunks)
-    return num_tiles * (entries + _LOAD * (rows + columns)) / spec.neighborhood.num_tokens
+    of_entry = 1.0
+    if spec.dtype == "float32":
+        of_entry += _MULTIPLY_ADD * PRODUCTS[kernel] * _width(spec)
+    of_block = rows * (columns * of_entry + overhead) + _LOAD * columns
+    return (walked * of_block + num_tiles * _LOAD * rows) / spec.neighborhood.num_tokens
+
+
+def _counts(
+    kernel: Kernel,
+    spec: CallSpec,
+    tiles: Sequence[tuple[int, ...]],
+    chunks: Sequence[tuple[int, ...]],
+) -> Float[np.ndarray, "3 tiles chunks"]:
+    """Tiles, blocks of whole slabs, and blocks that tiles meet, of each tile with each chunk."""
+    counts = np.ones((3, len(tiles), len(chunks)))
+    for axis, window in enumerate(spec.neighborhood.axes):
+        tile_sides, tile_index = np.unique([x[axis] for x in tiles], return_inverse=True)
+        chunk_sides, chunk_index = np.unique([x[axis] for x in chunks], return_inverse=True)
+        along = np.array(
+            [
+                [_counts_along(window, rows_of(kernel), int(t), int(c)) for c in chunk_sides]
+                for t in tile_sides
+            ]
+        )
+        counts *= along[tile_index][:, chunk_index].transpose(2, 0, 1)
+    return counts
+
+
+def _counts_along(window: AxisWindow, rows: Rows, tile: int, chunk: int) -> tuple[int, int, int]:
+    blocks = axis_blocks(window, rows, tile, chunk, KernelConfig.whole_chunks)
+    whole = blocks.num_tiles * blocks.num_chunks
+    return blocks.num_tiles, whole, int(axis_reach(blocks)[:, 1].sum())
 
 
 def _width(spec: CallSpec) -> int:
@@ -158,7 +200,7 @@ def _config(
         tile,
         chunk,
         num_warps=warps(kernel, math.prod(tile), math.prod(chunk), spec),
-        num_stages=stages(kernel, spec),
+        num_stages=stages(kernel, math.prod(tile), math.prod(chunk), spec),
     )
 
 
@@ -182,26 +224,42 @@ def budget(kernel: Kernel, spec: CallSpec) -> tuple[int, int]:
 def warps(kernel: Kernel, rows: int, columns: int, spec: CallSpec) -> int:
     """Warps that share a block: accumulators and a block of logits fit their registers.
 
-    Of those that fit into four warps, at most one for every 16 rows: further warps would repeat
-    what the others do on tensor cores, which take 16 rows. (float32 products are not done there.)
+    At most one for every 16 rows, unless heads are so wide that those have no room for their sums:
+    further warps would repeat what the others do on tensor cores, which take 16 rows. Products of
+    float32 are not done there; of those a thread should have several entries, or it loads as much
+    as it multiplies.
     """
-    accumulators = 2 if kernel == "dkeyvalue" else 1
-    entries = rows * (columns + 2 * accumulators * _width(spec))
-    is_float32 = spec.dtype == "float32"
-    if entries * (2 if is_float32 else 1) >= _EIGHT_WARPS:
-        return 8
+    entries = _entries(kernel, rows, columns, spec)
+    if spec.dtype == "float32":
+        accumulators = 2 if kernel == "dkeyvalue" else 1
+        wanted = 8 if 2 * entries >= _EIGHT_WARPS else 4 if entries >= _FOUR_WARPS else 1
+        summing = accumulators * rows * _width(spec) // _SUMS_OF_WARP
+        return min(wanted, max(rows * columns // _ENTRIES_OF_WARP, summing))
+    if entries >= _EIGHT_WARPS:
+        return 8 if _width(spec) > 128 else min(8, rows // 16)
     wanted = 4 if entries >= _FOUR_WARPS else 2 if rows >= 32 else 1
-    return wanted if is_float32 else min(wanted, rows // 16)
+    return min(wanted, rows // 16)
 
 
-def stages(kernel: Kernel, spec: CallSpec) -> int:
+def stages(kernel: Kernel, rows: int, columns: int, spec: CallSpec) -> int:
     """Chunks in flight: two, or three where heads leave shared memory for them.
 
-    That is for gradients of keys, whose chunks bring most along. With two, ptxas spills 8 bytes on
-    a B200, with no more than 80 registers in use, and on an A100.
+    That is for gradients of keys, whose chunks bring most along, and for "qk". With two, ptxas
+    spills 4 or 8 bytes of either, with no more than 80 registers in use. And it is for blocks of
+    which warps have as much as their registers hold: with a chunk more in flight ptxas finds room.
     """
-    narrow = _width(spec) <= 64 and spec.dtype != "float32"
-    return 3 if kernel == "dkeyvalue" and narrow else 2
+    width = _width(spec)
+    if spec.dtype == "float32" or width > 128:
+        return 2
+    narrow = kernel in ("dkeyvalue", "qk") and width <= 64
+    full = rows == 64 and columns <= 32 and _entries(kernel, rows, columns, spec) >= _EIGHT_WARPS
+    return 3 if narrow or full else 2
+
+
+def _entries(kernel: Kernel, rows: int, columns: int, spec: CallSpec) -> int:
+    """Of a block and its accumulators, in numbers of two bytes."""
+    accumulators = 2 if kernel == "dkeyvalue" else 1
+    return rows * (columns + 2 * accumulators * _width(spec))
 
 
 def _boxes(lengths: Sequence[int], most: int) -> list[tuple[int, ...]]:

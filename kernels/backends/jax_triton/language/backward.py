@@ -30,6 +30,7 @@ from natjax.kernels.backends.jax_triton.language.program import (
     chunk_start,
     columns_of,
     is_whole,
+    next_chunk,
     place,
     product,
     program,
@@ -58,8 +59,10 @@ def dquery(q, k, v, out, do, lse, dlse, table, kind, reach, dq, delta, s: tl.con
     kv_head = head // s.groups
     acc = tl.full((s.rows, s.padded_width), 0.0, tl.float32)
     first_met, met, count = reach_of(reach, tile, s)
+    at = first_met
     for index in tl.range(0, count, num_stages=s.stages):
-        chunk = chunk_number(index, first_met, met, s)
+        chunk = chunk_number(index, at, s)
+        at = next_chunk(at, first_met, met, s)
         chunk_first = chunk_start(chunk, starts, s)
         columns = columns_of(chunk_first, s)
         their_tokens = tokens_of(columns, groups, s)
@@ -195,12 +198,14 @@ def dkeyvalue(q, k, v, do, lse, delta, table, kind, reach, dk, dv, s: tl.constex
     dk_acc = tl.full((s.rows, s.padded_width), 0.0, tl.float32)
     dv_acc = tl.full((s.rows, s.padded_value_width), 0.0, tl.float32)
     first_met, met, count = reach_of(reach, tile, s)
+    at = first_met
     for index in tl.range(0, count * s.groups, num_stages=s.stages):
         head = kv_head * s.groups
         if s.groups > 1:
             head += index // count
             index = index % count
-        chunk = chunk_number(index, first_met, met, s)
+        chunk = chunk_number(index, at, s)
+        at = next_chunk(at, first_met, met, s)
         chunk_first = chunk_start(chunk, starts, s)
         columns = columns_of(chunk_first, s)
         their_tokens = tokens_of(columns, groups, s)

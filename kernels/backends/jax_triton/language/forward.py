@@ -26,6 +26,7 @@ from natjax.kernels.backends.jax_triton.language.program import (
     chunk_start,
     columns_of,
     is_whole,
+    next_chunk,
     place,
     product,
     program,
@@ -122,8 +123,10 @@ def softmax_by_chunks(
     total = tl.full((s.rows,), 0.0, tl.float32)
     acc = tl.full((s.rows, s.padded_value_width), 0.0, tl.float32)
     first_met, met, count = reach_of(reach, tile, s)
+    at = first_met
     for index in tl.range(0, count, num_stages=s.stages):
-        chunk = chunk_number(index, first_met, met, s)
+        chunk = chunk_number(index, at, s)
+        at = next_chunk(at, first_met, met, s)
         tokens = tokens_of(columns_of(chunk_start(chunk, starts, s), s), groups, s)
         keys = load_keys(k, batch, kv_head, tokens, s.columns_exist, s)
         logits = masked_logits(q_tile, keys, chunk, block, tile, is_careful, s)

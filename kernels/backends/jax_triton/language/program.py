@@ -134,8 +134,8 @@ def chunk_start(chunk, starts, s: tl.constexpr):
 @no_type_check
 def met_along(reach_ptr, tile, axis: tl.constexpr, s: tl.constexpr):
     """First chunk that a tile meets along one of the three axes, and their number."""
-    first = 0
-    count = 1
+    first = tl.full((), 0, tl.int32)
+    count = tl.full((), 1, tl.int32)
     if axis >= 3 - s.axes:
         entry = reach_ptr + (tile * s.axes + axis - (3 - s.axes)) * 2
         first = tl.load(entry)
@@ -153,23 +153,49 @@ def reach_of(reach_ptr, tile, s: tl.constexpr):
         fw, nw = met_along(reach_ptr, tile, 2, s)
         result = (ft, fh, fw), (nt, nh, nw), nt * nh * nw
     else:
-        result = (0, 0, 0), (s.t.num_chunks, s.h.num_chunks, s.w.num_chunks), s.chunks
+        # What loops carry must not be a constant, even where they leave it alone.
+        zero = tl.full((), 0, tl.int32)
+        counts = (s.t.num_chunks, s.h.num_chunks, s.w.num_chunks)
+        result = (zero, zero, zero), counts, s.chunks
     return result
 
 
 @triton.jit
 @no_type_check
-def chunk_number(index, first, counts, s: tl.constexpr):
-    """Number among all chunks of a slab of one of those that a tile meets."""
+def chunk_number(index, at, s: tl.constexpr):
+    """Number among all chunks of a slab of the one that is walked over in a round.
+
+    Where chunks are skipped, that is the one ``at`` these numbers along the axes.
+    """
+    met = (at[0] * s.h.num_chunks + at[1]) * s.w.num_chunks + at[2]
+    return met if s.skips_chunks else index
+
+
+@triton.jit
+@no_type_check
+def next_chunk(at, first, counts, s: tl.constexpr):
+    """The chunk after one of those that a tile meets, by numbers along the axes.
+
+    After the last comes the first. The number of a round says the same, by divisions by numbers
+    that are not known before.
+    """
+    t, h, w = at
     if s.skips_chunks:
-        w = first[2] + index % counts[2]
-        rest = index // counts[2]
-        h = first[1] + rest % counts[1]
-        t = first[0] + rest // counts[1]
-        number = (t * s.h.num_chunks + h) * s.w.num_chunks + w
-    else:
-        number = index
-    return number
+        w, over = step(w, 1, first[2], counts[2])
+        if s.axes > 1:
+            h, over = step(h, over, first[1], counts[1])
+        if s.axes > 2:
+            t, over = step(t, over, first[0], counts[0])
+    return t, h, w
+
+
+@triton.jit
+@no_type_check
+def step(number, by, first, count):
+    """A number so many further on, or the first if it was the last; and whether it was."""
+    moved = number + by
+    over = moved == first + count
+    return tl.where(over, first, moved), over.to(tl.int32)
 
 
 @triton.jit

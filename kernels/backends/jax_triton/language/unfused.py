@@ -18,6 +18,7 @@ from natjax.kernels.backends.jax_triton.language.program import (
     chunk_number,
     chunk_start,
     columns_of,
+    next_chunk,
     place,
     product,
     program,
@@ -42,8 +43,10 @@ def qk(q, k, table, kind, reach, logits, s: tl.constexpr):
     out = image(logits, batch, head, s.heads, s.neighbors, s)
     block = block_of_tile(table, kind, tile, head, s)
     first_met, met, count = reach_of(reach, tile, s)
+    at = first_met
     for index in tl.range(0, count, num_stages=s.stages):
-        chunk = chunk_number(index, first_met, met, s)
+        chunk = chunk_number(index, at, s)
+        at = next_chunk(at, first_met, met, s)
         columns = columns_of(chunk_start(chunk, starts, s), s)
         their_tokens = tokens_of(columns, groups, s)
         keys = load_keys(k, batch, head // s.groups, their_tokens, s.columns_exist, s)
@@ -66,8 +69,10 @@ def av(w, v, reach, out, s: tl.constexpr):
     w_image = image(w, batch, head, s.heads, s.neighbors, s)
     acc = tl.full((s.rows, s.padded_width), 0.0, tl.float32)
     first_met, met, count = reach_of(reach, tile, s)
+    at = first_met
     for index in tl.range(0, count, num_stages=s.stages):
-        chunk = chunk_number(index, first_met, met, s)
+        chunk = chunk_number(index, at, s)
+        at = next_chunk(at, first_met, met, s)
         columns = columns_of(chunk_start(chunk, starts, s), s)
         their_tokens = tokens_of(columns, groups, s)
         entry, seen = entries(rows, tokens, columns, groups, True, s)
@@ -87,12 +92,14 @@ def av_transposed(w, x, reach, out, s: tl.constexpr):
     tokens = tokens_of(rows, groups, s)
     acc = tl.full((s.rows, s.padded_width), 0.0, tl.float32)
     first_met, met, count = reach_of(reach, tile, s)
+    at = first_met
     for index in tl.range(0, count * s.groups, num_stages=s.stages):
         head = kv_head * s.groups
         if s.groups > 1:
             head += index // count
             index = index % count
-        chunk = chunk_number(index, first_met, met, s)
+        chunk = chunk_number(index, at, s)
+        at = next_chunk(at, first_met, met, s)
         columns = columns_of(chunk_start(chunk, starts, s), s)
         their_tokens = tokens_of(columns, groups, s)
         w_image = image(w, batch, head, s.heads, s.neighbors, s)

@@ -30,7 +30,7 @@ def qk(
     query: Map,
     key: Map,
     table: Ref,
-    logits: Ref,
+    logits: Map,
     keys: Ref,
     *,
     scale: float,
@@ -45,9 +45,9 @@ def qk(
     def stages(first: Any, tiles: Sequence[Tile]) -> None:
         found = [products(first, tile) for tile in tiles]
         for turn, (tile, x) in enumerate(zip(tiles, found, strict=True)):
-            _write(logits, tile, slots.of_slab(turn, tile, x))
+            logits.write_tile(first, tile.map, tile.rows, slots.of_slab(turn, tile, x))
 
-    program.walk(stages, read=[query], copied=[Copies(key, keys)])
+    program.walk(stages, read=[query], copied=[Copies(key, keys)], written=[logits])
 
 
 def qk_gradients(
@@ -55,7 +55,7 @@ def qk_gradients(
     slots: Slots,
     query: Map,
     key: Map,
-    dlogits: Ref,
+    dlogits: Map,
     dquery: Map,
     dkey: Map,
     dtable: Ref,
@@ -67,18 +67,18 @@ def qk_gradients(
     keys, dkeys = scratch
     if dtable is not None:
 
-        @pl.when(pl.program_id(1) == 0)
+        @pl.when(program.is_first)
         def _() -> None:
             dtable[...] = jnp.zeros_like(dtable)
 
-    def spread(turn: int, tile: Tile) -> jax.Array:
-        dx = slots.to_slab(turn, tile, _read(dlogits, tile))
+    def spread(first: Any, turn: int, tile: Tile) -> jax.Array:
+        dx = slots.to_slab(turn, tile, _read(program, first, dlogits, tile))
         if dtable is not None:
             dtable[tile.kind] += dx
         return dx.astype(program.dtype)
 
     def stages(first: Any, tiles: Sequence[Tile]) -> None:
-        spreads = [spread(turn, tile) for turn, tile in enumerate(tiles)]
+        spreads = [spread(first, turn, tile) for turn, tile in enumerate(tiles)]
         for tile, dx in zip(tiles, spreads, strict=True):
             q = program.rows_beyond(tile, query.read_tile(first, tile.map, tile.rows))
             program.add_to_slab(dkeys, tile, program.product(dx, program.by_head(q), PLAIN))
@@ -88,19 +88,19 @@ def qk_gradients(
     slots.open()
     program.walk(
         stages,
-        read=[query],
+        read=[query, dlogits],
         copied=[Copies(key, keys)],
         written=[dquery],
         summed=[Copies(dkey, dkeys, scale)],
     )
 
 
-def av(program: Program, slots: Slots, weights: Ref, value: Map, out: Map, values: Ref) -> None:
+def av(program: Program, slots: Slots, weights: Map, value: Map, out: Map, values: Ref) -> None:
     """The weighted sum of the values of every query's window."""
 
     def stages(first: Any, tiles: Sequence[Tile]) -> None:
         spreads = [
-            slots.to_slab(turn, tile, _read(weights, tile)).astype(program.dtype)
+            slots.to_slab(turn, tile, _read(program, first, weights, tile)).astype(program.dtype)
             for turn, tile in enumerate(tiles)
         ]
         for tile, w in zip(tiles, spreads, strict=True):
@@ -108,16 +108,16 @@ def av(program: Program, slots: Slots, weights: Ref, value: Map, out: Map, value
             out.write_tile(first, tile.map, tile.rows, program.own_lanes(x))
 
     slots.open()
-    program.walk(stages, copied=[Copies(value, values)], written=[out])
+    program.walk(stages, read=[weights], copied=[Copies(value, values)], written=[out])
 
 
 def av_gradients(
     program: Program,
     slots: tuple[Slots, Slots],
-    weights: Ref,
+    weights: Map,
     value: Map,
     dout: Map,
-    dweights: Ref,
+    dweights: Map,
     dvalue: Map,
     scratch: tuple[Ref, Ref],
 ) -> None:
@@ -127,24 +127,26 @@ def av_gradients(
 
     def products(first: Any, turn: int, tile: Tile) -> tuple[jax.Array, jax.Array, jax.Array]:
         do = program.by_head(program.rows_beyond(tile, dout.read_tile(first, tile.map, tile.rows)))
-        w = to_slab.to_slab(turn, tile, _read(weights, tile)).astype(program.dtype)
+        w = to_slab.to_slab(turn, tile, _read(program, first, weights, tile)).astype(program.dtype)
         return do, w, program.product(program.slab(values, tile), do, ROWS_BY_ROWS)
 
     def stages(first: Any, tiles: Sequence[Tile]) -> None:
         found = [products(first, turn, tile) for turn, tile in enumerate(tiles)]
         for turn, (tile, (do, w, dw)) in enumerate(zip(tiles, found, strict=True)):
-            _write(dweights, tile, of_slab.of_slab(turn, tile, dw))
+            dweights.write_tile(first, tile.map, tile.rows, of_slab.of_slab(turn, tile, dw))
             program.add_to_slab(dvalues, tile, program.product(w, do, PLAIN))
 
     to_slab.open()
     program.walk(
-        stages, read=[dout], copied=[Copies(value, values)], summed=[Copies(dvalue, dvalues)]
+        stages,
+        read=[dout, weights],
+        copied=[Copies(value, values)],
+        written=[dweights],
+        summed=[Copies(dvalue, dvalues)],
     )
 
 
-def _read(slots: Ref, tile: Tile) -> jax.Array:
-    return slots[tile.image, tile.number].astype(jnp.float32)
-
-
-def _write(slots: Ref, tile: Tile, x: jax.Array) -> None:
-    slots[tile.image, tile.number] = x.astype(slots.dtype)
+def _read(program: Program, first: Any, slots: Map, tile: Tile) -> jax.Array:
+    """The slots of a tile, ``[heads, *tile, slots]``, with zeros where there is no query."""
+    x = slots.read_tile(first, tile.map, tile.rows).astype(jnp.float32)
+    return program.heads_beyond(program.rows_beyond(tile, x, apart=1))

@@ -11,7 +11,16 @@ from natjax.kernels import autodiff
 from natjax.kernels.autodiff import Arrays, Operation
 from natjax.kernels.backends.mosaic_tpu.layout import Layout
 from natjax.kernels.backends.mosaic_tpu.memory import layout_of
-from natjax.kernels.backends.mosaic_tpu.ops import BIAS, KEY, QUERY, call_of, wrapped
+from natjax.kernels.backends.mosaic_tpu.ops import (
+    BIAS,
+    KEY,
+    PLAN,
+    QUERY,
+    call_of,
+    plan_and_bias,
+    typed,
+    wrapped,
+)
 from natjax.kernels.backends.mosaic_tpu.unfused import run
 from natjax.kernels.neighborhood import Neighborhood
 from natjax.kernels.plan.slots import fill_hidden
@@ -56,30 +65,38 @@ def av(
 
 
 def _qk(call: KernelCall, q: Array, k: Array, *rpb: Array) -> Arrays:
-    signature = Signature((QUERY, KEY, *(BIAS,) * len(rpb)), (QUERY,))
-    (logits,) = wrapped(run.qk, call, _layout(call, q), signature)(q, k, *rpb)
+    layout = _layout(call, q)
+    plan, bias = plan_and_bias(call, layout, rpb)
+    signature = Signature((QUERY, KEY, PLAN, *(BIAS,) * len(bias)), (QUERY,))
+    (logits,) = wrapped(run.qk, call, layout, signature)(q, k, plan, *bias)
     return (fill_hidden(call.spec.neighborhood, logits, -jnp.inf),)
 
 
 def _qk_gradients(call: KernelCall, arrays: Arrays, _: Arrays, cotangents: Arrays) -> Arrays:
     (q, k, *rpb), (dlogits,) = arrays, cotangents
-    bias = (BIAS,) * len(rpb)
-    signature = Signature((QUERY, KEY, QUERY, *bias), (QUERY, KEY, *bias))
-    kernel = wrapped(run.qk_gradients, call, _layout(call, q), signature)
-    gradients = kernel(q, k, fill_hidden(call.spec.neighborhood, dlogits, 0.0), *rpb)
-    return tuple(dx.astype(x.dtype) for dx, x in zip(gradients, arrays, strict=True))
+    layout = _layout(call, q)
+    plan, bias = plan_and_bias(call, layout, rpb)
+    biases = (BIAS,) * len(bias)
+    signature = Signature((QUERY, KEY, QUERY, PLAN, *biases), (QUERY, KEY, *biases))
+    kernel = wrapped(run.qk_gradients, call, layout, signature)
+    dlogits = fill_hidden(call.spec.neighborhood, dlogits, 0.0)
+    return typed(kernel(q, k, dlogits, plan, *bias), arrays)
 
 
 def _av(call: KernelCall, w: Array, v: Array) -> Arrays:
-    kernel = wrapped(run.av, call, _layout(call, w), Signature((QUERY, KEY), (QUERY,)))
-    return kernel(fill_hidden(call.spec.neighborhood, w, 0.0), v)
+    layout = _layout(call, w)
+    plan, _ = plan_and_bias(call, layout, ())
+    kernel = wrapped(run.av, call, layout, Signature((QUERY, KEY, PLAN), (QUERY,)))
+    return kernel(fill_hidden(call.spec.neighborhood, w, 0.0), v, plan)
 
 
 def _av_gradients(call: KernelCall, arrays: Arrays, _: Arrays, cotangents: Arrays) -> Arrays:
     (w, v), (do,) = arrays, cotangents
-    signature = Signature((QUERY, KEY, QUERY), (QUERY, KEY))
-    kernel = wrapped(run.av_gradients, call, _layout(call, w), signature)
-    dw, dv = kernel(fill_hidden(call.spec.neighborhood, w, 0.0), v, do)
+    layout = _layout(call, w)
+    plan, _ = plan_and_bias(call, layout, ())
+    signature = Signature((QUERY, KEY, QUERY, PLAN), (QUERY, KEY))
+    kernel = wrapped(run.av_gradients, call, layout, signature)
+    dw, dv = kernel(fill_hidden(call.spec.neighborhood, w, 0.0), v, do, plan)
     return fill_hidden(call.spec.neighborhood, dw, 0.0), dv
 
 

@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from natjax.kernels.backends.mosaic_tpu import packing
 from natjax.kernels.backends.mosaic_tpu.layout import Layout
+from natjax.kernels.backends.mosaic_tpu.memory import block_of
 from natjax.kernels.backends.mosaic_tpu.run import Launch, bias_gradient, per_key_head, table_of
 from natjax.kernels.backends.mosaic_tpu.unfused import kernels
 from natjax.kernels.backends.mosaic_tpu.unfused.slots import Slots
@@ -24,7 +25,8 @@ def qk(
     layout: Layout,
     q: Float[Array, "B T N D"],
     k: Float[Array, "B T M D"],
-    *rpb: Float[Array, "N R"],
+    plan: Int[Array, "F"],
+    *rpb: Float[Array, "S N R"],
 ) -> tuple[Float[Array, "B T N K"]]:
     """Logits of window slots; anything in those without a key.
 
@@ -33,25 +35,25 @@ def qk(
       layout: of its maps.
       q: queries.
       k: keys.
-      *rpb: the biases of each head, if there are any.
+      plan: `Layout.plan`.
+      *rpb: the biases of each set of images and head, if there are any.
     """
-    launch = Launch.of(call, layout, q)
-    windows = Windows(launch.layout)
+    launch, windows = _launched(call, layout, q, rpb)
     if not launch.batch:
         return (jnp.zeros((*q.shape[:3], call.spec.neighborhood.num_neighbors), q.dtype),)
 
     def body(plan_ref: Any, q_ref: Any, k_ref: Any, first_ref: Any, *refs: Any) -> None:
         refs = list(refs)
         table_ref = refs.pop(0) if rpb else None
-        logits_ref, keys, scratch, *raised = refs
-        query, key = launch.operands([q_ref], [k_ref], raised)
+        logits_ref, keys, spread, dense, *raised = refs
+        query, logits, key = launch.operands([q_ref], [k_ref], raised, [logits_ref])
         kernels.qk(
             launch.program(plan_ref),
-            Slots(windows, first_ref, scratch),
+            Slots(windows, first_ref, spread, dense),
             query,
             key,
             table_ref,
-            logits_ref,
+            logits,
             keys,
             scale=call.scale,
         )
@@ -59,11 +61,12 @@ def qk(
     (logits,) = launch.run(
         "natjax_tpu_qk",
         body,
+        plan,
         [*launch.maps([q], [k]), _first(windows), *_tables(launch, rpb)],
         [_slots(launch, windows)],
-        launch.copies(1) + _spread(launch, windows) + launch.raised(1, 1),
+        launch.copies(1) + _scratch(launch, windows) + launch.raised(1, 1, 1),
     )
-    return (_unpacked(logits, windows, launch.heads),)
+    return (packing.from_slots(logits, launch.layout),)
 
 
 def qk_gradients(
@@ -72,7 +75,8 @@ def qk_gradients(
     q: Float[Array, "B T N D"],
     k: Float[Array, "B T M D"],
     dlogits: Float[Array, "B T N K"],
-    *rpb: Float[Array, "N R"],
+    plan: Int[Array, "F"],
+    *rpb: Float[Array, "S N R"],
 ) -> tuple[Array, ...]:
     """Gradients of queries, keys and, if there are any, of the biases.
 
@@ -82,10 +86,10 @@ def qk_gradients(
       q: queries.
       k: keys.
       dlogits: gradients of the logits, zeros in slots without a key.
-      *rpb: the biases of each head, if there are any.
+      plan: `Layout.plan`.
+      *rpb: the biases of each set of images and head, if there are any.
     """
-    launch = Launch.of(call, layout, q)
-    windows = Windows(launch.layout)
+    launch, windows = _launched(call, layout, q, rpb)
     if not launch.batch:
         return tuple(jnp.zeros(x.shape, x.dtype) for x in (q, k, *rpb))
 
@@ -94,14 +98,16 @@ def qk_gradients(
     ) -> None:
         dq_ref, dk_ref, *refs = refs
         dtable_ref = refs.pop(0) if rpb else None
-        keys, dkeys, scratch, *raised = refs
-        query, dquery, key, dkey = launch.operands([q_ref, dq_ref], [k_ref, dk_ref], raised)
+        keys, dkeys, spread, dense, *raised = refs
+        query, dquery, dlogits, key, dkey = launch.operands(
+            [q_ref, dq_ref], [k_ref, dk_ref], raised, [dx_ref]
+        )
         kernels.qk_gradients(
             launch.program(plan_ref),
-            Slots(windows, first_ref, scratch),
+            Slots(windows, first_ref, spread, dense),
             query,
             key,
-            dx_ref,
+            dlogits,
             dquery,
             dkey,
             dtable_ref,
@@ -114,9 +120,10 @@ def qk_gradients(
     dq, dk, *dtable = launch.run(
         "natjax_tpu_qk_gradients",
         body,
-        [*launch.maps([q], [k]), _packed(dlogits, launch, windows), _first(windows)],
+        plan,
+        [*launch.maps([q], [k]), _given(dlogits, launch, windows), _first(windows)],
         results,
-        launch.copies(2) + _spread(launch, windows) + launch.raised(2, 2),
+        launch.copies(2) + _scratch(launch, windows) + launch.raised(2, 2, 1),
     )
     gradients = [
         packing.from_map(dq, launch.layout, q.shape[-1], "queries"),
@@ -130,6 +137,7 @@ def av(
     layout: Layout,
     w: Float[Array, "B T N K"],
     v: Float[Array, "B T M Dv"],
+    plan: Int[Array, "F"],
 ) -> tuple[Float[Array, "B T N Dv"]]:
     """Weighted sums of the values in windows.
 
@@ -138,24 +146,25 @@ def av(
       layout: of its maps.
       w: weights, zeros in slots without a key.
       v: values.
+      plan: `Layout.plan`.
     """
-    launch = Launch.of(call, layout, w)
-    windows = Windows(launch.layout)
+    launch, windows = _launched(call, layout, w)
     if not launch.batch:
         return (jnp.zeros((*w.shape[:3], v.shape[-1]), w.dtype),)
 
     def body(plan_ref: Any, v_ref: Any, w_ref: Any, first_ref: Any, *refs: Any) -> None:
-        out_ref, values, scratch, *raised = refs
-        out, value = launch.operands([out_ref], [v_ref], raised)
-        slots = Slots(windows, first_ref, scratch)
-        kernels.av(launch.program(plan_ref), slots, w_ref, value, out, values)
+        out_ref, values, spread, dense, *raised = refs
+        out, weights, value = launch.operands([out_ref], [v_ref], raised, [w_ref])
+        slots = Slots(windows, first_ref, spread, dense)
+        kernels.av(launch.program(plan_ref), slots, weights, value, out, values)
 
     (out,) = launch.run(
         "natjax_tpu_av",
         body,
-        [*launch.maps([], [v]), _packed(w, launch, windows), _first(windows)],
+        plan,
+        [*launch.maps([], [v]), _given(w, launch, windows), _first(windows)],
         [launch.written("queries")],
-        launch.copies(1) + _spread(launch, windows) + launch.raised(1, 1),
+        launch.copies(1) + _scratch(launch, windows) + launch.raised(1, 1, 1),
     )
     return (packing.from_map(out, launch.layout, v.shape[-1], "queries"),)
 
@@ -166,6 +175,7 @@ def av_gradients(
     w: Float[Array, "B T N K"],
     v: Float[Array, "B T M Dv"],
     do: Float[Array, "B T N Dv"],
+    plan: Int[Array, "F"],
 ) -> tuple[Float[Array, "B T N K"], Float[Array, "B T M Dv"]]:
     """Gradients of weights, anything in slots without a key, and of values.
 
@@ -175,9 +185,9 @@ def av_gradients(
       w: weights.
       v: values.
       do: gradient of the output.
+      plan: `Layout.plan`.
     """
-    launch = Launch.of(call, layout, w)
-    windows = Windows(launch.layout)
+    launch, windows = _launched(call, layout, w)
     if not launch.batch:
         return jnp.zeros(w.shape, w.dtype), jnp.zeros(v.shape, v.dtype)
 
@@ -185,15 +195,18 @@ def av_gradients(
         plan_ref: Any, do_ref: Any, v_ref: Any, w_ref: Any, first_ref: Any, *refs: Any
     ) -> None:
         dw_ref, dv_ref, values, dvalues, *refs = refs
-        of_slab, to_slab, *raised = refs
-        dout, value, dvalue = launch.operands([do_ref], [v_ref, dv_ref], raised)
+        of_slab = Slots(windows, first_ref, *refs[:2])
+        to_slab = Slots(windows, first_ref, *refs[2:4])
+        dout, weights, dweights, value, dvalue = launch.operands(
+            [do_ref], [v_ref, dv_ref], refs[4:], [w_ref, dw_ref]
+        )
         kernels.av_gradients(
             launch.program(plan_ref),
-            (Slots(windows, first_ref, of_slab), Slots(windows, first_ref, to_slab)),
-            w_ref,
+            (of_slab, to_slab),
+            weights,
             value,
             dout,
-            dw_ref,
+            dweights,
             dvalue,
             (values, dvalues),
         )
@@ -201,14 +214,23 @@ def av_gradients(
     dw, dv = launch.run(
         "natjax_tpu_av_gradients",
         body,
-        [*launch.maps([do], [v]), _packed(w, launch, windows), _first(windows)],
+        plan,
+        [*launch.maps([do], [v]), _given(w, launch, windows), _first(windows)],
         [_slots(launch, windows), launch.summed(v)],
-        launch.copies(2) + _spread(launch, windows) * 2 + launch.raised(1, 2),
+        launch.copies(2) + _scratch(launch, windows) * 2 + launch.raised(1, 2, 2),
     )
     return (
-        _unpacked(dw, windows, launch.heads),
+        packing.from_slots(dw, launch.layout),
         per_key_head(packing.from_map(dv, launch.layout, v.shape[-1], "keys"), v),
     )
+
+
+def _launched(
+    call: KernelCall, layout: Layout, of_queries: Array, rpb: tuple[Array, ...] = ()
+) -> tuple[Launch, Windows]:
+    """A launch, and the windows of its tiles."""
+    launch = Launch.of(call, layout, of_queries, rpb, call.spec.neighborhood.num_neighbors)
+    return launch, Windows(launch.layout)
 
 
 def _first(windows: Windows) -> tuple[Array, pl.BlockSpec]:
@@ -229,40 +251,24 @@ def _like(x: Array) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(x.shape, x.dtype)
 
 
-def _spread(launch: Launch, windows: Windows) -> list[Any]:
-    """Scratch memory for the windows of tiles side by side."""
-    shape = (launch.steps.tiles, *windows.spread, launch.layout.logit_lanes)
-    return [pltpu.VMEM(shape, jnp.float32)]
+def _scratch(launch: Launch, windows: Windows) -> list[Any]:
+    """Scratch memory for the windows of tiles side by side: `Slots.spread` and `Slots.dense`."""
+    tiles, lanes = launch.steps.tiles, launch.layout.logit_lanes
+    shapes = (tiles, *windows.spread, lanes), (tiles, windows.dense, lanes)
+    return [pltpu.VMEM(shape, jnp.float32) for shape in shapes]
 
 
 def _slots(launch: Launch, windows: Windows) -> tuple[jax.ShapeDtypeStruct, pl.BlockSpec]:
-    """Slots as kernels have them: sublanes of each tile, with heads and queries in the lanes."""
-    layout = launch.layout
-    each = (layout.num_tiles, windows.num_slots, layout.logit_lanes)
-    shape = (packing.num_blocks(launch.heads, layout), launch.batch, *each)
-    spec = pl.BlockSpec((None, launch.steps.images, *each), lambda g, b, *_: (g, b, 0, 0, 0))
+    """A result that has window slots in the lanes, and its blocks: heads of as many images."""
+    layout, slots = launch.layout, windows.num_slots
+    shape = (launch.batch, launch.heads, *layout.tokens_of_strip("queries"), slots)
+    block = (launch.steps.images, layout.heads, *block_of(layout, "queries"), slots)
+    spec = pl.BlockSpec(block, lambda g, b, *_: (b, g, *(0,) * (len(block) - 2)))
     return jax.ShapeDtypeStruct(shape, launch.dtype), spec
 
 
-def _packed(
+def _given(
     x: Float[Array, "B T N K"], launch: Launch, windows: Windows
 ) -> tuple[Array, pl.BlockSpec]:
-    """Slots as in `_slots`, filled up with zeros."""
-    batch, missing = x.shape[0], windows.filled[-1] - windows.size[-1]
-    x = x.reshape(*x.shape[:3], -1, windows.size[-1])
-    x = jnp.pad(x, ((0, 0),) * 4 + ((0, missing),)).reshape(*x.shape[:3], -1)
-    # One slot after the other, as so many more images.
-    x = jnp.moveaxis(x, -1, 0).reshape(-1, *x.shape[1:3])
-    x = packing.pack_rows(x, launch.layout)
-    x = x.reshape(x.shape[0], windows.num_slots, -1, *x.shape[2:])
-    assert x.shape[2] == batch * launch.layout.num_strips
-    return x.transpose(0, 2, 3, 1, 4), _slots(launch, windows)[1]
-
-
-def _unpacked(x: Array, windows: Windows, heads: int) -> Float[Array, "B T N K"]:
-    """The transpose of `_packed`."""
-    x = x.transpose(0, 3, 1, 2, 4)
-    x = packing.unpack_rows(x.reshape(x.shape[0], -1, *x.shape[3:]), windows.layout, heads)
-    x = jnp.moveaxis(x.reshape(windows.num_slots, -1, *x.shape[1:]), 0, -1)
-    x = x.reshape(*x.shape[:3], -1, windows.filled[-1])[..., : windows.size[-1]]
-    return x.reshape(*x.shape[:3], -1)
+    """An argument that is as the results of `_slots`."""
+    return packing.as_slots(x, launch.layout), _slots(launch, windows)[1]

@@ -17,8 +17,8 @@ from natjax.kernels.plan.pattern import pattern_of
 class Windows:
     """The windows of the queries of tiles.
 
-    Slots are numbered row-major over the window. Along the last axis they are filled up to a
-    multiple of 8, so that slots that differ in the others begin with a sublane of their own.
+    Slots are numbered row-major over the window. In a slab, those of a row of the window, along the
+    last axis, are filled up to a multiple of 8, which is a vector's sublanes.
 
     Attributes:
       layout: tiles and slabs.
@@ -32,14 +32,14 @@ class Windows:
         return tuple(axis.kernel_size for axis in self.layout.windows)
 
     @property
-    def filled(self) -> tuple[int, ...]:
-        """Slots along each axis, filled up."""
-        return *self.size[:-1], round_up(self.size[-1], SUBLANES)
+    def filled(self) -> int:
+        """Slots along the last axis, filled up."""
+        return round_up(self.size[-1], SUBLANES)
 
     @property
     def num_slots(self) -> int:
-        """Slots of a query, filled up."""
-        return math.prod(self.filled)
+        """Slots of a query."""
+        return math.prod(self.size)
 
     @functools.cached_property
     def first(self) -> Int[np.ndarray, "kinds axes lanes"]:
@@ -66,5 +66,10 @@ class Windows:
     @property
     def spread(self) -> tuple[int, ...]:
         """Shape of windows of which each slab can be read that has its window at some place."""
-        behind = max(self.filled[-1], self.layout.columns.halo)
+        behind = max(self.filled, self.layout.columns.halo)
         return *self.size[:-1], self.lead + behind
+
+    @property
+    def dense(self) -> int:
+        """Sublanes for slots one after the other, with room for what fills up the last row."""
+        return round_up(self.num_slots - self.size[-1] + self.filled, SUBLANES)

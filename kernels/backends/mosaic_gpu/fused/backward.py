@@ -26,7 +26,6 @@ from natjax.kernels.backends.mosaic_gpu.program import (
     Program,
     Ref,
     each_image,
-    split_work,
     total_of,
 )
 
@@ -54,11 +53,13 @@ def dquery(
     left: Ref = None,
 ) -> None:
     """The gradient of a tile of queries. ``lse`` is in units of log2(e), in the order of tiles."""
-    keys, values = (copies.Stream(*x) for x in zip(columns, full, free, strict=True))
     warpgroup = lax.axis_index("warpgroup")
     first = program.place_of_block(program.heads)
     met = program.met(reach, first.tile)
     total = total_of(met)
+    keys, values = copies.streams_of_images(
+        program, first, met, first.head // program.groups, (key, value), columns, full, free
+    )
     kept, kept_here = stored or (None, None)
     penalty = Penalty(program, table, kind, has_table, kept)
     stages = jnp.int32(program.config.num_stages)
@@ -85,33 +86,30 @@ def dquery(
         ends, deltas = (copies.load_scalars(x, place, warpgroup) for x in (lse, delta))
 
         def step(turn: Ints, sums: Any) -> Any:
-            slot = lax.rem(before * total + turn, stages)
-            chunk = program.chunk(place, met, turn)
+            chunk, turn = program.chunk(place, met, turn), before * total + turn
+            slot = lax.rem(turn, stages)
             plgpu.barrier_wait(keys.full.at[slot])
             products = registers.product(program, queries, keys.memory.at[slot])
             logits = penalty.exponents(products, tile, place, place.head, chunk, warpgroup)
             weights = jnp.exp2(logits - registers.across(ends, program.columns))
             plgpu.barrier_wait(values.full.at[slot])
             dweights = registers.product(program, douts, values.memory.at[slot])
-            plgpu.barrier_arrive(values.free.at[slot])
+            values.release(turn)
             dlogits = weights * (dweights - registers.across(deltas, program.columns))
             own = None if left is None else left.at[warpgroup]
             sums = registers.accumulate(program, sums, dlogits, keys.memory.at[slot], own)
-            plgpu.barrier_arrive(keys.free.at[slot])
+            keys.release(turn)
             return sums
 
         sums = lax.fori_loop(0, total, step, registers.zeros(program))
         registers.write(program, [x * program.scale for x in sums], queries)
         copies.store_rows(program, queries, dq, place, program.heads, warpgroup)
 
-    def copy() -> None:
+    def prepare() -> None:
         if kept_here is not None:
             penalty.fetch(first, first.head, kept_here)
-        copies.produce_images(
-            program, first, met, (keys, values), (key, value), first.head // program.groups
-        )
 
-    split_work(program, warpgroup, multiply, copy)
+    copies.split_work(program, warpgroup, multiply, (keys, values), prepare)
 
 
 def dkeyvalue(
@@ -142,21 +140,30 @@ def dkeyvalue(
     Rows are keys, columns the queries that see them. ``lse``, in units of log2(e), and ``delta``
     are lines of scalars, which come with the columns.
     """
-    queries, douts = (copies.Stream(*x) for x in zip(columns, full, free, strict=True))
     warpgroup = lax.axis_index("warpgroup")
     place = program.place_of_block(program.kv_heads)
     met = program.met(reach, place.tile)
-    count = total_of(met)
-    total = count * program.groups
+    total = total_of(met) * program.groups
     penalty = Penalty(program, table, kind, has_table)
     stages = jnp.int32(program.config.num_stages)
+    at = functools.partial(program.chunk_of_group, place, met)
 
-    def at(turn: Ints) -> Any:
-        """The query head and the chunk of a turn: one head of the group after the other."""
-        head = place.head * program.groups
-        if program.groups > 1:
-            head, turn = head + turn // jnp.maximum(count, 1), turn % jnp.maximum(count, 1)
-        return head, program.chunk(place, met, turn)
+    def fetch(source: Ref, numbers: Ref, beside: Ref) -> Any:
+        def begin(turn: Ints, memory: Ref, barrier: Ref) -> None:
+            head, chunk = at(turn)
+            own = beside.at[lax.rem(turn, stages)]
+            copies.fetch_columns(
+                program, source, memory, barrier, place, chunk, head, program.heads
+            )
+            copies.fetch_scalars(program, numbers, own, barrier, place, chunk, head, program.heads)
+
+        return begin
+
+    fetches = fetch(query, lse, scalars[0]), fetch(dout, delta, scalars[1])
+    queries, douts = (
+        copies.Stream(program, *refs, total, begin)
+        for *refs, begin in zip(columns, full, free, fetches, strict=True)
+    )
 
     def multiply() -> None:
         keys, values = (x.at[warpgroup] for x in rows)
@@ -190,9 +197,9 @@ def dkeyvalue(
             dvalues = registers.accumulate(program, dvalues, weights, douts.memory.at[slot], own)
             dweights = registers.product(program, values, douts.memory.at[slot])
             dlogits = weights * (dweights - of_columns(scalars[1], slot))
-            plgpu.barrier_arrive(douts.free.at[slot])
+            douts.release(turn)
             dkeys = registers.accumulate(program, dkeys, dlogits, queries.memory.at[slot], own)
-            plgpu.barrier_arrive(queries.free.at[slot])
+            queries.release(turn)
             return dkeys, dvalues
 
         begin = registers.zeros(program), registers.zeros(program)
@@ -202,24 +209,7 @@ def dkeyvalue(
         for source, target in ((keys, dk), (values, dv)):
             copies.store_rows(program, source, target, place, program.kv_heads, warpgroup)
 
-    def copy() -> None:
-        def fetch(source: Ref, numbers: Ref, beside: Ref) -> Any:
-            def begin(turn: Ints, memory: Ref, barrier: Ref) -> None:
-                head, chunk = at(turn)
-                slot = lax.rem(turn, stages)
-                copies.fetch_columns(
-                    program, source, memory, barrier, place, chunk, head, program.heads
-                )
-                copies.fetch_scalars(
-                    program, numbers, beside.at[slot], barrier, place, chunk, head, program.heads
-                )
-
-            return begin
-
-        fetches = fetch(query, lse, scalars[0]), fetch(dout, delta, scalars[1])
-        copies.produce(program, total, (queries, douts), fetches)
-
-    split_work(program, warpgroup, multiply, copy)
+    copies.split_work(program, warpgroup, multiply, (queries, douts))
 
 
 def dbias(
@@ -278,12 +268,43 @@ def dbias(
     total = (items - split + splits - 1) // splits
     penalty = Penalty(program, table, order, True)
     stages = jnp.int32(program.config.num_stages)
-    streams = [copies.Stream(*x) for x in zip((*rows, *columns), full, free, strict=True)]
 
     def at(turn: Ints) -> Any:
         item = turn * splits + split
         tile = order[begin + item % jnp.maximum(count, 1)]
         return program.place(tile, head, item // jnp.maximum(count, 1))
+
+    def fetch_tile(source: Ref, target: Ref) -> Any:
+        def begin_copies(turn: Ints, _: Ref, barrier: Ref) -> None:
+            place, slot = at(turn), lax.rem(turn, stages)
+            for group in range(groups):
+                memory = target.at[slot * groups + group]
+                copies.fetch_rows(
+                    program, source, memory, barrier, place, program.heads, jnp.int32(group)
+                )
+
+        return begin_copies
+
+    def fetch_chunk(source: Ref) -> Any:
+        def begin_copies(turn: Ints, memory: Ref, barrier: Ref) -> None:
+            place, own_head = at(turn), head // program.groups
+            chunk = program.chunk(place, program.met(order, 0), chunk_number)
+            copies.fetch_columns(
+                program, source, memory, barrier, place, chunk, own_head, program.kv_heads
+            )
+
+        return begin_copies
+
+    fetches = (
+        fetch_tile(query, rows[0]),
+        fetch_tile(dout, rows[1]),
+        fetch_chunk(key),
+        fetch_chunk(value),
+    )
+    streams = [
+        copies.Stream(program, *refs, total, begin)
+        for *refs, begin in zip((*rows, *columns), full, free, fetches, strict=True)
+    ]
 
     def multiply() -> None:
         added = penalty.block(kind, head, chunk_number, warpgroup)
@@ -299,7 +320,7 @@ def dbias(
             products = registers.product(program, queries, keys)
             dweights = registers.product(program, douts, values)
             for stream in streams:
-                plgpu.barrier_arrive(stream.free.at[slot])
+                stream.release(turn)
             logits = products * penalty.factor + added
             weights = jnp.exp2(logits - registers.across(ends, program.columns))
             return sum_so_far + weights * (dweights - registers.across(deltas, program.columns))
@@ -310,41 +331,4 @@ def dbias(
         target = sums.at[split, head, kind, chunk_number, own]
         plgpu.store(target, result, optimized=False)
 
-    def copy() -> None:
-        def fetch_tile(source: Ref, target: Ref) -> Any:
-            def begin_copies(turn: Ints, _: Ref, barrier: Ref) -> None:
-                place, slot = at(turn), lax.rem(turn, stages)
-                for group in range(groups):
-                    memory = target.at[slot * groups + group]
-                    copies.fetch_rows(
-                        program, source, memory, barrier, place, program.heads, jnp.int32(group)
-                    )
-
-            return begin_copies
-
-        def fetch_chunk(source: Ref) -> Any:
-            def begin_copies(turn: Ints, memory: Ref, barrier: Ref) -> None:
-                place = at(turn)
-                chunk = program.chunk(place, program.met(order, 0), chunk_number)
-                copies.fetch_columns(
-                    program,
-                    source,
-                    memory,
-                    barrier,
-                    place,
-                    chunk,
-                    head // program.groups,
-                    program.kv_heads,
-                )
-
-            return begin_copies
-
-        fetches = (
-            fetch_tile(query, rows[0]),
-            fetch_tile(dout, rows[1]),
-            fetch_chunk(key),
-            fetch_chunk(value),
-        )
-        copies.produce(program, total, streams, fetches)
-
-    split_work(program, warpgroup, multiply, copy)
+    copies.split_work(program, warpgroup, multiply, streams)

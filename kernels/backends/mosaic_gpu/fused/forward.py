@@ -20,7 +20,6 @@ from natjax.kernels.backends.mosaic_gpu.program import (
     Program,
     Ref,
     each_image,
-    split_work,
     total_of,
 )
 from natjax.kernels.plan.pattern import HIDDEN
@@ -52,11 +51,13 @@ def forward(
     Logits are in units of log2(e), so that exp2 is all they need.
     """
     (queries,) = rows
-    keys, values = (copies.Stream(*x) for x in zip(columns, full, free, strict=True))
     warpgroup = lax.axis_index("warpgroup")
     first = program.place_of_block(program.heads)
     met = program.met(reach, first.tile)
     total = total_of(met)
+    keys, values = copies.streams_of_images(
+        program, first, met, first.head // program.groups, (key, value), columns, full, free
+    )
     kept, kept_here = stored or (None, None)
     penalty = Penalty(program, table, kind, has_table, kept)
     stages = jnp.int32(program.config.num_stages)
@@ -92,13 +93,13 @@ def forward(
 
         def step(turn: Ints, carry: Any) -> Any:
             sums, top, weight = carry
-            slot = lax.rem(before * total + turn, stages)
-            chunk = program.chunk(place, met, turn)
+            chunk, turn = program.chunk(place, met, turn), before * total + turn
+            slot = lax.rem(turn, stages)
             plgpu.barrier_wait(keys.full.at[slot])
             products = registers.product(
                 program, queries.at[warpgroup], keys.memory.at[slot], take_turns
             )
-            plgpu.barrier_arrive(keys.free.at[slot])
+            keys.release(turn)
             logits = penalty.exponents(
                 products, tile, place, place.head, chunk, warpgroup, select=True
             )
@@ -111,7 +112,7 @@ def forward(
             plgpu.barrier_wait(values.full.at[slot])
             own = None if left is None else left.at[warpgroup]
             sums = registers.accumulate(program, sums, weights, values.memory.at[slot], own)
-            plgpu.barrier_arrive(values.free.at[slot])
+            values.release(turn)
             return sums, new, weight
 
         begin = registers.zeros(program), registers.per_row(HIDDEN), registers.per_row(0.0)
@@ -123,11 +124,8 @@ def forward(
         ends = (top + jnp.log2(weight)) * (1 / LOG2_E)
         plgpu.store(lse.at[place.image, place.head, place.tile, own_rows], ends, optimized=False)
 
-    def copy() -> None:
+    def prepare() -> None:
         if kept_here is not None:
             penalty.fetch(first, first.head, kept_here)
-        copies.produce_images(
-            program, first, met, (keys, values), (key, value), first.head // program.groups
-        )
 
-    split_work(program, warpgroup, multiply, copy)
+    copies.split_work(program, warpgroup, multiply, (keys, values), prepare)

@@ -1,0 +1,1 @@
+"""The kernels of the fused op: forward, and its gradients."""

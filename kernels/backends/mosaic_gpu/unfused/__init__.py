@@ -1,0 +1,1 @@
+"""The kernels of the unfused ops: logits of window slots, weighted sums, and the gradients."""
