@@ -321,7 +321,7 @@ def test_rows_of_lanes_are_unpacked_as_they_were_packed(name):
     [
         ({"dtype": jnp.float16}, r"takes the dtypes \('bfloat16', 'float32'\); got float16"),
         ({"head_dim": 160}, "takes head sizes up to 128; got 160"),
-        ({"width": 20_000}, r"takes maps of which .* got \(9, 20000\) tokens"),
+        ({"width": 200_000}, r"takes maps of which .* got \(9, 200000\) tokens"),
     ],
 )
 def test_what_is_declined_says_what_would_work(change, message, interpreted):
