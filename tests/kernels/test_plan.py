@@ -16,7 +16,6 @@ from natjax.kernels.plan.blocks import Blocks
 from natjax.kernels.plan.pattern import pattern_of
 from natjax.kernels.plan.reach import (
     BY_COUNTING,
-    BY_DIVISION,
     num_blocks,
     reach_of,
     skipping_pays,
@@ -211,9 +210,7 @@ def test_skipping_pays_where_it_spares_more_than_finding_chunks_costs():
     """Of a long axis all but the tiles at its ends meet as many chunks."""
     for length, lookup, pays in (
         (64, BY_COUNTING, True),
-        (64, BY_DIVISION, True),
         (128, BY_COUNTING, True),
-        (128, BY_DIVISION, False),
         (640, BY_COUNTING, False),
     ):
         axis = AxisWindow(length=length, kernel_size=31)

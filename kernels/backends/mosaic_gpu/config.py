@@ -9,18 +9,15 @@ import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from natjax.kernels.plan.blocks import AxisBlocks, axis_blocks
+from natjax.kernels.plan.blocks import AxisBlocks, Blocks, axis_blocks
+from natjax.kernels.plan.reach import BY_COUNTING, num_blocks, skipping_pays
 from natjax.kernels.spec import CallSpec, Kernel, rows_of
 
 # Rows that one warpgroup multiplies, and rows of shared memory that are swizzled together.
 GROUP_ROWS = 64
 SWIZZLED_ROWS = 8
-# Columns of a line of scalars, at least: copies into shared memory begin at multiples of 128 bytes.
-SCALAR_LINE = 32
-# Kernels of the unfused ops, for which one warpgroup multiplies; and those whose columns come with
-# lines of scalars.
+# Kernels of the unfused ops, for which one warpgroup multiplies.
 UNFUSED: tuple[Kernel, ...] = ("qk", "av", "av_transposed")
-_HAVE_SCALARS: tuple[Kernel, ...] = ("dkeyvalue", "av_transposed")
 # Kernels that can work on one image after the other.
 STAYING: tuple[Kernel, ...] = ("forward", "dquery")
 _MOST_IMAGES = 64
@@ -33,6 +30,9 @@ _COPIES_ITSELF = 64
 _LARGE_WINDOW = 512
 # What a chunk costs besides its logits, for a row: the reductions of a softmax; an estimate.
 _OVERHEAD = 16
+# What a column takes that is copied, for a row: so little that it decides between what else costs
+# the same.
+_COPIED = 2**-10
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -135,31 +135,41 @@ def _suggest(kernel: Kernel, spec: CallSpec) -> KernelConfig:
     # With more columns, fewer blocks of threads fit a multiprocessor; and a mask along three axes
     # takes registers of its own.
     columns = 128 if kernel == "forward" and is_large and axes < 3 else 64
-    choices = itertools.product(
-        boxes(axes, rows, SWIZZLED_ROWS), boxes(axes, columns, narrowest_chunk(kernel))
-    )
+    choices = itertools.product(boxes(axes, rows), boxes(axes, columns))
     tile, chunk = min(choices, key=lambda choice: cost(kernel, spec, *choice))
     apart = spec.head_dim > _COPIES_ITSELF and kernel not in UNFUSED
     return with_images(kernel, spec, KernelConfig(tile, chunk, copies_apart=apart))
 
 
-def narrowest_chunk(kernel: Kernel) -> int:
-    """The least columns of a chunk along the last axis."""
-    return SCALAR_LINE if kernel in _HAVE_SCALARS else SWIZZLED_ROWS
-
-
-def boxes(axes: int, size: int, least: int) -> list[tuple[int, ...]]:
-    """Boxes of so many positions, whose sides are powers of two, the last not less than that."""
+def boxes(axes: int, size: int) -> list[tuple[int, ...]]:
+    """Boxes of so many positions, whose sides are powers of two, the last not less than 8."""
     sides = [2**i for i in range(size.bit_length())]
     options = itertools.product(sides, repeat=axes)
-    return [box for box in options if math.prod(box) == size and box[-1] >= least]
+    return [box for box in options if math.prod(box) == size and box[-1] >= SWIZZLED_ROWS]
 
 
-def cost(kernel: Kernel, spec: CallSpec, tile: Sequence[int], chunk: Sequence[int]) -> int:
-    """Logits of all blocks, and what chunks take besides."""
-    axes = _axes(kernel, spec, tile, chunk)
-    blocks = math.prod(axis.num_tiles * axis.num_chunks for axis in axes)
-    return blocks * math.prod(tile) * (math.prod(chunk) + _OVERHEAD)
+def cost(kernel: Kernel, spec: CallSpec, tile: Sequence[int], chunk: Sequence[int]) -> float:
+    """Logits that are computed, and what chunks take besides; then what is copied.
+
+    Each of two warpgroups skips the chunks that none of its own rows meets.
+    """
+    blocks = Blocks(tuple(_axes(kernel, spec, tile, chunk)))
+    columns, tiles = math.prod(chunk), blocks.num_tiles
+    copied = float(num_blocks(blocks))
+    computed = copied
+    if math.prod(tile) > GROUP_ROWS:
+        computed = num_blocks(blocks, pieces_of(tile)) / 2
+    elif kernel == "dbias" or not skipping_pays(blocks):
+        copied = computed = tiles * blocks.num_chunks
+    else:
+        computed = BY_COUNTING.cost(copied, tiles, columns)
+    return math.prod(tile) * (computed * (columns + _OVERHEAD) + copied * columns * _COPIED)
+
+
+def pieces_of(tile: Sequence[int]) -> tuple[int, ...]:
+    """The pieces along each axis that a tile of two warpgroups is cut into, one for either."""
+    split = next(axis for axis, side in enumerate(tile) if side > 1)
+    return tuple(2 if axis == split else 1 for axis in range(len(tile)))
 
 
 def with_images(kernel: Kernel, spec: CallSpec, config: KernelConfig) -> KernelConfig:
