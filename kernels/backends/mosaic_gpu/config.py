@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from natjax.kernels.plan.blocks import AxisBlocks, Blocks, axis_blocks
 from natjax.kernels.plan.reach import BY_COUNTING, num_blocks, skipping_pays
-from natjax.kernels.spec import CallSpec, Kernel, rows_of
+from natjax.kernels.spec import PRODUCTS, CallSpec, Kernel, rows_of
 
 # Rows that one warpgroup multiplies, and rows of shared memory that are swizzled together.
 GROUP_ROWS = 64
@@ -28,11 +28,14 @@ _STAYS, _LARGEST_STORED = 8, 64 * 1024
 _COPIES_ITSELF = 64
 # From this many keys a window on, two warpgroups share what is copied.
 _LARGE_WINDOW = 512
-# What a chunk costs besides its logits, for a row: the reductions of a softmax; an estimate.
-_OVERHEAD = 16
-# What a column takes that is copied, for a row: so little that it decides between what else costs
-# the same.
-_COPIED = 2**-10
+# Clocks that a warpgroup takes of a multiprocessor for a chunk, by the units that limit kernels:
+# instructions for a chunk and for each of its columns, as the forward kernels for images of 256x256
+# have them that were compiled for an H100 with 64 and with 128 columns; and tensor cores, for each
+# column, channel and product.
+_CHUNK_ISSUE, _COLUMN_ISSUE = 240, 5
+_CHANNEL_PRODUCT = 1 / 32
+# And for each column that is copied: so little that it decides between what else costs the same.
+_COLUMN_COPY = 1 / 64
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -134,8 +137,9 @@ def _suggest(kernel: Kernel, spec: CallSpec) -> KernelConfig:
     rows = 128 if shares and kernel not in UNFUSED else 64
     # With more columns, fewer blocks of threads fit a multiprocessor; and a mask along three axes
     # takes registers of its own.
-    columns = 128 if kernel == "forward" and is_large and axes < 3 else 64
-    choices = itertools.product(boxes(axes, rows), boxes(axes, columns))
+    columns = (64, 128) if kernel == "forward" and is_large and axes < 3 else (64,)
+    chunks = [chunk for size in columns for chunk in boxes(axes, size)]
+    choices = itertools.product(boxes(axes, rows), chunks)
     tile, chunk = min(choices, key=lambda choice: cost(kernel, spec, *choice))
     apart = spec.head_dim > _COPIES_ITSELF and kernel not in UNFUSED
     return with_images(kernel, spec, KernelConfig(tile, chunk, copies_apart=apart))
@@ -149,21 +153,22 @@ def boxes(axes: int, size: int) -> list[tuple[int, ...]]:
 
 
 def cost(kernel: Kernel, spec: CallSpec, tile: Sequence[int], chunk: Sequence[int]) -> float:
-    """Logits that are computed, and what chunks take besides; then what is copied.
+    """Clocks of a multiprocessor for a head of an image, all tiles; an estimate.
 
     Each of two warpgroups skips the chunks that none of its own rows meets.
     """
     blocks = Blocks(tuple(_axes(kernel, spec, tile, chunk)))
-    columns, tiles = math.prod(chunk), blocks.num_tiles
-    copied = float(num_blocks(blocks))
-    computed = copied
-    if math.prod(tile) > GROUP_ROWS:
+    warpgroups, columns = math.prod(tile) // GROUP_ROWS, math.prod(chunk)
+    copied = computed = float(num_blocks(blocks))
+    if warpgroups == 2:
         computed = num_blocks(blocks, pieces_of(tile)) / 2
     elif kernel == "dbias" or not skipping_pays(blocks):
-        copied = computed = tiles * blocks.num_chunks
+        copied = computed = blocks.num_tiles * blocks.num_chunks
     else:
-        computed = BY_COUNTING.cost(copied, tiles, columns)
-    return math.prod(tile) * (computed * (columns + _OVERHEAD) + copied * columns * _COPIED)
+        computed = BY_COUNTING.cost(copied, blocks.num_tiles, columns)
+    products = PRODUCTS[kernel] * spec.head_dim * columns * _CHANNEL_PRODUCT
+    clocks = max(_CHUNK_ISSUE + columns * _COLUMN_ISSUE, products)
+    return warpgroups * computed * clocks + copied * columns * _COLUMN_COPY
 
 
 def pieces_of(tile: Sequence[int]) -> tuple[int, ...]:

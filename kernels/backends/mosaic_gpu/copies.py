@@ -73,12 +73,6 @@ def store_rows(
 ) -> None:
     """Copy the rows of a warpgroup out of shared memory, those that there are."""
     plgpu.commit_smem()
-    # Where lines are is found again: kept from when rows were fetched, it took registers that sums
-    # need in between, which then spilled.
-    image, head, tile, warpgroup = lax.optimization_barrier(
-        (place.image, place.head, place.tile, warpgroup)
-    )
-    place = program.place(tile, head, image)
     for number in range(program.row_lines):
         line, first, exists = _row_line(program, place, warpgroup, number)
         rows = pl.ds(number * program.row_line, program.row_line)

@@ -71,10 +71,19 @@ class Work:
     def store_rows(
         self, heads: int, target: Ref, sums: Sequence[jax.Array], number: int = 0
     ) -> None:
-        """Write sums to the rows of a result, by way of the shared memory of an operand's rows."""
-        memory = self.memory.rows[number].at[self.warpgroup]
+        """Write sums to the rows of a result, by way of the shared memory of an operand's rows.
+
+        Where rows are, there and in the result, is found again: kept from when they were fetched,
+        it took registers that sums need in between, which then spilled.
+        """
+        old = self.place
+        image, head, tile, warpgroup = lax.optimization_barrier(
+            (old.image, old.head, old.tile, self.warpgroup)
+        )
+        place = self.program.place(tile, head, image)
+        memory = self.memory.rows[number].at[warpgroup]
         registers.write(self.program, sums, memory)
-        copies.store_rows(self.program, memory, target, self.place, heads, self.warpgroup)
+        copies.store_rows(self.program, memory, target, place, heads, warpgroup)
 
     def over(
         self,
