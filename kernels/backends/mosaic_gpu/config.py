@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from natjax.kernels.plan.blocks import AxisBlocks, Blocks, axis_blocks
-from natjax.kernels.plan.reach import BY_COUNTING, num_blocks, skipping_pays
+from natjax.kernels.plan.reach import num_blocks, skipping_pays
 from natjax.kernels.spec import PRODUCTS, CallSpec, Kernel, rows_of
 
 # Rows that one warpgroup multiplies, and rows of shared memory that are swizzled together.
@@ -116,7 +116,7 @@ class KernelConfig:
 
     @classmethod
     def suggest(cls, kernel: Kernel, spec: CallSpec) -> KernelConfig:
-        """Settings by rule of thumb: the fewest logits in blocks that fit a warpgroup's registers.
+        """Settings by rule of thumb: the least work in blocks that fit a warpgroup's registers.
 
         Small windows have tiles of 64 rows, which compute less that is not seen; large ones of 128,
         so that what is copied serves more rows.
@@ -155,26 +155,40 @@ def boxes(axes: int, size: int) -> list[tuple[int, ...]]:
 def cost(kernel: Kernel, spec: CallSpec, tile: Sequence[int], chunk: Sequence[int]) -> float:
     """Clocks of a multiprocessor for a head of an image, all tiles; an estimate.
 
-    Each of two warpgroups skips the chunks that none of its own rows meets.
+    Each of two warpgroups leaves out the chunks that none of its own rows meets.
     """
     blocks = Blocks(tuple(_axes(kernel, spec, tile, chunk)))
-    warpgroups, columns = math.prod(tile) // GROUP_ROWS, math.prod(chunk)
-    copied = computed = float(num_blocks(blocks))
-    if warpgroups == 2:
-        computed = num_blocks(blocks, pieces_of(tile)) / 2
-    elif kernel == "dbias" or not skipping_pays(blocks):
-        copied = computed = blocks.num_tiles * blocks.num_chunks
-    else:
-        computed = BY_COUNTING.cost(copied, blocks.num_tiles, columns)
+    copied, computed = blocks_walked(kernel, blocks)
+    columns = math.prod(chunk)
     products = PRODUCTS[kernel] * spec.head_dim * columns * _CHANNEL_PRODUCT
     clocks = max(_CHUNK_ISSUE + columns * _COLUMN_ISSUE, products)
-    return warpgroups * computed * clocks + copied * columns * _COLUMN_COPY
+    return computed * clocks + copied * columns * _COLUMN_COPY
 
 
-def pieces_of(tile: Sequence[int]) -> tuple[int, ...]:
-    """The pieces along each axis that a tile of two warpgroups is cut into, one for either."""
-    split = next(axis for axis, side in enumerate(tile) if side > 1)
-    return tuple(2 if axis == split else 1 for axis in range(len(tile)))
+def blocks_walked(kernel: Kernel, blocks: Blocks) -> tuple[int, int]:
+    """Chunks that are copied for all tiles of an image, and those that warpgroups compute."""
+    pieces = pieces_of(blocks)
+    if skips_chunks(kernel, blocks):
+        return num_blocks(blocks), num_blocks(blocks, pieces)
+    count = blocks.num_tiles * blocks.num_chunks
+    return count, count * math.prod(pieces)
+
+
+def skips_chunks(kernel: Kernel, blocks: Blocks) -> bool:
+    """Whether tiles leave out the chunks of their slab that they do not meet.
+
+    The gradient of the bias is summed over whole slabs.
+    """
+    return kernel != "dbias" and (blocks.num_rows > GROUP_ROWS or skipping_pays(blocks))
+
+
+def pieces_of(blocks: Blocks) -> tuple[int, ...]:
+    """The pieces along each axis that tiles are cut into, one for each warpgroup."""
+    sides = [axis.tile for axis in blocks.axes]
+    split = next((axis for axis, side in enumerate(sides) if side > 1), 0)
+    pieces = [1] * len(sides)
+    pieces[split] = blocks.num_rows // GROUP_ROWS
+    return tuple(pieces)
 
 
 def with_images(kernel: Kernel, spec: CallSpec, config: KernelConfig) -> KernelConfig:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Num
 
-from natjax.kernels.backends.mosaic_gpu.config import SWIZZLED_ROWS
+from natjax.kernels.backends.mosaic_gpu.config import SWIZZLED_ROWS, pieces_of
 from natjax.kernels.neighborhood import AxisWindow
 from natjax.kernels.plan.blocks import AxisBlocks, Blocks, axis_blocks, columns_met
 from natjax.kernels.plan.reach import axis_reach
@@ -135,11 +135,18 @@ class Layout:
         grids = np.meshgrid(*(np.arange(len(x)) for x in along), indexing="ij")
         return np.stack([x[g.ravel()] for x, g in zip(along, grids, strict=True)], axis=1)
 
-    def reach_of_halves(self, axis: int) -> Int[np.ndarray, "tiles 2 2"]:
-        """For each half of a tile cut along an axis, its first chunk there, and how many it meets.
+    @property
+    def split_axis(self) -> int:
+        """The axis along which the rows of two warpgroups are apart; the first for one."""
+        pieces = pieces_of(self.blocks)
+        return pieces.index(max(pieces))
+
+    def reach_of_halves(self) -> Int[np.ndarray, "tiles 2 2"]:
+        """For either half of a tile, its first chunk along the split axis, and how many it meets.
 
         A half that meets none has the first of its tile.
         """
+        axis = self.split_axis
         blocks = self.blocks.axes[axis]
         halves = axis_reach(blocks, 2).reshape(-1, 2, 2).copy()
         of_tile = axis_reach(blocks)[:, None, 0]

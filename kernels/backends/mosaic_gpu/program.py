@@ -199,11 +199,6 @@ class Program:
             return self.images
         return jnp.minimum(self.images, self.batch - first.image)
 
-    @property
-    def split_axis(self) -> int:
-        """The axis that a tile is cut along into the rows of two warpgroups."""
-        return next((axis for axis, side in enumerate(self.layout.tile) if side > 1), 0)
-
     def walk(self, reach: Ref, tile: Ints, slabs: Ints = 1) -> Walk:
         """The chunks that a tile meets, in so many slabs.
 
@@ -216,8 +211,7 @@ class Program:
             for axis in range(self.layout.given):
                 first[missing + axis] = reach[tile, axis, 0]
                 end[missing + axis] = reach[tile, axis, 0] + reach[tile, axis, 1]
-        outermost = self.split_axis if self.config.warpgroups == 2 else 0
-        return Walk(tuple(first), tuple(end), slabs, outermost)
+        return Walk(tuple(first), tuple(end), slabs, self.layout.split_axis)
 
     def own_chunks(self, reach: Ref, tile: Ints, warpgroup: Ints) -> tuple[Ints, Ints] | None:
         """The chunks along the split axis that the rows of one of two warpgroups meet."""

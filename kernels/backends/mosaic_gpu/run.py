@@ -10,11 +10,10 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array
 
 from natjax.kernels.backends.mosaic_gpu import interpreter
-from natjax.kernels.backends.mosaic_gpu.config import STAYING
+from natjax.kernels.backends.mosaic_gpu.config import STAYING, skips_chunks
 from natjax.kernels.backends.mosaic_gpu.layout import Layout
 from natjax.kernels.backends.mosaic_gpu.memory import Memory, memory_of
 from natjax.kernels.backends.mosaic_gpu.program import Program
-from natjax.kernels.plan.reach import BY_COUNTING, skipping_pays
 from natjax.kernels.sharding.partitioning import align_varying
 from natjax.kernels.spec import Kernel, KernelCall
 
@@ -46,8 +45,7 @@ def program_of(call: KernelCall, kernel: Kernel, x: Array, heads: int, kv_heads:
         scale=float(call.scale),
         batch=x.shape[0],
         images=images,
-        skips_chunks=kernel != "dbias"
-        and (config.warpgroups == 2 or skipping_pays(blocks, BY_COUNTING)),
+        skips_chunks=skips_chunks(kernel, blocks),
         interpret=call.interpret,
     )
 
@@ -118,7 +116,7 @@ def plan_of(program: Program, arrays: tuple[Array, ...]) -> tuple[bool, tuple[Ar
     """
     layout, (*table, reach) = program.layout, arrays
     if program.config.warpgroups == 2:
-        halves = jnp.asarray(layout.reach_of_halves(program.split_axis))
+        halves = jnp.asarray(layout.reach_of_halves())
         reach = jnp.concatenate([reach, halves], axis=1)
     if table:
         return True, (*table, reach)

@@ -94,13 +94,12 @@ def dbias(call: KernelCall, *arrays: Array) -> tuple[Array, ...]:
     program = _program(call, "dbias", q, k)
     layout = program.layout
     items = q.shape[0] * order.shape[0]
-    blocks = math.prod(table.shape[:3])
-    splits = max(1, min(_DBIAS_BLOCKS // blocks, _LARGEST_SUMS // table.size, items))
+    splits = splits_of(table.shape, items)
     (sums,) = run.run(
         program,
         "dbias",
         functools.partial(backward.dbias, program, splits, q.shape[0]),
-        splits * blocks if items else 0,
+        splits * math.prod(table.shape[:3]) if items else 0,
         [jax.ShapeDtypeStruct((splits, *table.shape), jnp.float32)],
         *(layout.lines(x) for x in (q, k, v, do)),
         layout.by_tile(lse * LOG2_E),
@@ -110,3 +109,14 @@ def dbias(call: KernelCall, *arrays: Array) -> tuple[Array, ...]:
         begins,
     )
     return (sums.sum(axis=0),)
+
+
+def splits_of(table: tuple[int, ...], items: int) -> int:
+    """Blocks of threads that share the sums of a block of the table.
+
+    Args:
+      table: the shape of the table.
+      items: tiles of all images.
+    """
+    most = min(_DBIAS_BLOCKS // math.prod(table[:3]), _LARGEST_SUMS // math.prod(table), items)
+    return max(1, most)
