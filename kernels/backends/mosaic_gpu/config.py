@@ -32,7 +32,7 @@ _LARGE_WINDOW = 512
 # instructions for a chunk and for each of its columns, as the forward kernels for images of 256x256
 # have them that were compiled for an H100 with 64 and with 128 columns; and tensor cores, for each
 # column, channel and product.
-_CHUNK_ISSUE, _COLUMN_ISSUE = 240, 5
+_CHUNK_ISSUE, _COLUMN_ISSUE = 225, 5
 _CHANNEL_PRODUCT = 1 / 32
 # And for each column that is copied: so little that it decides between what else costs the same.
 _COLUMN_COPY = 1 / 64
@@ -135,9 +135,9 @@ def _suggest(kernel: Kernel, spec: CallSpec) -> KernelConfig:
     # Two warpgroups have fewer registers a thread than one, too few for two sums of wide heads.
     shares = is_large and (kernel != "dkeyvalue" or spec.head_dim <= 64)
     rows = 128 if shares and kernel not in UNFUSED else 64
-    # With more columns, fewer blocks of threads fit a multiprocessor; and a mask along three axes
-    # takes registers of its own.
-    columns = (64, 128) if kernel == "forward" and is_large and axes < 3 else (64,)
+    # With more columns, fewer blocks of threads fit a multiprocessor; and gradients have two blocks
+    # in registers.
+    columns = (64, 128) if kernel == "forward" and is_large else (64,)
     chunks = [chunk for size in columns for chunk in boxes(axes, size)]
     choices = itertools.product(boxes(axes, rows), chunks)
     tile, chunk = min(choices, key=lambda choice: cost(kernel, spec, *choice))

@@ -191,7 +191,8 @@ class Stream:
       memory: shared memory, of each place of the ring.
       full: barriers that a chunk has arrived.
       free: barriers that all who multiply are done with it; None if one warpgroup is all there is.
-      fetch: a function of turn, place of the ring and barrier that begins the copies of a chunk.
+      fetch: a function of turn, number of a place in the ring and barrier, that begins the copies
+        of a chunk.
     """
 
     stages: int
@@ -199,12 +200,12 @@ class Stream:
     memory: Ref
     full: Ref
     free: Ref
-    fetch: Callable[[Turn, Ref, Ref], None]
+    fetch: Callable[[Turn, Ints, Ref], None]
 
     def copy(self, turn: Turn) -> None:
         """Begin the copies of the chunk of a turn into its place, which is free."""
         slot = self.slot(turn.number)
-        self.fetch(turn, self.memory.at[slot], self.full.at[slot])
+        self.fetch(turn, slot, self.full.at[slot])
 
     def wait(self, turn: Turn) -> Ref:
         """Wait for the chunk of a turn; where it is."""
@@ -261,15 +262,16 @@ def streams_of_images(
     """
     head = first.head // program.groups
 
-    def fetch(source: Ref, turn: Turn, memory: Ref, barrier: Ref) -> None:
+    def fetch(source: Ref, memory: Ref, turn: Turn, slot: Ints, barrier: Ref) -> None:
         place = dataclasses.replace(first, image=first.image + turn.slab)
         chunk = program.chunk(first, turn.index)
-        fetch_columns(program, source, memory, barrier, place, chunk, head, program.kv_heads)
+        target = memory.at[slot]
+        fetch_columns(program, source, target, barrier, place, chunk, head, program.kv_heads)
 
-    refs = zip(sources, columns, full, free, strict=True)
+    stages, refs = program.config.num_stages, zip(sources, columns, full, free, strict=True)
     return [
-        Stream(program.config.num_stages, walk, *own, functools.partial(fetch, source))
-        for source, *own in refs
+        Stream(stages, walk, memory, *barriers, functools.partial(fetch, source, memory))
+        for source, memory, *barriers in refs
     ]
 
 

@@ -25,7 +25,7 @@ class Memory:
     Attributes:
       rows: of each operand or result, those of all warpgroups.
       columns: of each operand whose chunks go by, for each place of the ring.
-      full: barriers that these have arrived.
+      full: barriers that these have arrived, of each or of all together.
       free: barriers that all who multiply are done with them.
       arrived: barriers that the rows of a warpgroup have arrived.
       scalars: numbers that come with columns.
@@ -75,16 +75,15 @@ def _dkeyvalue(program: Program) -> Scratch:
 
 
 def _dbias(program: Program) -> Scratch:
-    """Rows go through the ring as well."""
+    """Rows go through the ring as well, and arrive with the columns."""
     config = program.config
-    row_copies = config.warpgroups * program.row_lines * len(program.parts)
-    copies = (row_copies, row_copies, program.column_copies, program.column_copies)
+    of_rows = config.warpgroups * program.row_lines * len(program.parts)
     rows = config.num_stages * config.warpgroups
     return {
         "rows": [program.rows_memory(rows) for _ in range(2)],
         "columns": [program.columns_memory() for _ in range(2)],
-        "full": [_barriers(program, number) for number in copies],
-        "free": [_freed(program) for _ in copies],
+        "full": [_barriers(program, 2 * (of_rows + program.column_copies))],
+        "free": [_freed(program)],
     }
 
 

@@ -26,6 +26,8 @@ OF_ROWS = BLOCK.reduce(1)
 OF_COLUMNS = BLOCK.reduce(0)
 # Bytes of channels that lie together in shared memory, the most that can be swizzled.
 _SWIZZLED_BYTES = 128
+# And bytes of a line of the table.
+_TABLE_BYTES = 32
 # Registers of a thread, where two warpgroups multiply and one copies; and the most of any thread.
 MULTIPLYING, COPYING = 232, 40
 _MOST_REGISTERS = 255
@@ -158,10 +160,11 @@ class Program:
     def table_memory(self) -> Any:
         """Shared memory for the blocks of a tile."""
         blocks = self.layout.blocks
-        elements = _SWIZZLED_BYTES // 4
+        # With 8 columns at once, what the threads of a warp load lies in banks of its own; with more
+        # they would load in another order, and sort what they have by selections.
         transforms = (
-            plgpu.TilingTransform((SWIZZLED_ROWS, elements)),
-            plgpu.SwizzleTransform(_SWIZZLED_BYTES),
+            plgpu.TilingTransform((SWIZZLED_ROWS, _TABLE_BYTES // 4)),
+            plgpu.SwizzleTransform(_TABLE_BYTES),
         )
         shape = (blocks.num_chunks, blocks.num_rows, blocks.num_columns)
         return plgpu.SMEM(shape, jnp.float32, transforms=transforms)

@@ -21,7 +21,7 @@ from natjax.kernels.backends.mosaic_gpu import copies, registers
 from natjax.kernels.backends.mosaic_gpu.copies import Stream
 from natjax.kernels.backends.mosaic_gpu.memory import Memory
 from natjax.kernels.backends.mosaic_gpu.penalty import Penalty
-from natjax.kernels.backends.mosaic_gpu.program import OF_COLUMNS, Chunk, Ints, Place, Program, Ref
+from natjax.kernels.backends.mosaic_gpu.program import Chunk, Ints, Place, Program, Ref
 from natjax.kernels.backends.mosaic_gpu.walk import Turn, Walk
 
 # What is added to logits or the windows of rows, the kind of each tile or its window, and which
@@ -128,10 +128,7 @@ class Work:
     def scalars(self, operand: int, turn: Turn) -> jax.Array:
         """The number of each column that came with a chunk of an operand."""
         slot = self.streams[operand].slot(turn.number)
-        source, shape = self.memory.scalars[operand].at[slot], (self.program.columns,)
-        if self.program.interpret:  # which knows no other shape of what lies in memory
-            return plgpu.layout_cast(plgpu.load(source).reshape(shape), OF_COLUMNS)
-        return plgpu.load(source.reshape(shape), layout=OF_COLUMNS, optimized=False)
+        return registers.scalars(self.program, self.memory.scalars[operand].at[slot])
 
     def exponents(
         self, products: jax.Array, chunk: Chunk, head: Ints, *, select: bool = False
@@ -225,9 +222,9 @@ def of_keys(
     walk = program.walk(reach, place.tile, program.groups)
     penalty = Penalty(program, table, kind, has_table)
 
-    def fetch(operand: int, turn: Turn, target: Ref, barrier: Ref) -> None:
+    def fetch(operand: int, turn: Turn, slot: Ints, barrier: Ref) -> None:
         source, numbers = sources[operand]
-        own = memory.scalars[operand].at[streams[operand].slot(turn.number)]
+        target, own = memory.columns[operand].at[slot], memory.scalars[operand].at[slot]
         head, chunk = program.head_of_group(place, turn), program.chunk(place, turn.index)
         copies.fetch_columns(program, source, target, barrier, place, chunk, head, program.heads)
         of_numbers = (place, chunk, head, program.heads)

@@ -138,8 +138,8 @@ def dbias(
 ) -> None:
     """The gradients of the blocks of one kind and chunk, summed over tiles and images.
 
-    The block of the table is loaded once; what goes through the ring are the tiles of the kind, one
-    image after the other, of which ``splits`` blocks of threads have a part each.
+    The block of the table is loaded once; what goes through the ring are the tiles of the kind in
+    all images, one tile after the other, of which ``splits`` blocks of threads have a part each.
 
     Args:
       program: what the kernel is compiled for.
@@ -164,51 +164,33 @@ def dbias(
     split, number = number % splits, number // splits
     chunk_number, number = number % chunks, number // chunks
     kind, head = number % kinds, number // kinds
-    begin, count = begins[kind], begins[kind + 1] - begins[kind]
-    items = count * batch
+    begin = begins[kind]
+    items = (begins[kind + 1] - begin) * batch
     walk = Walk((0,), ((items - split + splits - 1) // splits,))
     penalty = Penalty(program, table, order, True)
 
     def at(turn: Turn) -> Any:
         item = turn.number * splits + split
-        tile = order[begin + item % jnp.maximum(count, 1)]
-        return program.place(tile, head, item // jnp.maximum(count, 1))
+        return program.place(order[begin + item // batch], head, item % batch)
 
-    def fetch_tile(source: Ref, target: Ref) -> Any:
-        def begin_copies(turn: Turn, _: Ref, barrier: Ref) -> None:
-            place, slot = at(turn), lax.rem(turn.number, jnp.int32(program.config.num_stages))
+    def fetch(turn: Turn, slot: Ints, barrier: Ref) -> None:
+        place, own_head = at(turn), head // program.groups
+        for source, target in zip((query, dout), memory.rows, strict=True):
             for group in range(groups):
+                own = target.at[slot * groups + group]
                 copies.fetch_rows(
-                    program,
-                    source,
-                    target.at[slot * groups + group],
-                    barrier,
-                    place,
-                    program.heads,
-                    jnp.int32(group),
+                    program, source, own, barrier, place, program.heads, jnp.int32(group)
                 )
-
-        return begin_copies
-
-    def fetch_chunk(source: Ref) -> Any:
-        def begin_copies(turn: Turn, target: Ref, barrier: Ref) -> None:
-            place, own_head = at(turn), head // program.groups
-            index = unravel(chunk_number, [axis.num_chunks for axis in program.layout.blocks.axes])
-            chunk = program.chunk(place, index)
+        index = unravel(chunk_number, [axis.num_chunks for axis in program.layout.blocks.axes])
+        chunk = program.chunk(place, index)
+        for source, target in zip((key, value), memory.columns, strict=True):
+            own = target.at[slot]
             copies.fetch_columns(
-                program, source, target, barrier, place, chunk, own_head, program.kv_heads
+                program, source, own, barrier, place, chunk, own_head, program.kv_heads
             )
 
-        return begin_copies
-
-    fetches = (
-        fetch_tile(query, memory.rows[0]),
-        fetch_tile(dout, memory.rows[1]),
-        fetch_chunk(key),
-        fetch_chunk(value),
-    )
-    refs = zip((*memory.rows, *memory.columns), memory.full, memory.free, fetches, strict=True)
-    streams = [copies.Stream(program.config.num_stages, walk, *own) for own in refs]
+    (full,), (free,) = memory.full, memory.free
+    stream = copies.Stream(program.config.num_stages, walk, memory.columns[0], full, free, fetch)
 
     def multiply() -> None:
         added = penalty.block(kind, head, chunk_number, warpgroup)
@@ -216,13 +198,12 @@ def dbias(
         def step(turn: Turn, sum_so_far: jax.Array) -> jax.Array:
             place = at(turn)
             ends, deltas = (copies.load_scalars(x, place, warpgroup) for x in (lse, delta))
-            arrived, slot = [x.wait(turn) for x in streams], streams[0].slot(turn.number)
+            keys, slot = stream.wait(turn), stream.slot(turn.number)
+            values = memory.columns[1].at[slot]
             queries, douts = (x.at[slot * groups + warpgroup] for x in memory.rows)
-            keys, values = arrived[2:]
             products = registers.product(program, queries, keys)
             dweights = registers.product(program, douts, values)
-            for stream in streams:
-                stream.release(turn)
+            stream.release(turn)
             logits = products * penalty.factor + added
             weights = jnp.exp2(logits - registers.across(ends, program.columns))
             return sum_so_far + weights * (dweights - registers.across(deltas, program.columns))
@@ -233,4 +214,4 @@ def dbias(
         target = sums.at[split, head, kind, chunk_number, own]
         plgpu.store(target, result, optimized=False)
 
-    copies.split_work(program, warpgroup, multiply, streams)
+    copies.split_work(program, warpgroup, multiply, [stream])
