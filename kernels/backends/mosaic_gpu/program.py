@@ -13,10 +13,9 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from natjax.kernels.backends.mosaic_gpu.config import GROUP_ROWS, SWIZZLED_ROWS, KernelConfig
 from natjax.kernels.backends.mosaic_gpu.layout import Layout
 from natjax.kernels.backends.mosaic_gpu.walk import Turn, Walk
-from natjax.kernels.plan.blocks import unravel
+from natjax.kernels.plan.blocks import Ints, unravel
 
 type Ref = Any
-type Ints = Any
 type Index = tuple[Ints, Ints, Ints]
 
 # How tensor cores leave a block of products in the registers of a warpgroup, and what is left of
@@ -160,8 +159,8 @@ class Program:
     def table_memory(self) -> Any:
         """Shared memory for the blocks of a tile."""
         blocks = self.layout.blocks
-        # With 8 columns at once, what the threads of a warp load lies in banks of its own; with more
-        # they would load in another order, and sort what they have by selections.
+        # With 8 columns in a line, what the threads of a warp load at once lies in different banks;
+        # with more they would load in another order, and sort what they have by selections.
         transforms = (
             plgpu.TilingTransform((SWIZZLED_ROWS, _TABLE_BYTES // 4)),
             plgpu.SwizzleTransform(_TABLE_BYTES),

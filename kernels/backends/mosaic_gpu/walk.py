@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
-type Ints = Any
+from natjax.kernels.plan.blocks import Ints
 
 
 @jax.tree_util.register_dataclass

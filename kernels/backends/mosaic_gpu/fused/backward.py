@@ -18,7 +18,7 @@ from natjax.kernels.backends.mosaic_gpu import copies, registers, work
 from natjax.kernels.backends.mosaic_gpu.config import GROUP_ROWS
 from natjax.kernels.backends.mosaic_gpu.memory import Memory
 from natjax.kernels.backends.mosaic_gpu.penalty import Penalty
-from natjax.kernels.backends.mosaic_gpu.program import BLOCK, Program, Ref
+from natjax.kernels.backends.mosaic_gpu.program import BLOCK, Ints, Program, Ref
 from natjax.kernels.backends.mosaic_gpu.walk import Turn, Walk
 from natjax.kernels.backends.mosaic_gpu.work import Work
 from natjax.kernels.plan.blocks import unravel
