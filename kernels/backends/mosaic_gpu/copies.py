@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -23,18 +23,25 @@ from natjax.kernels.backends.mosaic_gpu.program import (
     Place,
     Program,
     Ref,
+    Rows,
 )
 from natjax.kernels.backends.mosaic_gpu.walk import Turn, Walk
 from natjax.kernels.plan.blocks import unravel
 
 
-def _row_line(program: Program, place: Place, warpgroup: Ints, number: int) -> tuple[Any, ...]:
-    """A line of a warpgroup's rows: its number, its first place, and whether it is in the array.
+def _row_box(
+    program: Program, place: Place, warpgroup: Ints, number: int, lines: int
+) -> tuple[Any, ...]:
+    """A box of so many lines of a warpgroup's rows.
 
-    One that is not stands at the end of the array, and says None where all lines are inside.
+    One that is not in the array stands at its end.
+
+    Returns:
+      The number of its first line, its first place in lines, and whether it is in the array: None
+      where all boxes are.
     """
     tile, places = program.layout.tile, program.layout.places
-    row = (warpgroup * program.row_lines + number) * program.row_line
+    row = (warpgroup * program.row_lines + number * lines) * program.row_line
     within = unravel(row, tile)
     positions = [f + i for f, i in zip(place.first, within, strict=True)]
     exists = None
@@ -46,61 +53,66 @@ def _row_line(program: Program, place: Place, warpgroup: Ints, number: int) -> t
     return program.line(place, positions[0], positions[1]), positions[2], exists
 
 
+def _boxes_of_parts(
+    program: Program,
+    array: Ref,
+    rows: Rows,
+    place: Place,
+    heads: int,
+    box: tuple[Ints, Ints],
+    number: int,
+    lines: int,
+) -> Iterator[tuple[Ref, Ref]]:
+    """Where the parts of a box of rows are, in an array of lines and in shared memory."""
+    line, first = box
+    length = program.row_line
+    for part in program.parts:
+        channels = program.channels(place, place.head, heads, part)
+        if lines > 1:
+            shared, own = rows.boxed.at[part, number], pl.ds(line, lines)
+        else:
+            shared, own = rows.flat.at[part, pl.ds(number * length, length)], line
+        yield array.at[own, pl.ds(first, length), channels], shared
+
+
 def fetch_rows(
     program: Program,
     source: Ref,
-    target: Ref,
+    target: Rows,
     barrier: Ref,
     place: Place,
     heads: int,
     warpgroup: Ints,
 ) -> None:
-    """Copy the rows of a warpgroup into shared memory; arrives once for each line and part."""
-    for number in range(program.row_lines):
-        line, first, _ = _row_line(program, place, warpgroup, number)
-        rows = pl.ds(number * program.row_line, program.row_line)
-        for part in program.parts:
-            channels = program.channels(place, place.head, heads, part)
-            plgpu.copy_gmem_to_smem(
-                source.at[line, pl.ds(first, program.row_line), channels],
-                target.at[part, rows],
-                barrier,
-            )
+    """Copy the rows of a warpgroup into shared memory; arrives `Program.row_copies` times."""
+    lines = program.fetched_lines
+    for number in range(program.row_lines // lines):
+        *box, _ = _row_box(program, place, warpgroup, number, lines)
+        pairs = _boxes_of_parts(program, source, target, place, heads, tuple(box), number, lines)
+        for own, shared in pairs:
+            plgpu.copy_gmem_to_smem(own, shared, barrier)
 
 
 def store_rows(
-    program: Program, source: Ref, target: Ref, place: Place, heads: int, warpgroup: Ints
+    program: Program, source: Rows, target: Ref, place: Place, heads: int, warpgroup: Ints
 ) -> None:
     """Copy the rows of a warpgroup out of shared memory, those that there are."""
     plgpu.commit_smem()
-    for number in range(program.row_lines):
-        line, first, exists = _row_line(program, place, warpgroup, number)
-        rows = pl.ds(number * program.row_line, program.row_line)
-        store = functools.partial(
-            _store_line, program, source, target, place, heads, rows, line, first
-        )
+    lines = program.stored_lines
+
+    def store(box: tuple[Ints, Ints], number: int) -> None:
+        pairs = _boxes_of_parts(program, target, source, place, heads, box, number, lines)
+        for own, shared in pairs:
+            plgpu.copy_smem_to_gmem(shared, own)
+
+    for number in range(program.row_lines // lines):
+        *box, exists = _row_box(program, place, warpgroup, number, lines)
         if exists is None:
-            store()
+            store(tuple(box), number)
         else:
             # Pallas' interpreter knows no predicate of a copy.
-            pl.when(exists)(store)
+            pl.when(exists)(functools.partial(store, tuple(box), number))
     plgpu.wait_smem_to_gmem(0)
-
-
-def _store_line(
-    program: Program,
-    source: Ref,
-    target: Ref,
-    place: Place,
-    heads: int,
-    rows: Any,
-    line: Ints,
-    first: Ints,
-) -> None:
-    for part in program.parts:
-        channels = program.channels(place, place.head, heads, part)
-        own = target.at[line, pl.ds(first, program.row_line), channels]
-        plgpu.copy_smem_to_gmem(source.at[part, rows], own)
 
 
 def _column_line(program: Program, place: Place, chunk: Chunk, frame: int, line: int) -> Ints:

@@ -67,6 +67,24 @@ class Chunk:
 
 
 @dataclasses.dataclass(frozen=True)
+class Rows:
+    """Shared memory of rows.
+
+    Attributes:
+      flat: as products take it, ``[..., parts, rows, elements]``.
+      boxed: the same memory as copies of several lines take it, ``[..., parts, boxes, lines,
+        places, elements]``; None where copies are of one line.
+    """
+
+    flat: Ref
+    boxed: Ref = None
+
+    def at(self, index: Ints) -> Rows:
+        """Those of one warpgroup, or of one place of the ring."""
+        return Rows(self.flat.at[index], None if self.boxed is None else self.boxed.at[index])
+
+
+@dataclasses.dataclass(frozen=True)
 class Program:
     """What a kernel is compiled for.
 
@@ -133,6 +151,27 @@ class Program:
         return GROUP_ROWS // self.row_line
 
     @property
+    def fetched_lines(self) -> int:
+        """Lines of rows that one copy fetches: those that follow one another, or one.
+
+        Past the end of the axis of lines there are others, whose rows are not stored.
+        """
+        dilation, places, tile = self.layout.dilation[1], self.layout.places[1], self.layout.tile[1]
+        if self.interpret or not self.config.boxes or dilation > 1 or places < tile:
+            return 1
+        return min(tile, self.row_lines)
+
+    @property
+    def stored_lines(self) -> int:
+        """Lines of rows that one copy stores: as many, where all are inside of their axis."""
+        return 1 if self.layout.places[1] % self.layout.tile[1] else self.fetched_lines
+
+    @property
+    def row_copies(self) -> int:
+        """Copies of a warpgroup's rows."""
+        return len(self.parts) * self.row_lines // self.fetched_lines
+
+    @property
     def copies_boxes(self) -> bool:
         """Whether the lines of a chunk that follow one another are one copy.
 
@@ -153,8 +192,21 @@ class Program:
         return plgpu.SMEM((self.config.num_stages, *self.layout.chunk), dtype)
 
     def rows_memory(self, count: int) -> Any:
-        """Shared memory for the rows of a warpgroup, so many times."""
-        return self._memory(count, GROUP_ROWS)
+        """Shared memory for the rows of a warpgroup, so many times; see `Rows`."""
+        flat = self._memory(count, GROUP_ROWS)
+        lines = self.fetched_lines
+        if lines == 1:
+            return flat
+        return plgpu.RefUnion(
+            self._memory(count, self.row_lines // lines, lines, self.row_line), flat
+        )
+
+    def rows(self, memory: Any) -> Rows:
+        """What a kernel is given for `rows_memory`."""
+        if self.fetched_lines == 1:
+            return Rows(memory)
+        boxed, flat = memory
+        return Rows(flat, boxed)
 
     def table_memory(self) -> Any:
         """Shared memory for the blocks of a tile."""
@@ -172,12 +224,12 @@ class Program:
         """Shared memory for the columns of a chunk, for each place of the ring."""
         return self._memory(self.config.num_stages, self.columns)
 
-    def _memory(self, count: int, tokens: int) -> Any:
+    def _memory(self, count: int, *tokens: int) -> Any:
         transforms = (
             plgpu.TilingTransform((SWIZZLED_ROWS, self.elements)),
             plgpu.SwizzleTransform(self.elements * self.dtype.itemsize),
         )
-        shape = (count, len(self.parts), tokens, self.elements)
+        shape = (count, len(self.parts), *tokens, self.elements)
         return plgpu.SMEM(shape, self.dtype, transforms=transforms)
 
     def place(self, tile: Ints, head: Ints, image: Ints) -> Place:

@@ -177,7 +177,7 @@ def dbias(
         place, own_head = at(turn), head // program.groups
         for source, target in zip((query, dout), memory.rows, strict=True):
             for group in range(groups):
-                own = target.at[slot * groups + group]
+                own = target.at(slot * groups + group)
                 copies.fetch_rows(
                     program, source, own, barrier, place, program.heads, jnp.int32(group)
                 )
@@ -200,7 +200,7 @@ def dbias(
             ends, deltas = (copies.load_scalars(x, place, warpgroup) for x in (lse, delta))
             keys, slot = stream.wait(turn), stream.slot(turn.number)
             values = memory.columns[1].at[slot]
-            queries, douts = (x.at[slot * groups + warpgroup] for x in memory.rows)
+            queries, douts = (x.at(slot * groups + warpgroup).flat for x in memory.rows)
             products = registers.product(program, queries, keys)
             dweights = registers.product(program, douts, values)
             stream.release(turn)
