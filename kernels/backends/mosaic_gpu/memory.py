@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from natjax.kernels.backends.mosaic_gpu.config import GROUP_ROWS
-from natjax.kernels.backends.mosaic_gpu.program import Program, Ref, Rows
+from natjax.kernels.backends.mosaic_gpu.program import Program, Ref, Tokens
 from natjax.kernels.spec import Kernel
 
 type Scratch = dict[str, Any]
@@ -34,8 +34,8 @@ class Memory:
       left: weights, where the kernel is interpreted.
     """
 
-    rows: list[Rows]
-    columns: list[Ref]
+    rows: list[Tokens]
+    columns: list[Tokens]
     full: list[Ref]
     free: list[Ref]
     arrived: Ref = None
@@ -45,9 +45,13 @@ class Memory:
     left: Ref = None
 
     @classmethod
-    def of(cls, program: Program, *, rows: list[Any], **scratch: Any) -> Memory:
+    def of(cls, program: Program, *, rows: list[Any], columns: list[Any], **scratch: Any) -> Memory:
         """What a kernel is given for `memory_of`."""
-        return cls([program.rows(x) for x in rows], **scratch)
+        return cls(
+            [program.tokens(x, program.fetched_lines) for x in rows],
+            [program.tokens(x, program.column_lines) for x in columns],
+            **scratch,
+        )
 
 
 def memory_of(kernel: Kernel, program: Program) -> Scratch:

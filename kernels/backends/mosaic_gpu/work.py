@@ -224,7 +224,7 @@ def of_keys(
 
     def fetch(operand: int, turn: Turn, slot: Ints, barrier: Ref) -> None:
         source, numbers = sources[operand]
-        target, own = memory.columns[operand].at[slot], memory.scalars[operand].at[slot]
+        target, own = memory.columns[operand].at(slot), memory.scalars[operand].at[slot]
         head, chunk = program.head_of_group(place, turn), program.chunk(place, turn.index)
         copies.fetch_columns(program, source, target, barrier, place, chunk, head, program.heads)
         of_numbers = (place, chunk, head, program.heads)

@@ -184,7 +184,7 @@ def dbias(
         index = unravel(chunk_number, [axis.num_chunks for axis in program.layout.blocks.axes])
         chunk = program.chunk(place, index)
         for source, target in zip((key, value), memory.columns, strict=True):
-            own = target.at[slot]
+            own = target.at(slot)
             copies.fetch_columns(
                 program, source, own, barrier, place, chunk, own_head, program.kv_heads
             )
@@ -199,7 +199,7 @@ def dbias(
             place = at(turn)
             ends, deltas = (copies.load_scalars(x, place, warpgroup) for x in (lse, delta))
             keys, slot = stream.wait(turn), stream.slot(turn.number)
-            values = memory.columns[1].at[slot]
+            values = memory.columns[1].at(slot).flat
             queries, douts = (x.at(slot * groups + warpgroup).flat for x in memory.rows)
             products = registers.product(program, queries, keys)
             dweights = registers.product(program, douts, values)
