@@ -4,9 +4,9 @@
     python -m benchmarks.gpu.hopper boxes      # one of them, here
 
 Pallas' interpreter shows that indices, masks, sums and barriers are right. It does not know how
-boxes of tokens come out of copies and how shared memory is swizzled, multiplies nothing that
-is in registers, and has no registers to hand from one warpgroup to another. So that comes first,
-each thing alone, and then whole kernels. A check that hangs is ended, and says so. Interpreted
+boxes of tokens come out of copies and how shared memory is swizzled, multiplies nothing that is in
+registers, and has no registers to hand from one warpgroup to another. So that comes first, each
+thing alone, and then whole kernels. A check that hangs is ended, and says so. Interpreted
 (NATJAX_INTERPRET=1), the same checks show that they are right themselves.
 """
 
