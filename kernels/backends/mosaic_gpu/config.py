@@ -24,7 +24,9 @@ _MOST_IMAGES = 64
 # How many images a block of threads works on whose table takes at most so many bytes, with which
 # there is room for two such blocks on a multiprocessor.
 _STAYS, _LARGEST_STORED = 8, 64 * 1024
-# Up to this head size, one multiplying warpgroup has registers left to copy for itself.
+# Up to this head size, a multiplying warpgroup copies for itself, and there is room for two on a
+# multiprocessor; so do the gradients of keys and values with any. The others have so much in shared
+# memory with wider heads that there is room for one, and another copies for it.
 _COPIES_ITSELF = 64
 # From this many keys a window on, two warpgroups share what is copied.
 _LARGE_WINDOW = 512
@@ -140,7 +142,7 @@ def _suggest(kernel: Kernel, spec: CallSpec) -> KernelConfig:
     chunks = [chunk for size in columns for chunk in boxes(axes, size)]
     choices = itertools.product(boxes(axes, rows), chunks)
     tile, chunk = min(choices, key=lambda choice: cost(kernel, spec, *choice))
-    apart = spec.head_dim > _COPIES_ITSELF and kernel not in UNFUSED
+    apart = spec.head_dim > _COPIES_ITSELF and kernel not in (*UNFUSED, "dkeyvalue")
     return with_images(kernel, spec, KernelConfig(tile, chunk, copies_apart=apart))
 
 
