@@ -437,6 +437,13 @@ def test_suggested_tiles_are_those_of_warpgroups(problem):
     assert set(kernels_of("attention", has_bias=True)) < set(KERNELS)
 
 
+def test_who_copies():
+    """A warpgroup of its own, unless there is room for two that copy for themselves."""
+    for head_dim, apart in ((64, []), (128, ["forward", "dquery", "dbias"])):
+        spec = CallSpec(NAT_TINY[0].neighborhood, head_dim, head_dim, "bfloat16", True)
+        assert [x for x in KERNELS if _settings().suggest(x, spec).copying] == apart
+
+
 def _specs():
     for problem in (NAT_TINY[0], Problem(name="large", shape=(64, 64), kernel_size=(31, 31))):
         for head_dim in (32, 128):
