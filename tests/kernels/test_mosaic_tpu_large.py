@@ -1,5 +1,6 @@
 """The kernels for large windows on TPUs: what their walks cover, and what they compute."""
 
+import contextlib
 import functools
 
 import jax
@@ -9,6 +10,7 @@ import pytest
 from calls import assert_close, fused, value_and_gradients
 from hypothesis import given
 from hypothesis import strategies as st
+from jax.sharding import AxisType
 
 import natjax
 from natjax.kernels import registry
@@ -140,6 +142,29 @@ def test_nothing_is_read_that_nobody_wrote(problem, dtype, few_logits, strict):
     for x, y in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         error = np.abs(np.asarray(x, np.float32) - y).max() / np.abs(y).max()
         assert error < 2**-6
+
+
+SHARED = BIAS(name="shared", shape=(9, 18), kernel_size=(4, 7), batch=2, heads=2, head_dim=64)
+
+
+@pytest.mark.parametrize("split", [{}, {"batch": "y", "heads": "x"}], ids=["one", "several"])
+def test_vmapped_biases_take_one_kernel(split, few_logits, mesh_of, monkeypatch):
+    """Each entry has a bias of its own, and so a gradient of it; also where devices share them."""
+
+    def one_by_one(*_):
+        raise AssertionError("calls are batched")
+
+    def run(implementation):
+        function = functools.partial(value_and_gradients, fused(SHARED, implementation))
+        return jax.vmap(function)(stacked)
+
+    entries = [SHARED.arrays(seed) for seed in range(3 - len(split))]
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *entries)
+    expected = run("reference")
+    monkeypatch.setattr("natjax.kernels.sharding.batching._one_by_one", one_by_one)
+    mesh = mesh_of((2, 2), ("y", "x"), AxisType.Auto)
+    with jax.set_mesh(mesh) if split else contextlib.nullcontext(), natjax.sharding.split(**split):
+        assert_close(run("mosaic_tpu"), expected)
 
 
 def test_nan_in_a_key_stays_with_those_who_see_it(few_logits):

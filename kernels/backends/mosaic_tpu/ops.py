@@ -142,7 +142,12 @@ def plan_and_bias(call: KernelCall, layout: Layout, rest: Sequence[Array]) -> tu
     place = tuple(part[0]) if part else ()
     # The layout of a single axis has another one in front.
     plan = plans[(0,) * (plans.ndim - 1 - len(place)) + place]
-    return plan, tuple(x[None] for x in bias)
+    return plan, _one_set(bias)
+
+
+def _one_set(bias: Sequence[Array]) -> Arrays:
+    """The bias of a call, if there is one, as that of one set of images."""
+    return tuple(x[None] for x in bias)
 
 
 def typed(gradients: Arrays, arrays: Arrays) -> Arrays:
@@ -154,21 +159,22 @@ def typed(gradients: Arrays, arrays: Arrays) -> Arrays:
 def _large_attention(call: KernelCall, q: Array, k: Array, v: Array, *rpb: Array) -> Arrays:
     walk = walks_of(call.spec, q.shape[2]).queries
     signature = Signature((QUERY, KEY, KEY, *(BIAS,) * len(rpb)), (QUERY, _PER_QUERY))
-    return _run_walk(large.attention, call, walk, signature, q, k, v, *rpb)
+    return _run_walk(large.attention, call, walk, signature, q, k, v, *_one_set(rpb))
 
 
 def _large_gradients(
     call: KernelCall, arrays: Arrays, results: Arrays, cotangents: Arrays
 ) -> Arrays:
-    (q, k, v, *rpb), (out, lse), (do, dlse) = arrays, results, cotangents
+    (q, k, v, *rest), (out, lse), (do, dlse) = arrays, results, cotangents
     delta = jnp.sum(out.astype(jnp.float32) * do.astype(jnp.float32), axis=-1) - dlse
-    walks, bias = walks_of(call.spec, q.shape[2]), (BIAS,) * len(rpb)
+    walks, rpb = walks_of(call.spec, q.shape[2]), _one_set(rest)
+    bias = (BIAS,) * len(rpb)
     operands = (QUERY, KEY, KEY, QUERY, _PER_QUERY, _PER_QUERY, *bias)
     given = (q, k, v, do, lse, delta, *rpb)
     of_queries, of_keys = Signature(operands, (QUERY, *bias)), Signature(operands, (KEY, KEY))
     dq, *drpb = _run_walk(large.query_gradient, call, walks.queries, of_queries, *given)
     dk, dv = _run_walk(large.key_value_gradients, call, walks.keys, of_keys, *given)
-    return dq, dk, dv, *(dx.astype(x.dtype) for dx, x in zip(drpb, rpb, strict=True))
+    return typed((dq, dk, dv, *drpb), arrays)
 
 
 def _run_walk(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -34,24 +34,31 @@ class _Launch:
       call: what it is part of.
       walk: tiles and chunks.
       batch: images.
+      sets: sets of images that each have a bias.
       blocks: blocks of lanes.
     """
 
     call: KernelCall
     walk: Walk
     batch: int
+    sets: int
     blocks: int
 
     @classmethod
-    def of(cls, call: KernelCall, walk: Walk, query: Array) -> _Launch:
+    def of(cls, call: KernelCall, walk: Walk, query: Array, rpb: tuple[Array, ...]) -> _Launch:
         # A device may have fewer heads than there are in all.
         walk = dataclasses.replace(walk, heads=min(walk.heads, query.shape[2]))
-        return cls(call, walk, query.shape[0], -(-query.shape[2] // walk.heads))
+        sets = rpb[0].shape[0] if rpb else 1
+        return cls(call, walk, query.shape[0], sets, -(-query.shape[2] // walk.heads))
 
     @property
     def heads(self) -> int:
         """Heads in all, those that fill up the last block of lanes included."""
         return self.blocks * self.walk.heads
+
+    def _set_of(self, image: Any) -> Any:
+        """The set that an image belongs to; without a division where there is one."""
+        return 0 if self.sets == 1 else image // (self.batch // self.sets)
 
     def rows(self, x: Array) -> Operand:
         """A map, of which a step has a tile."""
@@ -123,10 +130,11 @@ class _Launch:
         if biases is None:
             return []
         (x,) = rpb
-        x = jnp.pad(x, ((0, self.heads - x.shape[0]), (0, 0)))
+        x = jnp.pad(x, ((0, 0), (0, self.heads - x.shape[1]), (0, 0)))
+        x = x.reshape(-1, x.shape[2])
 
         def index(g: Any, b: Any, step: Any, plan: Any) -> tuple[Any, ...]:
-            del b
+            head = (self._set_of(b) * self.blocks + g) * self.walk.heads
             starts = (
                 biases.start(
                     i, *(self._field(plan, step, _AXES + part + i) for part in (0, self._n))
@@ -134,23 +142,35 @@ class _Launch:
                 for i in range(self._n - 1)
             )
             kind = self._field(plan, step, biases.field)
-            return g * self.walk.heads, kind, *starts, 0, 0
+            return head, kind, *starts, 0, 0
 
         sizes = (self.walk.heads, 1, *biases.block, biases.width, biases.lanes)
         return [(biases.table(x, LOG2_E), pl.BlockSpec(tuple(map(pl.Element, sizes)), index))]
 
     @property
     def table_results(self) -> list[tuple[jax.ShapeDtypeStruct, pl.BlockSpec]]:
-        """The gradient of the table of biases, all of a block of lanes; nothing without biases."""
+        """The gradient of the table of biases, all of a set and a block of lanes; nothing without
+        biases.
+        """
         biases = self.walk.biases
         if biases is None:
             return []
         shape = (len(biases.kinds), *biases.entries, biases.width, biases.lanes)
         zeros = (0,) * len(shape)
         spec = pl.BlockSpec(
-            (self.walk.heads, *shape), lambda g, *_: (g, *zeros), pipeline_mode=pl.Buffered(1)
+            (self.walk.heads, *shape),
+            lambda g, b, *_: (self._set_of(b) * self.blocks + g, *zeros),
+            pipeline_mode=pl.Buffered(1),
         )
-        return [(jax.ShapeDtypeStruct((self.heads, *shape), jnp.float32), spec)]
+        return [(jax.ShapeDtypeStruct((self.sets * self.heads, *shape), jnp.float32), spec)]
+
+    def bias_gradients(self, tables: Sequence[Array], heads: int) -> list[Float[Array, "S N R"]]:
+        """The gradients of the biases of each set and head, from those of their tables."""
+        biases = self.walk.biases
+        if biases is None:
+            return []
+        gradients = (biases.gradient(x).reshape(self.sets, self.heads, -1) for x in tables)
+        return [x[:, :heads] for x in gradients]
 
     @property
     def sums(self) -> Any:
@@ -179,12 +199,12 @@ class _Launch:
         Args:
           name: of the kernel.
           body: it.
-          rpb: the biases of each head, if there are any.
+          rpb: the biases of each set of images and head, if there are any.
           plan: `Walk.plan`.
           inputs: what it reads.
           outputs: what it writes.
           scratch: memory that it has for itself.
-          sums_batch: whether it adds something up over the images.
+          sums_batch: whether it adds something up over the images of a set.
         """
         steps, *masks = plan
         if not self.call.interpret:
@@ -197,7 +217,8 @@ class _Launch:
             masks, rest = refs[: self._n], refs[len(first) :]
             bias = refs[self._n] if self.walk.has_bias else None
             place = map(pl.program_id, range(3))
-            step = Step(self.walk, *place, steps, masks, bias, self.call.scale)
+            images = self.batch // self.sets if self.sets > 1 else None
+            step = Step(self.walk, *place, images, steps, masks, bias, self.call.scale)
             body(step, *rest)
 
         return small.run_kernel(
@@ -247,12 +268,13 @@ def attention(
       q: queries.
       k: keys.
       v: values.
-      *rest: the biases of each head, if there are any, and `Walk.plan`.
+      *rest: the biases ``[S, N, R]`` of each set of images and head, if there are any, and
+        `Walk.plan`.
     """
-    launch = _Launch.of(call, walk, q)
+    rpb, plan = _split(walk, rest)
+    launch = _Launch.of(call, walk, q, rpb)
     if not launch.batch:
         return jnp.zeros((*q.shape[:3], v.shape[-1]), q.dtype), jnp.zeros(q.shape[:3])
-    rpb, plan = _split(walk, rest)
     k, v = _for_each_query_head(q, k, v)
     out, lse = launch.run(
         "natjax_tpu_large_forward",
@@ -295,8 +317,8 @@ def query_gradient(
         the log-sum-exp.
       *rest: as in `attention`.
     """
-    launch = _Launch.of(call, walk, q)
     rpb, plan = _split(walk, rest)
+    launch = _Launch.of(call, walk, q, rpb)
     if not launch.batch:
         return tuple(map(jnp.zeros_like, (q, *rpb)))
     statistics = packing.statistics(lse * LOG2_E, delta, launch.walk)
@@ -311,9 +333,9 @@ def query_gradient(
         [launch.sums, launch.per_head, launch.per_head],
         sums_batch=bool(rpb),
     )
-    heads, biases = q.shape[2], launch.walk.biases
-    drpb = [biases.gradient(x[:heads]) for x in dtable] if biases else []
-    return packing.from_map(dq, launch.walk, heads, q.shape[-1]), *drpb
+    heads = q.shape[2]
+    dq = packing.from_map(dq, launch.walk, heads, q.shape[-1])
+    return dq, *launch.bias_gradients(dtable, heads)
 
 
 def key_value_gradients(
@@ -328,11 +350,11 @@ def key_value_gradients(
     *rest: Array,
 ) -> tuple[Float[Array, "B T M D"], Float[Array, "B T M Dv"]]:
     """The gradients of keys and values; arguments as in `query_gradient`, with tiles of keys."""
-    launch = _Launch.of(call, walk, q)
+    rpb, plan = _split(walk, rest)
+    launch = _Launch.of(call, walk, q, rpb)
     if not launch.batch:
         return jnp.zeros_like(k), jnp.zeros_like(v)
 
-    rpb, plan = _split(walk, rest)
     statistics = packing.statistics(lse * LOG2_E, delta, launch.walk)
     keys = (launch.rows(x) for x in _for_each_query_head(q, k, v))
     # Gradients that are still to be summed over the queries of a group are not rounded.
@@ -354,7 +376,7 @@ def key_value_gradients(
 
 
 def _split(walk: Walk, rest: tuple[Array, ...]) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
-    """The biases of each head, if there are any; and the plan."""
+    """The biases of each set of images and head, if there are any; and the plan."""
     return rest[: walk.has_bias], rest[walk.has_bias :]
 
 
