@@ -71,12 +71,12 @@ class Step:
         """
         flags = self._field(1)
         pl.when(flags & IS_FIRST != 0)(begin)
-        masked, plain = (functools.partial(body, is_masked) for is_masked in (True, False))
-        if len(self.walk.masked) == 1:
-            (masked if True in self.walk.masked else plain)()
-        else:
-            pl.when(flags & IS_MASKED != 0)(masked)
-            pl.when(flags & IS_MASKED == 0)(plain)
+        for flag in sorted(self.walk.bodies - {0}):
+            turn = functools.partial(body, flag == IS_MASKED)
+            if len(self.walk.bodies) == 1:
+                turn()
+            else:
+                pl.when(flags & flag != 0)(turn)
         pl.when(flags & IS_LAST != 0)(end)
 
     def each_head(self, body: Callable[[Ints], None]) -> None:

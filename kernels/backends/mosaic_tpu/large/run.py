@@ -62,11 +62,12 @@ class _Launch:
 
     def rows(self, x: Array) -> Operand:
         """A map, of which a step has a tile."""
-        return packing.as_map(x, self.walk), self.rows_spec
+        return packing.as_map(x, self.walk, self.walk.rows), self.rows_spec
 
     def columns(self, x: Array) -> Operand:
         """A map, of which a step has a chunk."""
-        return packing.as_columns(packing.as_map(x, self.walk), self.walk), self.columns_spec
+        x = packing.as_map(x, self.walk, self.walk.others)
+        return packing.as_columns(x, self.walk), self.columns_spec
 
     def row_statistics(self, x: Array) -> Operand:
         """The map of statistics, of which a step has a tile."""
@@ -113,7 +114,8 @@ class _Launch:
     def map_result(self, dtype: Any) -> tuple[jax.ShapeDtypeStruct, pl.BlockSpec]:
         """A map of rows."""
         channels = self.blocks * self.walk.lanes
-        shape = (self.batch, self.walk.num_groups, *self.walk.positions, channels)
+        positions = self.walk.positions(self.walk.rows)
+        shape = (self.batch, self.walk.num_groups, *positions, channels)
         return jax.ShapeDtypeStruct(shape, dtype), self.rows_spec
 
     @property
@@ -256,8 +258,8 @@ def attention(
     call: KernelCall,
     walk: Walk,
     q: Float[Array, "B T N D"],
-    k: Float[Array, "B T M D"],
-    v: Float[Array, "B T M Dv"],
+    k: Float[Array, "B U M D"],
+    v: Float[Array, "B U M Dv"],
     *rest: Array,
 ) -> tuple[Float[Array, "B T N Dv"], Float[Array, "B T N"]]:
     """The output and its log-sum-exp.
@@ -296,8 +298,8 @@ def query_gradient(
     call: KernelCall,
     walk: Walk,
     q: Float[Array, "B T N D"],
-    k: Float[Array, "B T M D"],
-    v: Float[Array, "B T M Dv"],
+    k: Float[Array, "B U M D"],
+    v: Float[Array, "B U M Dv"],
     do: Float[Array, "B T N Dv"],
     lse: Float[Array, "B T N"],
     delta: Float[Array, "B T N"],
@@ -342,13 +344,13 @@ def key_value_gradients(
     call: KernelCall,
     walk: Walk,
     q: Float[Array, "B T N D"],
-    k: Float[Array, "B T M D"],
-    v: Float[Array, "B T M Dv"],
+    k: Float[Array, "B U M D"],
+    v: Float[Array, "B U M Dv"],
     do: Float[Array, "B T N Dv"],
     lse: Float[Array, "B T N"],
     delta: Float[Array, "B T N"],
     *rest: Array,
-) -> tuple[Float[Array, "B T M D"], Float[Array, "B T M Dv"]]:
+) -> tuple[Float[Array, "B U M D"], Float[Array, "B U M Dv"]]:
     """The gradients of keys and values; arguments as in `query_gradient`, with tiles of keys."""
     rpb, plan = _split(walk, rest)
     launch = _Launch.of(call, walk, q, rpb)
