@@ -22,6 +22,7 @@ from jaxtyping import Array, Float, Int
 
 from natjax.kernels.backends.mosaic_tpu.large.axis import AxisWalk
 from natjax.kernels.backends.mosaic_tpu.layout import LANES, SUBLANES, round_up
+from natjax.kernels.sharding.partitioning import align_varying
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,8 +150,9 @@ class BiasWalk:
     def gradient(self, table: Float[Array, "N kinds *entries width lanes"]) -> Float[Array, "N R"]:
         """The transpose of `table` with a factor of 1."""
         count = math.prod(2 * axis.window.kernel_size - 1 for axis in self.axes)
-        like = jax.ShapeDtypeStruct((table.shape[0], count), jnp.float32)
-        (gradient,) = jax.linear_transpose(lambda x: self.table(x, 1.0), like)(table)
+        # Of the same type as the table, of which devices may have different ones.
+        zeros, _ = align_varying(jnp.zeros((table.shape[0], count)), table)
+        (gradient,) = jax.vjp(lambda x: self.table(x, 1.0), zeros)[1](table)
         return gradient
 
 
