@@ -197,10 +197,32 @@ def test_tokens_split_over_devices(problem, axes, few_logits, mesh_of):
         assert_close(value_and_gradients(fused(problem, "mosaic_tpu"), arrays), expected)
 
 
+@pytest.mark.slow
+def test_a_circle_that_is_split_over_devices(few_logits, mesh_of):
+    """In parts, there are windows that go round."""
+    problem = BIAS(name="", shape=(4, 120), kernel_size=(3, 41), dilation=(1, 2), heads=2)
+    arrays = problem.arrays()
+
+    def circle(implementation):
+        options = {"is_periodic": (False, True), "stride": (1, 3), "return_lse": True}
+        options |= {"kernel_size": (3, 41), "dilation": (1, 2), "implementation": implementation}
+        return lambda arrays: natjax.na2d(**arrays, **options)
+
+    expected = value_and_gradients(circle("xla"), arrays)
+    with natjax.sharding.space(None, "x", mesh=mesh_of((4,), ("x",), AxisType.Auto)):
+        assert_close(value_and_gradients(circle("mosaic_tpu"), arrays), expected)
+
+
 SHARED = BIAS(name="shared", shape=(9, 18), kernel_size=(4, 7), batch=2, heads=2, head_dim=64)
 
 
-@pytest.mark.parametrize("split", [{}, {"batch": "y", "heads": "x"}], ids=["one", "several"])
+@pytest.mark.parametrize(
+    "split",
+    [
+        pytest.param({}, id="one-device", marks=pytest.mark.slow),
+        pytest.param({"batch": "y", "heads": "x"}, id="devices"),
+    ],
+)
 def test_vmapped_biases_take_one_kernel(split, few_logits, mesh_of, monkeypatch):
     """Each entry has a bias of its own, and so a gradient of it; also where devices share them."""
 
