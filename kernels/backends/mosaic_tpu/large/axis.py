@@ -41,11 +41,13 @@ def axis_pairs(window: AxisWindow, rows: Rows) -> AxisPairs:
     frame = axis_frame(window)
     exists = frame.exists("queries")
     spans = np.stack([np.where(exists, x, 0) for x in (frame.start, frame.end)], axis=1)
-    _, index, part_of = np.unique(spans, axis=0, return_index=True, return_inverse=True)
-    start, end = np.moveaxis(spans[index], 1, 0)
+    different = {x.tobytes(): x for x in spans}
+    numbers = {key: i for i, key in enumerate(different)}
+    part_of = np.array([numbers[x.tobytes()] for x in spans])
+    start, end = np.stack(list(different.values()), axis=1)
     if rows == "keys":
         start, end = _queries_of_keys(start, end, exists, frame.key_positions)
-    return AxisPairs(start, end, part_of.reshape(-1))
+    return AxisPairs(start, end, part_of)
 
 
 def _queries_of_keys(
