@@ -4,9 +4,9 @@
     python -m benchmarks.gpu.hopper boxes      # one of them, here
 
 Pallas' interpreter shows that indices, masks, sums and barriers are right. It does not know how
-boxes of tokens come out of im2col copies and how shared memory is swizzled, multiplies nothing that
-is in registers, and has no registers to hand from one warpgroup to another. So that comes first,
-each thing alone, and then whole kernels. A check that hangs is ended, and says so. Interpreted
+boxes of tokens come out of copies and how shared memory is swizzled, multiplies nothing that is in
+registers, and has no registers to hand from one warpgroup to another. So that comes first, each
+thing alone, and then whole kernels. A check that hangs is ended, and says so. Interpreted
 (NATJAX_INTERPRET=1), the same checks show that they are right themselves.
 """
 
@@ -84,12 +84,11 @@ def copied_chunks(program: Program, x: jax.Array) -> jax.Array:
         head = jnp.int32(program.heads - 1)
         place = program.place(tile, head, jnp.int32(0))
         chunk = program.chunk(place, (jnp.int32(0),) * 3)
-        copies.fetch_columns(
-            program, source, memory.at[0], arrived, place, chunk, head, program.heads
-        )
+        first = program.tokens(memory, program.column_lines).at(0)
+        copies.fetch_columns(program, source, first, arrived, place, chunk, head, program.heads)
         plgpu.barrier_wait(arrived)
         for part in program.parts:
-            plgpu.copy_smem_to_gmem(memory.at[0, part], out.at[tile, part])
+            plgpu.copy_smem_to_gmem(first.flat.at[part], out.at[tile, part])
         plgpu.wait_smem_to_gmem(0)
 
     scratch = [program.columns_memory(), plgpu.Barrier(num_arrivals=program.column_copies)]
@@ -113,6 +112,26 @@ def expected_chunks(program: Program, x: np.ndarray) -> np.ndarray:
         parts = box.reshape(-1, len(program.parts), program.elements)
         tiles.append(parts.transpose(1, 0, 2))
     return np.stack(tiles)
+
+
+def copied_rows(program: Program, x: jax.Array) -> jax.Array:
+    """What is left of tokens that all tiles fetch as rows and store again: all of them.
+
+    Args:
+      program: what the copies are of.
+      x: lines of tokens of one image.
+    """
+
+    def body(source: Any, out: Any, memory: Any, arrived: Any) -> None:
+        place, first = program.place_of_block(program.heads), jnp.int32(0)
+        rows = program.tokens(memory, program.fetched_lines).at(0)
+        copies.fetch_rows(program, source, rows, arrived, place, program.heads, first)
+        plgpu.barrier_wait(arrived)
+        copies.store_rows(program, rows, out, place, program.heads, first)
+
+    scratch = [program.rows_memory(1), plgpu.Barrier(num_arrivals=program.row_copies)]
+    blocks = program.heads * program.layout.blocks.num_tiles
+    return _run(body, jax.ShapeDtypeStruct(x.shape, x.dtype), blocks, scratch, program)(x)
 
 
 def copied_scalars(program: Program, x: jax.Array) -> jax.Array:
@@ -147,12 +166,13 @@ def weighted_sum(program: Program, weights: jax.Array, x: jax.Array) -> jax.Arra
     """Weights ``[64, columns]`` times ``[columns, width]``, by `program.accumulate`."""
 
     def body(given: Any, source: Any, out: Any, memory: Any, arrived: Any, left: Any) -> None:
+        flat = program.tokens(memory, program.column_lines).flat.at[0]
         for part in program.parts:
             channels = pl.ds(part * program.elements, program.elements)
-            plgpu.copy_gmem_to_smem(source.at[:, channels], memory.at[0, part], arrived)
+            plgpu.copy_gmem_to_smem(source.at[:, channels], flat.at[part], arrived)
         plgpu.barrier_wait(arrived)
         own = plgpu.load(given.at[:, :], layout=BLOCK, optimized=False)
-        sums = registers.accumulate(program, registers.zeros(program), own, memory.at[0], left)
+        sums = registers.accumulate(program, registers.zeros(program), own, flat, left)
         for part, result in enumerate(sums):
             plgpu.store(out.at[part, :, :], result, optimized=False)
 
@@ -210,6 +230,15 @@ def check_copies(config: settings, problem: Problem = _SMALL) -> tuple[float, fl
     lines = program.layout.lines(x.reshape(1, -1, *x.shape[-2:]))
     actual = np.asarray(copied_chunks(program, lines), np.float32)
     return _error(actual, expected_chunks(program, np.asarray(x[0], np.float32))), 0.0
+
+
+def check_rows(problem: Problem, config: settings = _ONE) -> tuple[float, float]:
+    """Rows that are copied in and out again are what they were."""
+    program = program_of(problem, config)
+    x = problem.arrays(dtype="bfloat16")["query"]
+    x = x.reshape(1, -1, *x.shape[-2:])
+    copied = copied_rows(program, program.layout.lines(x))
+    return _error(program.layout.tokens(copied, program.heads), x), 0.0
 
 
 def check_scalars(problem: Problem) -> tuple[float, float]:
@@ -333,10 +362,16 @@ _HALVES = Problem(
     rpb=False,
 )
 CHECKS: dict[str, Callable[[], tuple[float, float]]] = {
-    # Copies of lines, which know nothing of im2col, then of boxes: bytes, and their swizzle.
+    # Copies of lines, then of boxes, which have the shared memory of products under another shape:
+    # bytes, and their swizzle.
     "lines": functools.partial(check_copies, dataclasses.replace(_ONE, boxes=False)),
     "boxes": functools.partial(check_copies, _ONE),
     "boxes-of-parts": functools.partial(check_copies, _ONE, _WIDE),
+    "rows": functools.partial(check_rows, _SMALL),
+    "rows-of-parts": functools.partial(check_rows, _WIDE),
+    "rows-by-line": functools.partial(check_rows, _DILATED),
+    # Tiles that the map has no room for: fetched as boxes, stored by lines.
+    "rows-past-the-end": functools.partial(check_rows, dataclasses.replace(_SMALL, shape=(20, 32))),
     # Numbers of columns, as boxes of three axes that are swizzled in no way.
     "scalars": functools.partial(check_scalars, _SMALL),
     "scalars-of-groups": functools.partial(check_scalars, _DILATED),

@@ -48,9 +48,8 @@ class KernelConfig:
       chunk: columns of a block along each token axis, powers of two, 32 to 256 in all, and a
         multiple of 8 along the last axis.
       num_stages: chunks in the ring, from 1 to 8.
-      boxes: whether a box of columns is one copy, as im2col takes them, where nothing is dilated
-        along the last two axes; otherwise, and where kernels are interpreted, it is one copy a
-        line.
+      boxes: whether lines of tokens that follow one another are one copy; otherwise, and where
+        kernels are interpreted, each is one.
       images: that a block of threads works on, one after the other, where there is a table of what
         is added to logits, whose blocks it then keeps in shared memory: 1 to 64; fewer where there
         would be too few blocks of threads.
