@@ -104,7 +104,8 @@ class Statics:
       kinds: of tiles, where there is a table.
       is_per_head: whether each head has a table.
       is_long: whether the entries of an image need 64-bit numbers.
-      precision: of float32 products, as Triton names it.
+      precision: of products of float32 numbers, as Triton names it.
+      is_threefold: whether each such product is made of three.
       stages: chunks in flight; images, where a kernel loops over those.
       is_unrolled: whether all chunks of a slab are in registers at once.
       looks_for_nan: whether a program repeats its softmax with care where a key is nan.
@@ -142,6 +143,7 @@ class Statics:
     is_per_head: bool
     is_long: bool
     precision: str
+    is_threefold: bool
     stages: int
     is_unrolled: bool
     looks_for_nan: bool
@@ -220,7 +222,8 @@ def statics_of(
         kinds=table[1] if table else 0,
         is_per_head=table is not None and table[0] > 1,
         is_long=blocks.num_tokens * heads * max(width, value_width) >= 2**31,
-        precision="tf32" if call.tf32 else "ieee",
+        precision="ieee" if call.spec.products == "float32" else "tf32",
+        is_threefold=call.spec.products == "tf32x3",
         stages=call.config(kernel).num_stages,
         is_unrolled=not skips and call.config(kernel).holds_slab(kernel, call.spec),
         looks_for_nan=table is not None,

@@ -19,6 +19,14 @@ from natjax.kernels.plan.blocks import Tile
 from natjax.kernels.plan.pattern import HIDDEN
 from natjax.kernels.spec import Kernel, KernelCall
 
+# How a product is asked for: HIGH is TF32.
+_PRECISIONS = {
+    None: None,
+    "float32": jax.lax.Precision.HIGHEST,
+    "tf32x3": jax.lax.Precision.HIGH,
+    "tf32": jax.lax.Precision.HIGH,
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class Program:
@@ -46,10 +54,12 @@ class Program:
 
     def dot(self, a: Array, b: Array, *, transpose: bool = False) -> Array:
         """``a @ b``, or ``a @ b.T``, in float32."""
-        precision = None
-        if a.dtype == jnp.float32:
-            precision = jax.lax.Precision.HIGH if self.call.tf32 else jax.lax.Precision.HIGHEST
-        return plgpu.dot(a, b, trans_b=transpose, precision=precision)
+        products = self.call.spec.products
+        dot = functools.partial(plgpu.dot, trans_b=transpose, precision=_PRECISIONS[products])
+        if products != "tf32x3":
+            return dot(a, b)
+        (a_large, a_small), (b_large, b_small) = halves(a), halves(b)
+        return dot(a_small, b_large) + dot(a_large, b_small) + dot(a_large, b_large)
 
     def exp2(self, x: Array) -> Array:
         """Two to the power of float32 values; below 2**-126 it is 0.
@@ -70,6 +80,16 @@ class Program:
     def seen(self, rows: Tokens, columns: Tokens) -> Array:
         """Which rows and columns see one another."""
         return self.tile.is_neighbor(rows.positions, columns.positions)
+
+
+def halves(x: Array) -> tuple[Array, Array]:
+    """The nearest TF32 to each float32 number, and what is left of it.
+
+    TF32 has 13 bits less. What is left has one bit more than TF32, which tensor cores cut off.
+    """
+    bits = jax.lax.bitcast_convert_type(x, jnp.int32)
+    large = jax.lax.bitcast_convert_type((bits + 0x1000) & ~0x1FFF, jnp.float32)
+    return large, x - large
 
 
 @dataclasses.dataclass(frozen=True)
