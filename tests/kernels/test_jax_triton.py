@@ -167,6 +167,21 @@ def test_chunks_that_a_tile_does_not_meet_may_be_skipped(skips, problem, blocks,
     assert_close(actual, run(problem, arrays, "reference"))
 
 
+@pytest.mark.parametrize(
+    ("setting", "bounds"), [(None, (0, 1e-6)), ("highest", (0, 1e-6)), ("high", (1e-4, 1e-2))]
+)
+def test_float32_products_are_as_accurate_as_asked(setting, bounds, x64):
+    """The interpreter rounds to TF32 as tensor cores do."""
+    problem = Problem(name="precise", shape=(19,), kernel_size=(7,), head_dim=32)
+    arrays = problem.arrays()
+    exact, _ = fused(problem, "reference")({k: v.astype("float64") for k, v in arrays.items()})
+    config = KernelConfig((16,), (16,), num_warps=1)
+    with settings.using(dict.fromkeys(KERNELS, config)), jax.default_matmul_precision(setting):
+        out, _ = fused(problem, "jax_triton")(arrays)
+    error = np.abs(np.asarray(out, np.float64) - exact).max() / np.abs(exact).max()
+    assert bounds[0] <= error <= bounds[1]
+
+
 def test_bfloat16_is_multiplied_as_numbers():
     """Triton's own interpreter multiplies the bits, without a word."""
     problem = Problem(name="low", shape=(9,), kernel_size=(3,), head_dim=16)

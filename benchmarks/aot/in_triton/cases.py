@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from benchmarks.aot import cases
 from benchmarks.aot.cases import Case
+from natjax.kernels import checks
 from natjax.kernels.backends.jax_triton.config import KernelConfig
 from natjax.kernels.spec import CallSpec, Kernel
 from natjax.kernels.tuning.problems import Problem
@@ -64,7 +65,14 @@ def kernels_of(problem: Problem, dtype: str) -> Iterator[Kernel]:
 def sums_bias(problem: Problem, dtype: str) -> bool:
     """Whether the kernel "dquery" also sums the gradient of the bias."""
     value_dim = problem.value_dim or problem.head_dim
-    spec = CallSpec(problem.neighborhood, problem.head_dim, value_dim, dtype, problem.rpb)
+    spec = CallSpec(
+        problem.neighborhood,
+        problem.head_dim,
+        value_dim,
+        dtype,
+        problem.rpb,
+        checks.float32_products(),
+    )
     return problem.rpb and KernelConfig.suggest("dquery", spec).sums_bias(spec)
 
 

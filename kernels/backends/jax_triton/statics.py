@@ -6,7 +6,11 @@ import dataclasses
 import itertools
 
 from natjax.kernels.autodiff import LOG2_E
-from natjax.kernels.backends.triton_common.config import padded_head_dim, skips_chunks
+from natjax.kernels.backends.triton_common.config import (
+    multiplies_by_thirds,
+    padded_head_dim,
+    skips_chunks,
+)
 from natjax.kernels.neighborhood import AxisWindow
 from natjax.kernels.plan.blocks import AxisBlocks, axis_blocks
 from natjax.kernels.spec import Kernel, KernelCall, rows_of
@@ -222,8 +226,8 @@ def statics_of(
         kinds=table[1] if table else 0,
         is_per_head=table is not None and table[0] > 1,
         is_long=blocks.num_tokens * heads * max(width, value_width) >= 2**31,
-        precision="ieee" if call.spec.products == "float32" else "tf32",
-        is_threefold=call.spec.products == "tf32x3",
+        precision="tf32" if call.spec.products == "tf32" else "ieee",
+        is_threefold=multiplies_by_thirds(call.spec),
         stages=call.config(kernel).num_stages,
         is_unrolled=not skips and call.config(kernel).holds_slab(kernel, call.spec),
         looks_for_nan=table is not None,

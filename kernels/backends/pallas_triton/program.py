@@ -14,18 +14,17 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array
 
-from natjax.kernels.backends.triton_common.config import padded_head_dim, skips_chunks
+from natjax.kernels.backends.triton_common.config import (
+    multiplies_by_thirds,
+    padded_head_dim,
+    skips_chunks,
+)
 from natjax.kernels.plan.blocks import Tile
 from natjax.kernels.plan.pattern import HIDDEN
-from natjax.kernels.spec import Kernel, KernelCall
+from natjax.kernels.spec import CallSpec, Kernel, KernelCall
 
-# How a product is asked for: HIGH is TF32.
-_PRECISIONS = {
-    None: None,
-    "float32": jax.lax.Precision.HIGHEST,
-    "tf32x3": jax.lax.Precision.HIGH,
-    "tf32": jax.lax.Precision.HIGH,
-}
+# The widest heads whose float32 products are made of three of TF32: wider ones spill.
+_WIDEST_BY_THIRDS = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,12 +53,14 @@ class Program:
 
     def dot(self, a: Array, b: Array, *, transpose: bool = False) -> Array:
         """``a @ b``, or ``a @ b.T``, in float32."""
-        products = self.call.spec.products
-        dot = functools.partial(plgpu.dot, trans_b=transpose, precision=_PRECISIONS[products])
-        if products != "tf32x3":
-            return dot(a, b)
-        (a_large, a_small), (b_large, b_small) = halves(a), halves(b)
-        return dot(a_small, b_large) + dot(a_large, b_small) + dot(a_large, b_large)
+        spec = self.call.spec
+        tf32, float32 = jax.lax.Precision.HIGH, jax.lax.Precision.HIGHEST
+        if by_thirds(spec):
+            dot = functools.partial(plgpu.dot, trans_b=transpose, precision=tf32)
+            (a_large, a_small), (b_large, b_small) = halves(a), halves(b)
+            return dot(a_small, b_large) + dot(a_large, b_small) + dot(a_large, b_large)
+        precision = float32 if spec.products in ("float32", "tf32x3") else tf32
+        return plgpu.dot(a, b, trans_b=transpose, precision=precision)
 
     def exp2(self, x: Array) -> Array:
         """Two to the power of float32 values; below 2**-126 it is 0.
@@ -80,6 +81,11 @@ class Program:
     def seen(self, rows: Tokens, columns: Tokens) -> Array:
         """Which rows and columns see one another."""
         return self.tile.is_neighbor(rows.positions, columns.positions)
+
+
+def by_thirds(spec: CallSpec) -> bool:
+    """Whether products of float32 numbers are made of three of TF32; see `multiplies_by_thirds`."""
+    return multiplies_by_thirds(spec, _WIDEST_BY_THIRDS)
 
 
 def halves(x: Array) -> tuple[Array, Array]:

@@ -318,9 +318,11 @@ def product(a, b, acc, s: tl.constexpr):
     if s.is_threefold:
         a_large, a_small = halves(a)
         b_large, b_small = halves(b)
-        acc = tl.dot(a_small, b_large, acc, input_precision="tf32")
-        acc = tl.dot(a_large, b_small, acc, input_precision="tf32")
-        acc = tl.dot(a_large, b_large, acc, input_precision="tf32")
+        part = tl.dot(a_small, b_large, input_precision="tf32")
+        part = tl.dot(a_large, b_small, part, input_precision="tf32")
+        part = tl.dot(a_large, b_large, part, input_precision="tf32")
+        # Tensor cores round sums towards zero, which over thousands of columns would show.
+        acc += part
     else:
         acc = tl.dot(a, b, acc, input_precision=s.precision)
     return acc
@@ -345,9 +347,9 @@ def halves(x):
 def product_of_block(block, b, acc, s: tl.constexpr):
     """``acc + block @ b`` in float32; ``b`` has the rows of `summed_columns_of`.
 
-    Threads have a block as products of tensor cores leave it, two neighboring columns each, and TF32
-    products want of their left operand each fourth. It is all the same in which order columns are
-    summed over, so they are taken to be in another one, for which nothing need be moved.
+    Threads have a block as products of tensor cores leave it, two neighboring columns each, and
+    products of TF32 want every fourth of their left operand. A sum over columns may take them in
+    any order, so they are taken in one for which nothing need be moved between threads.
     """
     if s.is_threefold:
         pairs = block.reshape(s.rows, s.columns // 8, 4, 2)
