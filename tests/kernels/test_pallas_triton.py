@@ -1,5 +1,6 @@
 """What is particular to the kernels for GPUs: blocks of every size, refusals, derivatives."""
 
+import dataclasses
 import functools
 import importlib
 import types
