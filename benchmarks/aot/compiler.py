@@ -68,11 +68,11 @@ def compile_case(case: Case) -> dict[str, Any]:
             return row | {"error": str(error).splitlines()[0][:200]}
         # Once more, for the figures.
         figures, text = _compile(kernel, operands, chip, {})
-    return row | figures | _done_in_loop(case, config, by_thirds(spec), text)
+    return row | figures | _done_in_loop(case, spec, config, "tcgen05" in figures["matrix"], text)
 
 
 def _done_in_loop(
-    case: Case, config: KernelConfig, is_by_thirds: bool, text: str
+    case: Case, spec: CallSpec, config: KernelConfig, is_tcgen05: bool, text: str
 ) -> dict[str, Any]:
     """Exponentials and products of a kernel's main loop, each with what its blocks need."""
     if (loop := sass.main_loop(text)) is None:
@@ -83,7 +83,8 @@ def _done_in_loop(
         math.prod(config.chunk),
         padded_head_dim(case.problem.head_dim),
         config.num_warps,
-        times=3 if is_by_thirds else 1,
+        times=3 if by_thirds(spec) else 1,
+        is_tcgen05=is_tcgen05,
     )
     return {
         "loop": loop.instructions,

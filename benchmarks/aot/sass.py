@@ -95,6 +95,7 @@ def needed(
     *,
     is_online: bool = True,
     times: int = 1,
+    is_tcgen05: bool = False,
 ) -> tuple[float, float]:
     """Exponentials of a thread, and multiply-adds of a warp, that a chunk takes at least.
 
@@ -106,11 +107,14 @@ def needed(
       warps: that share the block.
       is_online: whether a softmax goes chunk by chunk, and rescales what came before.
       times: products that each product of the block is made of.
+      is_tcgen05: whether products are Blackwell's, of which threads have a part of four rows in 32.
     """
     entries = rows * columns / (32 * warps)
     # Each thread has a part of two rows in sixteen, and rescales their sums and accumulators, which
-    # may be laid out differently.
-    rescaled = rows / (4 * warps) if kernel == "forward" and is_online else 0
+    # may be laid out differently. Warps that share the columns of sixteen rows rescale them all.
+    rescaled = rows / (4 * min(warps, rows // 16)) if kernel == "forward" and is_online else 0
+    if is_tcgen05:
+        rescaled *= 2
     has_weights = kernel in ("forward", "dquery", "dkeyvalue", "dbias")
     exponentials = entries + rescaled if has_weights else 0
     return exponentials, times * PRODUCTS[kernel] * rows * columns * width / warps

@@ -112,6 +112,9 @@ _FOUR_WARPS = 32 * 96
 # have more than so many sums, 64 a thread.
 _ENTRIES_OF_WARP = 32 * 4
 _SUMS_OF_WARP = 32 * 64
+# For 16 rows of heads wider than 128: what has room for their sums, and repeats the least; 4 of the
+# kernels that are not here.
+_WARPS_OF_WIDE: dict[Kernel, int] = {"forward": 2, "dquery": 2, "dbias": 1}
 # What a warp has of the width of heads where these products are made of three of TF32.
 _WIDTH_OF_WARP = 64
 
@@ -233,7 +236,7 @@ def budget(kernel: Kernel, spec: CallSpec) -> tuple[int, int]:
     if width > 256:
         return 16, 16
     if width > 128:
-        return (16, 32) if kernel == "dquery" and spec.dtype == "float32" else (32, 32)
+        return (16, 16) if kernel == "dquery" else (32, 32)
     if kernel in ("forward", "dquery") and spec.dtype != "float32":
         return (128, 64) if kernel == "forward" or width <= 64 else (64, 64)
     return (64, 64) if width <= 64 else (64, 32)
@@ -255,8 +258,10 @@ def warps(kernel: Kernel, rows: int, columns: int, spec: CallSpec) -> int:
         wanted = 8 if 2 * entries >= _EIGHT_WARPS else 4 if entries >= _FOUR_WARPS else 1
         summing = accumulators * rows * _width(spec) // _SUMS_OF_WARP
         return min(wanted, max(rows * columns // _ENTRIES_OF_WARP, summing))
+    if _width(spec) > 128:
+        return _WARPS_OF_WIDE.get(kernel, 4) * rows // 16
     if entries >= _EIGHT_WARPS:
-        return 8 if _width(spec) > 128 else min(8, rows // 16)
+        return min(8, rows // 16)
     wanted = 4 if entries >= _FOUR_WARPS else 2 if rows >= 32 else 1
     return min(wanted, rows // 16)
 
