@@ -92,6 +92,18 @@ def test_a_slab_may_be_in_registers_at_once(shares, monkeypatch):
     assert_close(actual, run(problem, arrays, "reference"))
 
 
+def test_wide_heads_have_a_loop_of_rounds_that_ptxas_does_not_know():
+    """As many as there are chunks in a slab, whatever is met of the first."""
+    problem = Problem(name="wide", shape=(40,), kernel_size=(7,), head_dim=128)
+    arrays = problem.arrays()
+    config = KernelConfig((16,), (16,), num_warps=1)
+    blocks = blocks_of("dkeyvalue", config, problem.neighborhood)
+    assert blocks.num_chunks > 1
+    with settings.using(dict.fromkeys(KERNELS, config)):
+        actual = run(problem, arrays, "jax_triton")
+    assert_close(actual, run(problem, arrays, "reference"))
+
+
 def test_without_a_bias_a_slab_may_be_in_registers_at_once():
     problem = Problem(name="2d", shape=(9, 8), kernel_size=(5, 3), head_dim=16, rpb=False)
     arrays = problem.arrays()

@@ -94,6 +94,7 @@ class Statics:
       rows_exist: whether every row of every tile is a token.
       columns_exist: whether every column of every chunk is one.
       skips_chunks: whether programs look up which chunks of their slab their tile meets.
+      keeps_loop: whether ptxas must not write out the rounds of a loop over all chunks.
       heads: of queries.
       kv_heads: of keys and values.
       groups: query heads for each key head.
@@ -132,6 +133,7 @@ class Statics:
     rows_exist: bool
     columns_exist: bool
     skips_chunks: bool
+    keeps_loop: bool
     heads: int
     kv_heads: int
     groups: int
@@ -168,6 +170,9 @@ def _shifts(t: Axis, h: Axis, w: Axis) -> tuple[int, ...]:
     return tuple(map(sum, itertools.product(*along)))
 
 
+# From which head size on ptxas, which then has all registers in use, spills in "dkeyvalue" where it
+# writes out a loop of few rounds, on an A100 and Ada.
+_SPILLS_WRITTEN_OUT = 128
 _ONE_TOKEN = AxisWindow(length=1, kernel_size=1)
 
 
@@ -212,6 +217,7 @@ def statics_of(
         rows_exist=t.rows_exist and h.rows_exist and w.rows_exist,
         columns_exist=t.columns_exist and h.columns_exist and w.columns_exist,
         skips_chunks=skips,
+        keeps_loop=kernel == "dkeyvalue" and max(width, value_width) >= _SPILLS_WRITTEN_OUT,
         heads=heads,
         kv_heads=kv_heads,
         groups=max(1, heads // kv_heads),

@@ -162,7 +162,11 @@ def reach_of(reach_ptr, tile, s: tl.constexpr):
         # What loops carry must not be a constant, even where they leave it alone.
         zero = tl.full((), 0, tl.int32)
         counts = (s.t.num_chunks, s.h.num_chunks, s.w.num_chunks)
-        result = (zero, zero, zero), counts, s.chunks
+        rounds = s.chunks
+        if s.keeps_loop:
+            # The same, since no chunk that is met first comes after the last; ptxas cannot know.
+            rounds = tl.maximum(rounds, tl.load(reach_ptr))
+        result = (zero, zero, zero), counts, rounds
     return result
 
 
