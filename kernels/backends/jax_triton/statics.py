@@ -233,7 +233,7 @@ def statics_of(
         is_per_head=table is not None and table[0] > 1,
         is_long=blocks.num_tokens * heads * max(width, value_width) >= 2**31,
         precision="tf32" if call.spec.products == "tf32" else "ieee",
-        is_threefold=multiplies_by_thirds(call.spec),
+        is_threefold=multiplies_by_thirds(kernel, call.spec),
         stages=call.config(kernel).num_stages,
         is_unrolled=not skips and call.config(kernel).holds_slab(kernel, call.spec),
         looks_for_nan=table is not None,

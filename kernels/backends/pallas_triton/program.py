@@ -14,11 +14,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array
 
-from natjax.kernels.backends.triton_common.config import (
-    multiplies_by_thirds,
-    padded_head_dim,
-    skips_chunks,
-)
+from natjax.kernels.backends.triton_common.config import padded_head_dim, skips_chunks
 from natjax.kernels.plan.blocks import Tile
 from natjax.kernels.plan.pattern import HIDDEN
 from natjax.kernels.spec import CallSpec, Kernel, KernelCall
@@ -84,8 +80,9 @@ class Program:
 
 
 def by_thirds(spec: CallSpec) -> bool:
-    """Whether products of float32 numbers are made of three of TF32; see `multiplies_by_thirds`."""
-    return multiplies_by_thirds(spec, _WIDEST_BY_THIRDS)
+    """Whether products of float32 numbers are made of three of TF32, which tensor cores do."""
+    width = padded_head_dim(max(spec.head_dim, spec.value_dim))
+    return spec.products == "tf32x3" and width <= _WIDEST_BY_THIRDS
 
 
 def halves(x: Array) -> tuple[Array, Array]:

@@ -83,13 +83,13 @@ def padded_head_dim(size: int) -> int:
     return max(16, 1 << (size - 1).bit_length())
 
 
-def multiplies_by_thirds(spec: CallSpec, widest: int = 128) -> bool:
-    """Whether products of float32 numbers are made of three of TF32, which tensor cores do.
+def multiplies_by_thirds(kernel: Kernel, spec: CallSpec) -> bool:
+    """Whether a kernel makes products of float32 numbers of three of TF32, for tensor cores.
 
     Where heads are wider, registers have no room for both halves of rows and sums. Then products
     are those of float32 itself, which are no less exact.
     """
-    return spec.products == "tf32x3" and _width(spec) <= widest
+    return spec.products == "tf32x3" and _width(spec) <= _WIDEST_BY_THIRDS.get(kernel, 128)
 
 
 def _is_power_of_two(x: Any) -> bool:
@@ -115,7 +115,9 @@ _SUMS_OF_WARP = 32 * 64
 # For 16 rows of heads wider than 128: what has room for their sums, and repeats the least; 4 of the
 # kernels that are not here.
 _WARPS_OF_WIDE: dict[Kernel, int] = {"forward": 2, "dquery": 2, "dbias": 1}
-# What a warp has of the width of heads where these products are made of three of TF32.
+# The widest heads whose products of float32 are made of three of TF32, where those are not of 128;
+# and what a warp has of their width.
+_WIDEST_BY_THIRDS: dict[Kernel, int] = {"dbias": 64}
 _WIDTH_OF_WARP = 64
 
 
@@ -153,7 +155,7 @@ def _costs(
     walked = np.minimum(whole, skipping)
     overhead = _REDUCE + _RESCALE * _width(spec)
     of_entry = 1.0
-    if multiplies_by_thirds(spec):
+    if multiplies_by_thirds(kernel, spec):
         of_entry += _BY_THIRDS * PRODUCTS[kernel] * _width(spec)
     elif spec.dtype == "float32":
         of_entry += _MULTIPLY_ADD * PRODUCTS[kernel] * _width(spec)
@@ -228,7 +230,7 @@ def budget(kernel: Kernel, spec: CallSpec) -> tuple[int, int]:
     of results. What each choice takes of an A100, H100 and B200, where none spills, is in
     benchmarks/results/aot.md.
     """
-    if multiplies_by_thirds(spec):
+    if multiplies_by_thirds(kernel, spec):
         if _width(spec) > _WIDTH_OF_WARP:
             return 16, 16
         return 64, 16 if kernel == "dkeyvalue" and _width(spec) > 32 else 32
@@ -250,7 +252,7 @@ def warps(kernel: Kernel, rows: int, columns: int, spec: CallSpec) -> int:
     float32 are not done there; of those a thread should have several entries, or it loads as much
     as it multiplies.
     """
-    if multiplies_by_thirds(spec):
+    if multiplies_by_thirds(kernel, spec):
         return max(1, _width(spec) // _WIDTH_OF_WARP) * max(1, rows // 16)
     entries = _entries(kernel, rows, columns, spec)
     if spec.dtype == "float32":
