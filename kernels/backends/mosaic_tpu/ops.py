@@ -105,7 +105,6 @@ def call_of(
         groups=query.shape[-2] // key.shape[-2],
         interpret=device.is_interpreted(),
         splits=True,
-        tf32=False,
         settings=(),
         with_table=frozenset(),
         placement=placement_of(query),
