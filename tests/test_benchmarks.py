@@ -540,12 +540,20 @@ def test_what_a_loop_does_is_counted():
     assert sass.main_loop("/*0000*/ EXIT ;") is None
 
 
+def test_products_of_tf32_are_half_as_deep():
+    code = MACHINE_CODE.replace("HMMA.16816.F32.BF16", "HMMA.1688.F32.TF32")
+    code = code.replace("HGMMA.64x32x16.F32.BF16", "HGMMA.64x32x8.F32.TF32")
+    assert sass.main_loop(code) == sass.Loop(4, 1, 16 * 8 * 8 + 64 * 32 * 8 // 4)
+    once, three = (sass.needed("forward", 16, 16, 32, 1, times=times) for times in (1, 3))
+    assert three == (once[0], 3 * once[1])
+
+
 def test_work_that_warps_repeat_fails():
     """Four warps on 32 rows do everything twice, and two warps once."""
     exponentials, products = sass.needed("forward", 32, 32, 32, 4)
     row = {"spill": 0, "exponentials": [18, exponentials], "products": [2 * products, products]}
     assert (
-        "does 18 exponentials in its loop, where 10 are needed" in aot.failed({"a": row}, {})["a"]
+        "does 18 exponentials in its loop, where 12 are needed" in aot.failed({"a": row}, {})["a"]
     )
     assert not aot.failed({"a": row}, {"a": row})
     exponentials, products = sass.needed("forward", 32, 32, 32, 2)

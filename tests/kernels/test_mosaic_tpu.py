@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from calls import assert_close, fused, unfused, value_and_gradients
+from calls import assert_close, assert_reads_what_was_written, fused, unfused, value_and_gradients
 from edges import named
 from hypothesis import given
 from hypothesis import strategies as st
@@ -59,19 +59,7 @@ WHOLE = Problem(name="whole", shape=(14, 20), kernel_size=(7, 9), batch=2, heads
 )
 @pytest.mark.parametrize("function", [fused, unfused])
 def test_nothing_is_read_that_nobody_wrote(function, problem, dtype, strict):
-    from jax._src.pallas.mosaic.interpret import interpret_pallas_call
-
-    arrays = problem.arrays(dtype=dtype)
-    exact = {name: x.astype(jnp.float32) for name, x in arrays.items()}
-    expected = value_and_gradients(function(problem, "reference"), exact)
-    actual = value_and_gradients(function(problem, "mosaic_tpu"), arrays)
-    assert not interpret_pallas_call.races.races_found
-    if dtype == "float32":
-        assert_close(actual, expected)
-        return
-    for x, y in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
-        error = np.abs(np.asarray(x, np.float32) - y).max() / np.abs(y).max()
-        assert error < 2**-6
+    assert_reads_what_was_written(function, problem, dtype)
 
 
 @pytest.mark.parametrize(

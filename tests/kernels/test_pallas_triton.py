@@ -1,5 +1,6 @@
 """What is particular to the kernels for GPUs: blocks of every size, refusals, derivatives."""
 
+import dataclasses
 import functools
 import importlib
 import types
@@ -303,17 +304,28 @@ def test_none_takes_it_where_it_runs():
     assert registry.names()[:2] == ("jax_triton", "pallas_triton")
 
 
-@pytest.mark.parametrize("setting", [None, "highest", "tensorfloat32", "high"])
-def test_float32_products_are_exact_unless_asked(setting, monkeypatch):
+@pytest.mark.parametrize(
+    ("setting", "head_dim", "precision", "products"),
+    [
+        (None, 16, "HIGH", 6),
+        (None, 65, "HIGHEST", 2),
+        ("highest", 16, "HIGHEST", 2),
+        ("tensorfloat32", 16, "HIGH", 2),
+        ("high", 16, "HIGH", 2),
+    ],
+)
+def test_float32_products_are_as_accurate_as_asked(
+    setting, head_dim, precision, products, monkeypatch
+):
     # The kernels alone, without the branch in plain JAX that programs have for other platforms.
     monkeypatch.setenv("NATJAX_INTERPRET", "1")
-    problem = named("1d")
+    problem = dataclasses.replace(named("1d"), head_dim=head_dim)
     arrays = problem.arrays()
     with jax.default_matmul_precision(setting):
         jaxpr = str(jax.make_jaxpr(fused(problem, "pallas_triton"))(arrays))
-    expected = "HIGH" if setting in ("tensorfloat32", "high") else "HIGHEST"
     found = {word for word in ("HIGHEST", "HIGH") if f"Precision.{word}," in jaxpr}
-    assert found == {expected}
+    assert found == {precision}
+    assert jaxpr.count("dot_general") == products
 
 
 @pytest.mark.oldest
