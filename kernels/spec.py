@@ -162,7 +162,7 @@ class KernelBackend(Protocol):
         ...
 
     def launch(self, kernel: Kernel, call: KernelCall, *arrays: jax.Array) -> tuple[jax.Array, ...]:
-        """Run a kernel; `natjax.kernels.autodiff` has what each takes and returns."""
+        """Run a kernel; `natjax.kernels.kernel_ops` has what each takes and returns."""
         ...
 
 

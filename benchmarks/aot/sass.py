@@ -11,6 +11,7 @@ _LABEL = re.compile(r"^(\.L_x_\d+):")
 _INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(.*?);")
 _BRANCH = re.compile(r"\bBRA\b.*`\((\.L_x_\d+)\)")
 _EXPONENTIAL = re.compile(r"\bMUFU\.EX2\b")
+_COPY = re.compile(r"\bUTMALDG\b")
 _SPILL = re.compile(r"\b(?:LDL|STL)\b")
 # Products of 16 x 8 x 16 entries a warp, and of 64 x N x 16 four warps, or half as many of TF32;
 # Blackwell's are started by one thread and are not counted.
@@ -27,12 +28,21 @@ class Loop:
       exponentials: among them.
       products: multiply-adds of its matrix products.
       spills: loads and stores of registers that are spilled.
+      copies: of boxes into shared memory.
     """
 
     instructions: int
     exponentials: int
     products: int
     spills: int = 0
+    copies: int = 0
+
+    def __sub__(self, other: Loop) -> Loop:
+        """What is not in a part."""
+        return Loop(*(getattr(self, x.name) - getattr(other, x.name) for x in _FIELDS))
+
+
+_FIELDS = dataclasses.fields(Loop)
 
 
 def length(text: str) -> int:
@@ -57,6 +67,26 @@ def main_loop(text: str) -> Loop | None:
     return _count(max(loops, key=len)) if loops else None
 
 
+def loops(text: str) -> list[tuple[range, Loop]]:
+    """All loops, the shortest first: at which instructions, and what they do.
+
+    A wait that has to try again does so in a short loop behind the end of the code, from where it
+    goes back, which is no loop.
+    """
+    code, places = _read(text)
+    backward = {
+        place: places[match.group(1)]
+        for place, instruction in enumerate(code)
+        if (match := _BRANCH.search(instruction)) and places.get(match.group(1), place) < place
+    }
+    found = [
+        (range(begin, place + 1), _count(code[begin : place + 1]))
+        for place, begin in backward.items()
+        if place - 1 not in backward
+    ]
+    return sorted(found, key=lambda loop: len(loop[0]))
+
+
 def _read(text: str) -> tuple[list[str], dict[str, int]]:
     """Instructions, and at which of them each label is."""
     code: list[str] = []
@@ -77,6 +107,7 @@ def _count(loop: list[str]) -> Loop:
         instructions=len(loop),
         exponentials=len(_EXPONENTIAL.findall(text)),
         spills=len(_SPILL.findall(text)),
+        copies=len(_COPY.findall(text)),
         products=narrow + wide // 4,
     )
 

@@ -83,7 +83,7 @@ def copied_chunks(program: Program, x: jax.Array) -> jax.Array:
         tile = lax.axis_index("block")
         head = jnp.int32(program.heads - 1)
         place = program.place(tile, head, jnp.int32(0))
-        chunk = program.chunk(place, program.met(None, tile), jnp.int32(0))
+        chunk = program.chunk(place, (jnp.int32(0),) * 3)
         copies.fetch_columns(
             program, source, memory.at[0], arrived, place, chunk, head, program.heads
         )
@@ -113,6 +113,34 @@ def expected_chunks(program: Program, x: np.ndarray) -> np.ndarray:
         parts = box.reshape(-1, len(program.parts), program.elements)
         tiles.append(parts.transpose(1, 0, 2))
     return np.stack(tiles)
+
+
+def copied_scalars(program: Program, x: jax.Array) -> jax.Array:
+    """What `copies.fetch_scalars` copies: a number of each column of the first chunk of each tile.
+
+    Args:
+      program: what the copies are of.
+      x: a number of each token and head, as `Layout.scalars` has them, of one image.
+
+    Returns:
+      ``[tiles, columns]``, of the last head.
+    """
+    tiles = program.layout.blocks.num_tiles
+
+    def body(source: Any, out: Any, memory: Any, arrived: Any) -> None:
+        tile, head = lax.axis_index("block"), jnp.int32(program.heads - 1)
+        place = program.place(tile, head, jnp.int32(0))
+        chunk = program.chunk(place, (jnp.int32(0),) * 3)
+        copies.fetch_scalars(
+            program, source, memory.at[0], arrived, place, chunk, head, program.heads
+        )
+        plgpu.barrier_wait(arrived)
+        numbers = registers.scalars(program, memory.at[0])
+        plgpu.store(out.at[tile], numbers, optimized=False)
+
+    scratch = [program.scalars_memory(x.dtype), plgpu.Barrier(num_arrivals=1)]
+    out = jax.ShapeDtypeStruct((tiles, program.columns), x.dtype)
+    return _run(body, out, tiles, scratch, program)(x)
 
 
 def weighted_sum(program: Program, weights: jax.Array, x: jax.Array) -> jax.Array:
@@ -184,6 +212,26 @@ def check_copies(config: settings, problem: Problem = _SMALL) -> tuple[float, fl
     return _error(actual, expected_chunks(program, np.asarray(x[0], np.float32))), 0.0
 
 
+def check_scalars(problem: Problem) -> tuple[float, float]:
+    """Numbers of columns that are copied as a box are those that should be."""
+    program = program_of(problem, _ONE)
+    layout, shape = program.layout, (*problem.shape, problem.heads)
+    x = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    numbers = layout.scalars(jnp.asarray(x.reshape(1, -1, problem.heads)))
+    actual = copied_scalars(program, numbers)
+    rows = np.asarray(numbers).reshape(*layout.dilation, problem.heads, *layout.places)
+    axes, expected = layout.blocks.axes, []
+    for tile in range(layout.blocks.num_tiles):
+        index = unravel(tile, [axis.num_tiles for axis in axes])
+        located = [axis.locate(np.asarray(i)) for axis, i in zip(axes, index, strict=True)]
+        groups, _, slab = zip(*located, strict=True)
+        box = np.zeros(layout.chunk, np.float32)
+        own = rows[*groups, -1][tuple(map(slice, slab, np.add(slab, layout.chunk)))]
+        box[tuple(map(slice, own.shape))] = own
+        expected.append(box.ravel())
+    return _error(actual, np.stack(expected)), 0.0
+
+
 def check_registers() -> tuple[float, float]:
     """A product whose left operand is in registers is the product."""
     program = program_of(_WIDE, _ONE)
@@ -244,16 +292,10 @@ def check_op(
         return pull(jax.tree.map(jnp.ones_like, outputs))
 
     kernels = ("forward", "dquery", "dkeyvalue", "dbias")
-    narrow = {name: _with_long_lines(name, config) for name in kernels}
-    with chosen.using(narrow):
+    with chosen.using(dict.fromkeys(kernels, config)):
         actual = jax.tree.leaves(run(support.NAME))
     pairs = zip(actual, jax.tree.leaves(run("xla")), strict=True)
     return max(_error(x, y) / max(1.0, float(np.abs(y).max())) for x, y in pairs), 0.02
-
-
-def _with_long_lines(kernel: str, config: settings) -> settings:
-    """Lines of scalars come with the columns of "dkeyvalue", and are longer."""
-    return dataclasses.replace(config, chunk=(2, 32)) if kernel == "dkeyvalue" else config
 
 
 def check_repeats() -> tuple[float, float]:
@@ -280,11 +322,24 @@ _WITHOUT_BIAS = dataclasses.replace(_SMALL, name="no-bias", rpb=False)
 _DILATED = Problem(
     name="dilated", shape=(30, 40), kernel_size=(5, 5), dilation=2, heads=2, kv_heads=1, head_dim=64
 )
+# Large enough for masks that are computed, and with more query heads than key heads.
+_HALVES = Problem(
+    name="halves",
+    shape=(64, 48),
+    kernel_size=(33, 17),
+    heads=2,
+    kv_heads=1,
+    head_dim=64,
+    rpb=False,
+)
 CHECKS: dict[str, Callable[[], tuple[float, float]]] = {
     # Copies of lines, which know nothing of im2col, then of boxes: bytes, and their swizzle.
     "lines": functools.partial(check_copies, dataclasses.replace(_ONE, boxes=False)),
     "boxes": functools.partial(check_copies, _ONE),
     "boxes-of-parts": functools.partial(check_copies, _ONE, _WIDE),
+    # Numbers of columns, as boxes of three axes that are swizzled in no way.
+    "scalars": functools.partial(check_scalars, _SMALL),
+    "scalars-of-groups": functools.partial(check_scalars, _DILATED),
     "products-of-registers": check_registers,
     # Whole kernels: one multiplying warpgroup, then two, which take turns and get more registers.
     "forward": functools.partial(check_op, _SMALL, _ONE),
@@ -293,6 +348,9 @@ CHECKS: dict[str, Callable[[], tuple[float, float]]] = {
     "dkeyvalue": functools.partial(check_op, _SMALL, _ONE, ("key", "value")),
     "dbias": functools.partial(check_op, _SMALL, _ONE, ("rpb",)),
     "backward-two-warpgroups": functools.partial(check_op, _WIDE, _TWO, ("query", "key", "value")),
+    # Either warpgroup passes by chunks that only the other's rows meet.
+    "forward-halves": functools.partial(check_op, _HALVES, _TWO),
+    "backward-halves": functools.partial(check_op, _HALVES, _TWO, ("query", "key", "value")),
     "dilated": functools.partial(check_op, _DILATED, _ONE, ("query", "key", "value", "rpb")),
     # What threads address themselves, and the unfused ops, which are made of that.
     "slots": check_slots,

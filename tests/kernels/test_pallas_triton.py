@@ -22,7 +22,7 @@ from jax.sharding import (
 from jax.sharding import PartitionSpec as P
 
 import natjax
-from natjax.kernels import autodiff, device, registry, specialise
+from natjax.kernels import device, kernel_ops, registry, specialise
 from natjax.kernels.backends import pallas_triton
 from natjax.kernels.backends.triton_common.config import KernelConfig
 from natjax.kernels.spec import KERNELS
@@ -174,8 +174,8 @@ def test_a_batch_that_cannot_be_indexed_goes_in_parts(function, monkeypatch):
     expected = [call() for call in calls]
     entries = 7 * 2 * (3 if function is unfused else 1)
     # One image alone is below it, two are not.
-    monkeypatch.setattr(autodiff, "INDEXABLE", entries + 1)
-    autodiff._launch.cache_clear()
+    monkeypatch.setattr(kernel_ops, "INDEXABLE", entries + 1)
+    kernel_ops._launch.cache_clear()
     jax.clear_caches()
     sizes = []
     launch = pallas_triton.launch

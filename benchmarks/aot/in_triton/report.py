@@ -19,8 +19,8 @@ type Rows = Mapping[str, Any]
 _BACKWARD: tuple[Kernel, ...] = ("dquery", "dkeyvalue", "dbias")
 # Issue of instructions over traffic of memory where windows are small, and executed over useful
 # flops where they are large: forward, and forward and backward.
-_AIMS = ((1.3, 2.0), (1.35, 1.6))
-_LARGE_WINDOW = 900
+AIMS = ((1.3, 2.0), (1.35, 1.6))
+LARGE_WINDOW = 900
 
 _INTRODUCTION = """\
 # The kernels in Triton's language, compiled for GPUs that were not there
@@ -78,7 +78,7 @@ def document(rows: Rows, environment: Mapping[str, str]) -> str:
     parts.append(_LIMITS)
     parts.append(_table([["problem", "kernel", *CHIPS], ["---"] * (2 + len(CHIPS))]))
     parts += [_limits(rows, *each) for each in known]
-    parts.append(_AIMED.format(large=_LARGE_WINDOW))
+    parts.append(_AIMED.format(large=LARGE_WINDOW))
     parts += [_aims(rows, *each) for each in known]
     return "".join(parts)
 
@@ -131,10 +131,10 @@ def _aims(rows: Rows, problem: Problem, dtype: str) -> str:
     found = [_row(rows, problem, dtype, kernel, "h100") for kernel in kernels]
     if not all(row and "issued" in row for row in found):
         return ""
-    is_large = problem.neighborhood.num_neighbors >= _LARGE_WINDOW
-    ratio = _executed_over_useful if is_large else _issue_over_memory
+    is_large = problem.neighborhood.num_neighbors >= LARGE_WINDOW
+    ratio = executed_over_useful if is_large else issue_over_memory
     cells = [f"{problem.name}, {dtype}"]
-    for count, aim in zip((1, len(kernels)), _AIMS[is_large], strict=True):
+    for count, aim in zip((1, len(kernels)), AIMS[is_large], strict=True):
         part = dict(zip(kernels[:count], found[:count], strict=True))
         reached, least = ratio(list(part.values())), _least(problem, part) if is_large else ""
         cells += [f"{reached:.2f}" if reached <= aim else f"**{reached:.2f}**", least, f"{aim}"]
@@ -150,12 +150,14 @@ def _least(problem: Problem, rows: Mapping[Kernel, Any]) -> str:
     return f"{computed / useful:.2f}"
 
 
-def _issue_over_memory(rows: list[Any]) -> float:
+def issue_over_memory(rows: list[Any]) -> float:
+    """How many times as long kernels issue instructions as they move what they must, on an H100."""
     floors = limits.total(rows, CHIPS["h100"])
     return floors["issue"] / floors["memory"]
 
 
-def _executed_over_useful(rows: list[Any]) -> float:
+def executed_over_useful(rows: list[Any]) -> float:
+    """How many times as many flops kernels do as pairs of query and neighbor take."""
     return sum(row["executed"] for row in rows) / sum(row["useful"] for row in rows)
 
 

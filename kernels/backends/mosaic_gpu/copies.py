@@ -23,8 +23,8 @@ from natjax.kernels.backends.mosaic_gpu.program import (
     Place,
     Program,
     Ref,
-    total_of,
 )
+from natjax.kernels.backends.mosaic_gpu.walk import Turn, Walk
 from natjax.kernels.plan.blocks import unravel
 
 
@@ -73,12 +73,6 @@ def store_rows(
 ) -> None:
     """Copy the rows of a warpgroup out of shared memory, those that there are."""
     plgpu.commit_smem()
-    # Where lines are is found again: kept from when rows were fetched, it took registers that sums
-    # need in between, which then spilled.
-    image, head, tile, warpgroup = lax.optimization_barrier(
-        (place.image, place.head, place.tile, warpgroup)
-    )
-    place = program.place(tile, head, image)
     for number in range(program.row_lines):
         line, first, exists = _row_line(program, place, warpgroup, number)
         rows = pl.ds(number * program.row_line, program.row_line)
@@ -163,15 +157,13 @@ def fetch_scalars(
     head: Ints,
     heads: int,
 ) -> None:
-    """Copy a number of each column of a chunk into shared memory; arrives once a line."""
-    frames, lines, length = program.layout.chunk
-    group = place.groups[2] * heads + head
-    for frame in range(frames):
-        for i in range(lines):
-            line = _column_line(program, place, chunk, frame, i)
-            columns = source.at[line, group, pl.ds(chunk.start[2], length)]
-            rows = pl.ds((frame * lines + i) * length, length)
-            plgpu.copy_gmem_to_smem(columns, target.at[rows], barrier)
+    """Copy a number of each column of a chunk into shared memory; arrives once.
+
+    Places past the end of an axis are zeros.
+    """
+    row = program.scalars_row(place, head, heads)
+    box = (pl.ds(s, n) for s, n in zip(chunk.start, program.layout.chunk, strict=True))
+    plgpu.copy_gmem_to_smem(source.at[row, *box], target, barrier)
 
 
 def fetch_table(program: Program, source: Ref, target: Ref, barrier: Ref) -> None:
@@ -194,51 +186,64 @@ class Stream:
     """An operand of which chunk after chunk goes through the ring.
 
     Attributes:
-      program: what the kernel is compiled for.
+      stages: places of the ring.
+      walk: the chunks.
       memory: shared memory, of each place of the ring.
       full: barriers that a chunk has arrived.
       free: barriers that all who multiply are done with it; None if one warpgroup is all there is.
-      total: chunks in all.
-      fetch: a function of turn, place of the ring and barrier that begins the copies of a chunk.
+      fetch: a function of turn, number of a place in the ring and barrier, that begins the copies
+        of a chunk.
     """
 
-    program: Program
+    stages: int
+    walk: Walk
     memory: Ref
     full: Ref
     free: Ref
-    total: Ints
-    fetch: Callable[[Ints, Ref, Ref], None]
+    fetch: Callable[[Turn, Ints, Ref], None]
 
-    def copy(self, turn: Ints) -> None:
+    def copy(self, turn: Turn) -> None:
         """Begin the copies of the chunk of a turn into its place, which is free."""
-        slot = self._slot(turn)
-        self.fetch(turn, self.memory.at[slot], self.full.at[slot])
+        slot = self.slot(turn.number)
+        self.fetch(turn, slot, self.full.at[slot])
 
-    def release(self, turn: Ints) -> None:
+    def wait(self, turn: Turn) -> Ref:
+        """Wait for the chunk of a turn; where it is."""
+        slot = self.slot(turn.number)
+        plgpu.barrier_wait(self.full.at[slot])
+        return self.memory.at[slot]
+
+    def release(self, turn: Turn) -> None:
         """Say that the warpgroup at hand is done with the chunk of a turn.
 
         Where it copies for itself, it begins the copies of the chunk that takes its place.
         """
         if self.free is not None:
-            plgpu.barrier_arrive(self.free.at[self._slot(turn)])
+            plgpu.barrier_arrive(self.free.at[self.slot(turn.number)])
             return
-        following = turn + self.program.config.num_stages
+        following = self.walk.after(turn, self.stages)
 
-        @pl.when(following < self.total)
+        @pl.when(following.number < self.walk.total)
         def _() -> None:
             # One thread copies; all of the warpgroup must have read what was there.
             plgpu.commit_smem()
             self.copy(following)
 
-    def _slot(self, turn: Ints) -> Ints:
-        return lax.rem(turn, jnp.int32(self.program.config.num_stages))
+    def pass_by(self, number: Ints) -> None:
+        """Leave the chunk of a turn to the other warpgroup."""
+        slot = self.slot(number)
+        plgpu.barrier_wait(self.full.at[slot])
+        plgpu.barrier_arrive(self.free.at[slot])
+
+    def slot(self, number: Ints) -> Ints:
+        """The place in the ring of the chunk of a turn."""
+        return lax.rem(number, jnp.int32(self.stages))
 
 
 def streams_of_images(
     program: Program,
     first: Place,
-    met: tuple[list[Ints], list[Ints]],
-    head: Ints,
+    walk: Walk,
     sources: Sequence[Ref],
     columns: Sequence[Ref],
     full: Sequence[Ref],
@@ -249,30 +254,25 @@ def streams_of_images(
     Args:
       program: what the kernel is compiled for.
       first: the tile in the first image.
-      met: which chunks it meets.
-      head: whose channels.
+      walk: the chunks that it meets, in each image.
       sources: lines of each operand.
       columns: shared memory of each.
       full: barriers of each.
       free: barriers of each.
     """
-    count = total_of(met)
+    head = first.head // program.groups
 
-    def fetch(source: Ref) -> Callable[[Ints, Ref, Ref], None]:
-        def begin(turn: Ints, memory: Ref, barrier: Ref) -> None:
-            place, own = first, turn
-            if program.images > 1:
-                # Of a tile that meets nothing there is no turn.
-                place = dataclasses.replace(first, image=first.image + turn // count)
-                own = turn % count
-            chunk = program.chunk(place, met, own)
-            fetch_columns(program, source, memory, barrier, place, chunk, head, program.kv_heads)
+    def fetch(source: Ref, memory: Ref, turn: Turn, slot: Ints, barrier: Ref) -> None:
+        place = dataclasses.replace(first, image=first.image + turn.slab)
+        chunk = program.chunk(first, turn.index)
+        target = memory.at[slot]
+        fetch_columns(program, source, target, barrier, place, chunk, head, program.kv_heads)
 
-        return begin
-
-    total = count * program.count_images(first) if program.images > 1 else count
-    refs = zip(sources, columns, full, free, strict=True)
-    return [Stream(program, *own, total, fetch(source)) for source, *own in refs]
+    stages, refs = program.config.num_stages, zip(sources, columns, full, free, strict=True)
+    return [
+        Stream(stages, walk, memory, *barriers, functools.partial(fetch, source, memory))
+        for source, memory, *barriers in refs
+    ]
 
 
 def split_work(
@@ -288,12 +288,14 @@ def split_work(
       program: what the kernel is compiled for.
       warpgroup: the one at hand.
       multiply: what those that multiply do.
-      streams: what is copied.
+      streams: what is copied, all of the same chunks.
       prepare: further copies, before those.
     """
+    walk = streams[0].walk
     if not program.config.copying:
         prepare()
-        _fill(program, streams)
+        # The first chunks, as many as the ring has places.
+        _copy_turns(streams, jnp.minimum(program.config.num_stages, walk.total))
         multiply()
         return
     multiplying = program.config.warpgroups
@@ -311,29 +313,21 @@ def split_work(
         if pair:
             plgpu.set_max_registers(COPYING, action="decrease")
         prepare()
-        _produce(program, streams)
+        _copy_turns(streams, walk.total, waits=True)
 
 
-def _fill(program: Program, streams: Sequence[Stream]) -> None:
-    """Copy the first chunks into the ring, as many as it has places."""
+def _copy_turns(streams: Sequence[Stream], turns: Ints, *, waits: bool = False) -> None:
+    """Copy one chunk after the other into the ring, if need be as places become free."""
 
-    # All streams have as many chunks.
-    @pl.loop(0, jnp.minimum(program.config.num_stages, streams[0].total))
-    def _(turn: Ints) -> None:
+    def step(number: Ints, turn: Turn) -> Turn:
         for stream in streams:
-            stream.copy(turn)
+            if waits:
 
-
-def _produce(program: Program, streams: Sequence[Stream]) -> None:
-    """Copy one chunk after the other into the ring, as places become free."""
-    stages = program.config.num_stages
-
-    @pl.loop(0, streams[0].total)
-    def _(turn: Ints) -> None:
-        for stream in streams:
-
-            @pl.when(turn >= stages)
-            def _(stream: Stream = stream) -> None:
-                plgpu.barrier_wait(stream.free.at[lax.rem(turn, jnp.int32(stages))])
+                @pl.when(number >= stream.stages)
+                def _(stream: Stream = stream) -> None:
+                    plgpu.barrier_wait(stream.free.at[stream.slot(turn.number)])
 
             stream.copy(turn)
+        return streams[0].walk.after(turn)
+
+    lax.fori_loop(0, turns, step, streams[0].walk.start())

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -14,10 +12,10 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from natjax.kernels.backends.mosaic_gpu.config import GROUP_ROWS, SWIZZLED_ROWS, KernelConfig
 from natjax.kernels.backends.mosaic_gpu.layout import Layout
-from natjax.kernels.plan.blocks import unravel
+from natjax.kernels.backends.mosaic_gpu.walk import Turn, Walk
+from natjax.kernels.plan.blocks import Ints, unravel
 
 type Ref = Any
-type Ints = Any
 type Index = tuple[Ints, Ints, Ints]
 
 # How tensor cores leave a block of products in the registers of a warpgroup, and what is left of
@@ -27,6 +25,8 @@ OF_ROWS = BLOCK.reduce(1)
 OF_COLUMNS = BLOCK.reduce(0)
 # Bytes of channels that lie together in shared memory, the most that can be swizzled.
 _SWIZZLED_BYTES = 128
+# And bytes of a line of the table.
+_TABLE_BYTES = 32
 # Registers of a thread, where two warpgroups multiply and one copies; and the most of any thread.
 MULTIPLYING, COPYING = 232, 40
 _MOST_REGISTERS = 255
@@ -80,7 +80,8 @@ class Program:
       scale: factor on the products of queries and keys.
       batch: images.
       images: that a block of threads works on, one after the other.
-      skips_chunks: whether a table says which chunks of its slab a tile meets.
+      skips_chunks: whether a table says which chunks of its slab a tile meets; it does where two
+        warpgroups multiply.
       interpret: whether Pallas interprets the kernel.
     """
 
@@ -147,14 +148,9 @@ class Program:
         frames, lines, _ = self.layout.chunk
         return len(self.parts) * frames * (1 if self.copies_boxes else lines)
 
-    @property
-    def scalar_copies(self) -> int:
-        """Copies of a number of each column of a chunk."""
-        return math.prod(self.layout.chunk[:2])
-
     def scalars_memory(self, dtype: Any) -> Any:
         """Shared memory for a number of each column of a chunk, for each place of the ring."""
-        return plgpu.SMEM((self.config.num_stages, self.columns), dtype)
+        return plgpu.SMEM((self.config.num_stages, *self.layout.chunk), dtype)
 
     def rows_memory(self, count: int) -> Any:
         """Shared memory for the rows of a warpgroup, so many times."""
@@ -163,10 +159,11 @@ class Program:
     def table_memory(self) -> Any:
         """Shared memory for the blocks of a tile."""
         blocks = self.layout.blocks
-        elements = _SWIZZLED_BYTES // 4
+        # With 8 columns in a line, what the threads of a warp load at once lies in different banks;
+        # with more they would load in another order, and sort what they have by selections.
         transforms = (
-            plgpu.TilingTransform((SWIZZLED_ROWS, elements)),
-            plgpu.SwizzleTransform(_SWIZZLED_BYTES),
+            plgpu.TilingTransform((SWIZZLED_ROWS, _TABLE_BYTES // 4)),
+            plgpu.SwizzleTransform(_TABLE_BYTES),
         )
         shape = (blocks.num_chunks, blocks.num_rows, blocks.num_columns)
         return plgpu.SMEM(shape, jnp.float32, transforms=transforms)
@@ -200,41 +197,42 @@ class Program:
 
     def count_images(self, first: Place) -> Ints:
         """How many images a block of threads works on."""
-        if self.batch % self.images == 0:
+        if self.batch % self.images == 0:  # as where it is one
             return self.images
         return jnp.minimum(self.images, self.batch - first.image)
 
-    def met(self, reach: Ref, tile: Ints) -> tuple[list[Ints], list[Ints]]:
-        """Along each axis the first chunk that a tile meets, and how many there are from there."""
-        axes = self.layout.blocks.axes
-        if not self.skips_chunks:
-            return [0] * len(axes), [axis.num_chunks for axis in axes]
-        missing, given = len(axes) - self.layout.given, range(self.layout.given)
-        first = [reach[tile, axis, 0] for axis in given]
-        return [0] * missing + first, [1] * missing + [reach[tile, axis, 1] for axis in given]
+    def walk(self, reach: Ref, tile: Ints, slabs: Ints = 1) -> Walk:
+        """The chunks that a tile meets, in so many slabs.
 
-    def chunk(self, place: Place, met: tuple[list[Ints], list[Ints]], turn: Ints) -> Chunk:
-        """The chunk that comes at a turn."""
+        Where two warpgroups multiply, those of either follow one another.
+        """
         axes = self.layout.blocks.axes
-        index = [f + i for f, i in zip(met[0], unravel(turn, met[1]), strict=True)]
-        number = 0
+        first, end = [0] * len(axes), [axis.num_chunks for axis in axes]
+        if self.skips_chunks:
+            missing = len(axes) - self.layout.given
+            for axis in range(self.layout.given):
+                first[missing + axis] = reach[tile, axis, 0]
+                end[missing + axis] = reach[tile, axis, 0] + reach[tile, axis, 1]
+        return Walk(tuple(first), tuple(end), slabs, self.layout.split_axis)
+
+    def own_chunks(self, reach: Ref, tile: Ints, warpgroup: Ints) -> tuple[Ints, Ints] | None:
+        """The chunks along the split axis that the rows of one of two warpgroups meet."""
+        if self.config.warpgroups == 1:
+            return None
+        own = self.layout.given + warpgroup
+        return reach[tile, own, 0], reach[tile, own, 0] + reach[tile, own, 1]
+
+    def chunk(self, place: Place, index: tuple[Ints, ...]) -> Chunk:
+        """A chunk of a tile's slab, by its number along each axis."""
+        axes, number = self.layout.blocks.axes, 0
         for axis, i in zip(axes, index, strict=True):
             number = number * axis.num_chunks + i
         starts = (s + i * a.chunk for s, i, a in zip(place.slab, index, axes, strict=True))
         return Chunk(number, tuple(starts))  # pyrefly: ignore[bad-argument-type]
 
-    def chunk_of_group(
-        self, place: Place, met: tuple[list[Ints], list[Ints]], turn: Ints
-    ) -> tuple[Ints, Chunk]:
-        """The query head and the chunk that come at a turn, where rows are keys.
-
-        All chunks come for one head of the group after the other.
-        """
-        head = place.head * self.groups
-        if self.groups > 1:
-            count = jnp.maximum(total_of(met), 1)
-            head, turn = head + turn // count, turn % count
-        return head, self.chunk(place, met, turn)
+    def head_of_group(self, place: Place, turn: Turn) -> Ints:
+        """The query head whose turn it is, where rows are keys."""
+        return place.head * self.groups + turn.slab
 
     def line(self, place: Place, frame: Ints, line: Ints) -> Ints:
         """Number of the line of the first two positions of a token."""
@@ -242,33 +240,17 @@ class Program:
         number = (place.image * places[0] + frame) * dilation[0] + place.groups[0]
         return (number * places[1] + line) * dilation[1] + place.groups[1]
 
+    def scalars_row(self, place: Place, head: Ints, heads: int) -> Ints:
+        """Number of a head of the tile's image and dilation groups in an array of scalars."""
+        number = place.image
+        for groups, group in zip(self.layout.dilation, place.groups, strict=True):
+            number = number * groups + group
+        return number * heads + head
+
     def channels(self, place: Place, head: Ints, heads: int, part: int) -> Any:
         """Channels of a part of a head in an array of lines."""
         first = (place.groups[2] * heads + head) * self.width
         return pl.ds(first + part * self.elements, self.elements)
-
-
-def each_image(program: Program, first: Place, body: Callable[[Ints, Place], None]) -> None:
-    """Work on one image after the other.
-
-    Args:
-      program: what the kernel is compiled for.
-      first: the tile in the first image.
-      body: a function of the images before and of the tile.
-    """
-
-    def at(before: Ints) -> None:
-        body(before, dataclasses.replace(first, image=first.image + before))
-
-    if program.images == 1:
-        at(jnp.int32(0))
-    else:
-        pl.loop(0, program.count_images(first))(at)
-
-
-def total_of(met: tuple[list[Ints], list[Ints]]) -> Ints:
-    """Chunks that a tile meets."""
-    return math.prod(met[1])
 
 
 def registers_of_thread(multiplying: int) -> int:

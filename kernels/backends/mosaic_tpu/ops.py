@@ -52,7 +52,8 @@ def attention(
     **beyond: Any,
 ) -> tuple[Float[Array, "B *X N Dv"], Float[Array, "B *X N"]]:
     """See `natjax.kernels.backends.reference.attention`; ``platform`` and ``beyond`` are as in
-    `natjax.kernels.autodiff.attention`, and ``part`` as in `natjax.kernels.backends.xla.attention`.
+    `natjax.kernels.kernel_ops.attention`, and ``part`` as in
+    `natjax.kernels.backends.xla.attention`.
 
     Raises:
       NotImplementedError: the kernels do not take the call.

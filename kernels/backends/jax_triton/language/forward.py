@@ -1,7 +1,8 @@
 """The forward kernel of the fused op. Logits are in units of log2(e), so that exp2 is all it needs.
 
-What kernels take is in `natjax.kernels.autodiff`; then come the table of what to add to the logits
-and the kind of each tile, or anything where there is no table, and which chunks each tile meets.
+What kernels take is in `natjax.kernels.kernel_ops`; then come the table of what to add to the
+logits and the kind of each tile, or anything where there is no table, and which chunks each tile
+meets.
 """
 
 from typing import no_type_check
