@@ -73,6 +73,9 @@ CASES = {
         name="1d-ragged-dilation", shape=(37,), kernel_size=(3,), dilation=3, heads=2, head_dim=48
     ),
     "2d-two-parts": Problem(name="2d", shape=(19, 23), kernel_size=(7, 7), head_dim=128),
+    "2d-slab-is-chunk": Problem(
+        name="2d-slab-is-chunk", shape=(17, 18), kernel_size=(7, 7), head_dim=32
+    ),
     "2d-window-is-input": Problem(
         name="2d-window-is-input", shape=(7, 7), kernel_size=(7, 7), heads=2, head_dim=32
     ),
@@ -435,6 +438,23 @@ def test_suggested_tiles_are_those_of_warpgroups(problem):
         blocks = Blocks.of(problem.neighborhood, rows_of(kernel), config.tile, config.chunk)
         assert blocks.num_rows == 64 * config.warpgroups
     assert set(kernels_of("attention", has_bias=True)) < set(KERNELS)
+
+
+def test_slabs_of_small_windows_are_one_chunk_where_registers_have_room():
+    chunks = {}
+    for name, head_dim in itertools.product(("forward", "dquery"), (32, 64)):
+        spec = CallSpec(NAT_TINY[0].neighborhood, head_dim, head_dim, "bfloat16", True)
+        config = _settings().suggest(name, spec)
+        chunks[name, head_dim] = config.chunk, config.num_stages
+    assert chunks.pop(("forward", 32)) == ((16, 16), 1)
+    assert set(chunks.values()) == {((4, 16), 2)}
+
+
+def test_who_copies():
+    """A warpgroup of its own, unless there is room for two that copy for themselves."""
+    for head_dim, apart in ((64, []), (128, ["forward", "dquery", "dbias"])):
+        spec = CallSpec(NAT_TINY[0].neighborhood, head_dim, head_dim, "bfloat16", True)
+        assert [x for x in KERNELS if _settings().suggest(x, spec).copying] == apart
 
 
 def _specs():
