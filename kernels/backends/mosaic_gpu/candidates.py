@@ -48,9 +48,10 @@ def candidates(kernel: Kernel, spec: CallSpec, limit: int) -> list[KernelConfig]
         config.with_images(kernel, spec, dataclasses.replace(suggested, tile=tile, chunk=chunk))
         for tile, chunk in itertools.product(tiles, chunks)
     )
-    fitting = [x for x in options if x != suggested and fits(kernel, spec, x)]
-    ranked = sorted(fitting, key=lambda x: config.cost(kernel, spec, x.tile, x.chunk))
-    return [suggested, *ranked[: limit - 1]]
+    others = (x for x in options if x != suggested)
+    ranked = sorted(others, key=lambda x: config.cost(kernel, spec, x.tile, x.chunk))
+    fitting = (x for x in ranked if fits(kernel, spec, x))
+    return [suggested, *itertools.islice(fitting, limit - 1)]
 
 
 def variants(kernel: Kernel, spec: CallSpec, start: KernelConfig) -> list[KernelConfig]:
