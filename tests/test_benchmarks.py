@@ -720,7 +720,17 @@ def test_new_spills_and_instructions_of_kernels_for_hopper_fail():
 
 
 @pytest.mark.skipif(jax.__version_info__ < (0, 12), reason="kernels for Hopper need jax 0.12")
-@pytest.mark.parametrize("name", ["lines", "boxes-of-parts", "products-of-registers", "slots"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "lines",
+        "boxes-of-parts",
+        "rows-past-the-end",
+        "scalars-of-groups",
+        "products-of-registers",
+        "slots",
+    ],
+)
 def test_checks_for_hopper_pass_where_they_can_without_one(name, monkeypatch):
     monkeypatch.setenv("NATJAX_INTERPRET", "1")
     error, allowed = hopper.CHECKS[name]()

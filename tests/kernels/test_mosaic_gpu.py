@@ -73,6 +73,9 @@ CASES = {
         name="1d-ragged-dilation", shape=(37,), kernel_size=(3,), dilation=3, heads=2, head_dim=48
     ),
     "2d-two-parts": Problem(name="2d", shape=(19, 23), kernel_size=(7, 7), head_dim=128),
+    "2d-slab-is-chunk": Problem(
+        name="2d-slab-is-chunk", shape=(17, 18), kernel_size=(7, 7), head_dim=32
+    ),
     "2d-window-is-input": Problem(
         name="2d-window-is-input", shape=(7, 7), kernel_size=(7, 7), heads=2, head_dim=32
     ),
@@ -353,7 +356,7 @@ def _layout(neighborhood, rows, tile, chunk):
 LAYOUTS = [
     ((13, 22), (4, 3), (2, 1), "queries", (8, 8), (4, 16)),
     ((13, 22), (4, 3), (2, 3), "keys", (8, 8), (2, 32)),
-    ((5, 9, 17), (3, 3, 5), (1, 2, 3), "queries", (2, 4, 8), (2, 4, 8)),
+    ((5, 9, 17), (2, 3, 5), (2, 2, 3), "queries", (2, 4, 8), (2, 4, 8)),
     ((200,), (9,), (3,), "keys", (128,), (64,)),
 ]
 
@@ -437,6 +440,23 @@ def test_suggested_tiles_are_those_of_warpgroups(problem):
     assert set(kernels_of("attention", has_bias=True)) < set(KERNELS)
 
 
+def test_slabs_of_small_windows_are_one_chunk_where_registers_have_room():
+    chunks = {}
+    for name, head_dim in itertools.product(("forward", "dquery"), (32, 64)):
+        spec = CallSpec(NAT_TINY[0].neighborhood, head_dim, head_dim, "bfloat16", True)
+        config = _settings().suggest(name, spec)
+        chunks[name, head_dim] = config.chunk, config.num_stages
+    assert chunks.pop(("forward", 32)) == ((16, 16), 1)
+    assert set(chunks.values()) == {((4, 16), 2)}
+
+
+def test_who_copies():
+    """A warpgroup of its own, unless there is room for two that copy for themselves."""
+    for head_dim, apart in ((64, []), (128, ["forward", "dquery", "dbias"])):
+        spec = CallSpec(NAT_TINY[0].neighborhood, head_dim, head_dim, "bfloat16", True)
+        assert [x for x in KERNELS if _settings().suggest(x, spec).copying] == apart
+
+
 def _specs():
     for problem in (NAT_TINY[0], Problem(name="large", shape=(64, 64), kernel_size=(31, 31))):
         for head_dim in (32, 128):
@@ -501,12 +521,11 @@ def test_settings_are_measured(interpreted, monkeypatch):
         ({"head_dim": 24}, "multiples of 16, up to 128; got 24"),
         ({"head_dim": 144}, "multiples of 16, up to 128; got 144"),
         ({"value_dim": 16}, "values as wide as keys; got head sizes of 32 and 16"),
-        ({"width": 2**15}, "fewer than 32768 tokens along the last axis; got 32768"),
     ],
 )
 def test_what_is_declined_says_what_would_work(change, message, interpreted):
     head_dim = change.get("head_dim", 32)
-    shape = (1, 9, change.get("width", 9), 4)
+    shape = (1, 9, 9, 4)
     x, value = (
         jax.ShapeDtypeStruct((*shape, size), change.get("dtype", jnp.bfloat16))
         for size in (head_dim, change.get("value_dim", head_dim))

@@ -76,7 +76,6 @@ def _figures(folder: str, problem: Problem, kernel: Kernel) -> dict[str, Any]:
         "spill": spilled,
         "shared": int(shared.group(1)) if shared else 0,
         "instructions": sass.length(text),
-        "boxes": len(re.findall(r"cp\.async\.bulk\.tensor\.\S*im2col", code)),
         "copies": len(re.findall(r"cp\.async\.bulk\.tensor", code)),
     }
     work = counts.work_of(kernel, problem, config)

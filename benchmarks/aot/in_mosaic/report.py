@@ -34,10 +34,11 @@ With 4 warps, one warpgroup multiplies and copies for itself; with 8, another co
 multiply and another copies. Registers of a thread as ptxas gives them, and bytes that spill; with
 12 warps the kernel then gives threads that multiply 232 of the registers, and those that copy 40.
 *Blocks* are those that a multiprocessor has room for at once, by its registers and its shared
-memory. Copies are the instructions that copy a line or, in brackets, a box of tokens. *Clocks of a
-chunk* are those that the loop over chunks takes of a quarter of a multiprocessor, for one warpgroup
-and one chunk: instructions at one a clock, exponentials at 4 lanes a clock, multiply-adds of matrix
-products at 512. The largest limits a kernel that waits for nothing else; memory is not among them.
+memory. Copies are the instructions that copy a line or a box of tokens, or a line of the table.
+*Clocks of a chunk* are those that the loop over chunks takes of a quarter of a multiprocessor, for
+one warpgroup and one chunk: instructions at one a clock, exponentials at 4 lanes a clock,
+multiply-adds of matrix products at 512. The largest limits a kernel that waits for nothing else;
+memory is not among them.
 Where a warpgroup copies for itself, its loop has the instructions that copy the next chunk, which
 all of its warps go through though one thread copies; where another copies, it has as many, which
 are not counted here.
@@ -105,7 +106,7 @@ _HEADER = [
     "shared",
     "blocks",
     "instructions",
-    "copies (boxes)",
+    "copies",
     "clocks of a chunk",
     "limiter",
 ]
@@ -125,7 +126,7 @@ def _line(kernel: str, row: Mapping[str, Any]) -> list[str]:
         f"{row['shared'] / 1024:.0f} KiB",
         str(min(limits.blocks_of_multiprocessor(row))),
         str(row["instructions"]),
-        f"{row['copies']} ({row['boxes']})",
+        str(row["copies"]),
     ]
     if "loop" not in row:
         return [*cells, "", ""]

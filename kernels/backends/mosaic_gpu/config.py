@@ -24,8 +24,13 @@ _MOST_IMAGES = 64
 # How many images a block of threads works on whose table takes at most so many bytes, with which
 # there is room for two such blocks on a multiprocessor.
 _STAYS, _LARGEST_STORED = 8, 64 * 1024
-# Up to this head size, one multiplying warpgroup has registers left to copy for itself.
+# Up to this head size, a multiplying warpgroup copies for itself, and there is room for two on a
+# multiprocessor; so do the gradients of keys and values with any. The others have so much in shared
+# memory with wider heads that there is room for one, and another copies for it.
 _COPIES_ITSELF = 64
+# Up to this head size, registers and shared memory have room for logits of whole slabs of NAT's
+# windows, and two blocks of threads on a multiprocessor.
+_SLAB_WIDTH, _SLAB_COLUMNS = 32, 256
 # From this many keys a window on, two warpgroups share what is copied.
 _LARGE_WINDOW = 512
 # Clocks that a warpgroup takes of a multiprocessor for a chunk, by the units that limit kernels:
@@ -48,9 +53,8 @@ class KernelConfig:
       chunk: columns of a block along each token axis, powers of two, 32 to 256 in all, and a
         multiple of 8 along the last axis.
       num_stages: chunks in the ring, from 1 to 8.
-      boxes: whether a box of columns is one copy, as im2col takes them, where nothing is dilated
-        along the last two axes; otherwise, and where kernels are interpreted, it is one copy a
-        line.
+      boxes: whether lines of tokens that follow one another are one copy; otherwise, and where
+        kernels are interpreted, each is one.
       images: that a block of threads works on, one after the other, where there is a table of what
         is added to logits, whose blocks it then keeps in shared memory: 1 to 64; fewer where there
         would be too few blocks of threads.
@@ -135,14 +139,28 @@ def _suggest(kernel: Kernel, spec: CallSpec) -> KernelConfig:
     # Two warpgroups have fewer registers a thread than one, too few for two sums of wide heads.
     shares = is_large and (kernel != "dkeyvalue" or spec.head_dim <= 64)
     rows = 128 if shares and kernel not in UNFUSED else 64
-    # With more columns, fewer blocks of threads fit a multiprocessor; and gradients have two blocks
-    # in registers.
-    columns = (64, 128) if kernel == "forward" and is_large else (64,)
-    chunks = [chunk for size in columns for chunk in boxes(axes, size)]
-    choices = itertools.product(boxes(axes, rows), chunks)
+    choices = itertools.product(boxes(axes, rows), _chunks(kernel, spec))
     tile, chunk = min(choices, key=lambda choice: cost(kernel, spec, *choice))
-    apart = spec.head_dim > _COPIES_ITSELF and kernel not in UNFUSED
-    return with_images(kernel, spec, KernelConfig(tile, chunk, copies_apart=apart))
+    apart = spec.head_dim > _COPIES_ITSELF and kernel not in (*UNFUSED, "dkeyvalue")
+    stages = 1 if math.prod(chunk) == _SLAB_COLUMNS else 2
+    return with_images(kernel, spec, KernelConfig(tile, chunk, stages, copies_apart=apart))
+
+
+def _chunks(kernel: Kernel, spec: CallSpec) -> list[tuple[int, ...]]:
+    """Chunks to choose from.
+
+    With more columns, fewer blocks of threads fit a multiprocessor; and gradients have two blocks
+    in registers.
+    """
+    windows = spec.neighborhood.axes
+    chunks = boxes(len(windows), 64)
+    if kernel == "forward" and spec.neighborhood.num_neighbors >= _LARGE_WINDOW:
+        return chunks + boxes(len(windows), 128)
+    if kernel == "forward" and spec.head_dim <= _SLAB_WIDTH:
+        lengths = [window.max_group_length for window in windows]
+        slabs = boxes(len(windows), _SLAB_COLUMNS)
+        chunks += [x for x in slabs if all(n <= m for n, m in zip(x, lengths, strict=True))]
+    return chunks
 
 
 def boxes(axes: int, size: int) -> list[tuple[int, ...]]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -23,18 +24,25 @@ from natjax.kernels.backends.mosaic_gpu.program import (
     Place,
     Program,
     Ref,
+    Tokens,
 )
 from natjax.kernels.backends.mosaic_gpu.walk import Turn, Walk
 from natjax.kernels.plan.blocks import unravel
 
 
-def _row_line(program: Program, place: Place, warpgroup: Ints, number: int) -> tuple[Any, ...]:
-    """A line of a warpgroup's rows: its number, its first place, and whether it is in the array.
+def _row_box(
+    program: Program, place: Place, warpgroup: Ints, number: int, lines: int
+) -> tuple[Any, ...]:
+    """A box of so many lines of a warpgroup's rows.
 
-    One that is not stands at the end of the array, and says None where all lines are inside.
+    One that is not in the array stands at its end.
+
+    Returns:
+      The number of its first line, its first place in lines, and whether it is in the array: None
+      where all boxes are.
     """
     tile, places = program.layout.tile, program.layout.places
-    row = (warpgroup * program.row_lines + number) * program.row_line
+    row = (warpgroup * program.row_lines + number * lines) * program.row_line
     within = unravel(row, tile)
     positions = [f + i for f, i in zip(place.first, within, strict=True)]
     exists = None
@@ -46,61 +54,82 @@ def _row_line(program: Program, place: Place, warpgroup: Ints, number: int) -> t
     return program.line(place, positions[0], positions[1]), positions[2], exists
 
 
+def _boxes_of_parts(
+    program: Program,
+    array: Ref,
+    shared: Tokens,
+    place: Place,
+    head: Ints,
+    heads: int,
+    box: tuple[Ints, Ints],
+    shape: tuple[int, int],
+    number: int,
+) -> Iterator[tuple[Ref, Ref]]:
+    """Where the parts of a box are, in an array of lines and in shared memory.
+
+    Args:
+      program: what the kernel is compiled for.
+      array: the array.
+      shared: the shared memory.
+      place: the tile.
+      head: whose channels.
+      heads: of the array.
+      box: number of its first line, and its first place in lines.
+      shape: lines, and places of a line.
+      number: among the boxes in shared memory.
+    """
+    (line, first), (lines, length) = box, shape
+    for part in program.parts:
+        channels = program.channels(place, head, heads, part)
+        if lines > 1:
+            own, target = pl.ds(line, lines), shared.boxed.at[part, number]
+        else:
+            own, target = line, shared.flat.at[part, pl.ds(number * length, length)]
+        yield array.at[own, pl.ds(first, length), channels], target
+
+
 def fetch_rows(
     program: Program,
     source: Ref,
-    target: Ref,
+    target: Tokens,
     barrier: Ref,
     place: Place,
     heads: int,
     warpgroup: Ints,
 ) -> None:
-    """Copy the rows of a warpgroup into shared memory; arrives once for each line and part."""
-    for number in range(program.row_lines):
-        line, first, _ = _row_line(program, place, warpgroup, number)
-        rows = pl.ds(number * program.row_line, program.row_line)
-        for part in program.parts:
-            channels = program.channels(place, place.head, heads, part)
-            plgpu.copy_gmem_to_smem(
-                source.at[line, pl.ds(first, program.row_line), channels],
-                target.at[part, rows],
-                barrier,
-            )
+    """Copy the rows of a warpgroup into shared memory; arrives `Program.row_copies` times."""
+    lines = program.fetched_lines
+    shape = lines, program.row_line
+    for number in range(program.row_lines // lines):
+        *box, _ = _row_box(program, place, warpgroup, number, lines)
+        for own, shared in _boxes_of_parts(
+            program, source, target, place, place.head, heads, tuple(box), shape, number
+        ):
+            plgpu.copy_gmem_to_smem(own, shared, barrier)
 
 
 def store_rows(
-    program: Program, source: Ref, target: Ref, place: Place, heads: int, warpgroup: Ints
+    program: Program, source: Tokens, target: Ref, place: Place, heads: int, warpgroup: Ints
 ) -> None:
     """Copy the rows of a warpgroup out of shared memory, those that there are."""
     plgpu.commit_smem()
-    for number in range(program.row_lines):
-        line, first, exists = _row_line(program, place, warpgroup, number)
-        rows = pl.ds(number * program.row_line, program.row_line)
-        store = functools.partial(
-            _store_line, program, source, target, place, heads, rows, line, first
-        )
+    lines = program.stored_lines
+    shape = lines, program.row_line
+
+    def store(box: tuple[Ints, Ints], number: int) -> None:
+        for own, shared in _boxes_of_parts(
+            program, target, source, place, place.head, heads, box, shape, number
+        ):
+            plgpu.copy_smem_to_gmem(shared, own)
+
+    for number in range(program.row_lines // lines):
+        *box, exists = _row_box(program, place, warpgroup, number, lines)
         if exists is None:
-            store()
+            store(tuple(box), number)
         else:
             # Pallas' interpreter knows no predicate of a copy.
-            pl.when(exists)(store)
+            pl.when(exists)(functools.partial(store, tuple(box), number))
     plgpu.wait_smem_to_gmem(0)
-
-
-def _store_line(
-    program: Program,
-    source: Ref,
-    target: Ref,
-    place: Place,
-    heads: int,
-    rows: Any,
-    line: Ints,
-    first: Ints,
-) -> None:
-    for part in program.parts:
-        channels = program.channels(place, place.head, heads, part)
-        own = target.at[line, pl.ds(first, program.row_line), channels]
-        plgpu.copy_smem_to_gmem(source.at[part, rows], own)
 
 
 def _column_line(program: Program, place: Place, chunk: Chunk, frame: int, line: int) -> Ints:
@@ -115,7 +144,7 @@ def _column_line(program: Program, place: Place, chunk: Chunk, frame: int, line:
 def fetch_columns(
     program: Program,
     source: Ref,
-    target: Ref,
+    target: Tokens,
     barrier: Ref,
     place: Place,
     chunk: Chunk,
@@ -127,24 +156,14 @@ def fetch_columns(
     Places past the end of a line are zeros.
     """
     frames, lines, length = program.layout.chunk
-    for part in program.parts:
-        channels = program.channels(place, head, heads, part)
-        for frame in range(frames):
-            if program.copies_boxes:
-                line = _column_line(program, place, chunk, frame, 0)
-                # With as few windows as a line of the box has tokens, the windows of one row after
-                # the other are the tokens of the box.
-                windows = program.layout.places[2] - length + 1
-                view = plgpu.im2col_ref(source, window_shape=(windows,))
-                box = view.at[pl.ds(line * length, lines * length), chunk.start[2], channels]
-                rows = pl.ds(frame * lines * length, lines * length)
-                plgpu.copy_gmem_to_smem(box, target.at[part, rows], barrier)
-                continue
-            for i in range(lines):
-                line = _column_line(program, place, chunk, frame, i)
-                columns = source.at[line, pl.ds(chunk.start[2], length), channels]
-                rows = pl.ds((frame * lines + i) * length, length)
-                plgpu.copy_gmem_to_smem(columns, target.at[part, rows], barrier)
+    at_once = program.column_lines
+    boxes = itertools.product(range(frames), range(0, lines, at_once))
+    for number, (frame, first) in enumerate(boxes):
+        box = _column_line(program, place, chunk, frame, first), chunk.start[2]
+        for own, shared in _boxes_of_parts(
+            program, source, target, place, head, heads, box, (at_once, length), number
+        ):
+            plgpu.copy_gmem_to_smem(own, shared, barrier)
 
 
 def fetch_scalars(
@@ -197,7 +216,7 @@ class Stream:
 
     stages: int
     walk: Walk
-    memory: Ref
+    memory: Tokens
     full: Ref
     free: Ref
     fetch: Callable[[Turn, Ints, Ref], None]
@@ -211,7 +230,7 @@ class Stream:
         """Wait for the chunk of a turn; where it is."""
         slot = self.slot(turn.number)
         plgpu.barrier_wait(self.full.at[slot])
-        return self.memory.at[slot]
+        return self.memory.at(slot).flat
 
     def release(self, turn: Turn) -> None:
         """Say that the warpgroup at hand is done with the chunk of a turn.
@@ -245,7 +264,7 @@ def streams_of_images(
     first: Place,
     walk: Walk,
     sources: Sequence[Ref],
-    columns: Sequence[Ref],
+    columns: Sequence[Tokens],
     full: Sequence[Ref],
     free: Sequence[Ref],
 ) -> list[Stream]:
@@ -262,10 +281,10 @@ def streams_of_images(
     """
     head = first.head // program.groups
 
-    def fetch(source: Ref, memory: Ref, turn: Turn, slot: Ints, barrier: Ref) -> None:
+    def fetch(source: Ref, memory: Tokens, turn: Turn, slot: Ints, barrier: Ref) -> None:
         place = dataclasses.replace(first, image=first.image + turn.slab)
         chunk = program.chunk(first, turn.index)
-        target = memory.at[slot]
+        target = memory.at(slot)
         fetch_columns(program, source, target, barrier, place, chunk, head, program.kv_heads)
 
     stages, refs = program.config.num_stages, zip(sources, columns, full, free, strict=True)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from natjax.kernels.backends.mosaic_gpu.config import GROUP_ROWS
-from natjax.kernels.backends.mosaic_gpu.program import Program, Ref
+from natjax.kernels.backends.mosaic_gpu.program import Program, Ref, Tokens
 from natjax.kernels.spec import Kernel
 
 type Scratch = dict[str, Any]
@@ -34,8 +34,8 @@ class Memory:
       left: weights, where the kernel is interpreted.
     """
 
-    rows: list[Ref]
-    columns: list[Ref]
+    rows: list[Tokens]
+    columns: list[Tokens]
     full: list[Ref]
     free: list[Ref]
     arrived: Ref = None
@@ -43,6 +43,15 @@ class Memory:
     stored: tuple[Ref, Ref] | None = None
     turns: Ref = None
     left: Ref = None
+
+    @classmethod
+    def of(cls, program: Program, *, rows: list[Any], columns: list[Any], **scratch: Any) -> Memory:
+        """What a kernel is given for `memory_of`."""
+        return cls(
+            [program.tokens(x, program.fetched_lines) for x in rows],
+            [program.tokens(x, program.column_lines) for x in columns],
+            **scratch,
+        )
 
 
 def memory_of(kernel: Kernel, program: Program) -> Scratch:
@@ -77,7 +86,7 @@ def _dkeyvalue(program: Program) -> Scratch:
 def _dbias(program: Program) -> Scratch:
     """Rows go through the ring as well, and arrive with the columns."""
     config = program.config
-    of_rows = config.warpgroups * program.row_lines * len(program.parts)
+    of_rows = config.warpgroups * program.row_copies
     rows = config.num_stages * config.warpgroups
     return {
         "rows": [program.rows_memory(rows) for _ in range(2)],
@@ -115,7 +124,7 @@ _MEMORY: dict[Kernel, Callable[[Program], Scratch]] = {
 def _rows(program: Program, operands: int) -> Scratch:
     """Of a tile's rows, which are fetched and stay."""
     config = program.config
-    arrivals = operands * program.row_lines * len(program.parts)
+    arrivals = operands * program.row_copies
     return {
         "rows": [program.rows_memory(config.warpgroups) for _ in range(operands)],
         "arrived": plgpu.Barrier(num_barriers=config.warpgroups, num_arrivals=arrivals),

@@ -67,6 +67,24 @@ class Chunk:
 
 
 @dataclasses.dataclass(frozen=True)
+class Tokens:
+    """Shared memory of rows or columns.
+
+    Attributes:
+      flat: as products take it, ``[..., parts, tokens, elements]``.
+      boxed: the same memory as copies of boxes take it, ``[..., parts, boxes, lines, places,
+        elements]``; None where copies are of one line.
+    """
+
+    flat: Ref
+    boxed: Ref = None
+
+    def at(self, index: Ints) -> Tokens:
+        """Those of one warpgroup, or of one place of the ring."""
+        return Tokens(self.flat.at[index], None if self.boxed is None else self.boxed.at[index])
+
+
+@dataclasses.dataclass(frozen=True)
 class Program:
     """What a kernel is compiled for.
 
@@ -133,20 +151,41 @@ class Program:
         return GROUP_ROWS // self.row_line
 
     @property
-    def copies_boxes(self) -> bool:
-        """Whether the lines of a chunk that follow one another are one copy.
+    def fetched_lines(self) -> int:
+        """Lines of rows that one copy fetches: those that follow one another, or one.
 
-        They must, and every chunk must end inside of both axes.
+        Past the end of the axis of lines there are others, whose rows are not stored.
         """
-        layout = self.layout
-        follow = max(layout.dilation[1:]) == 1 and all(map(layout.chunks_fit, (1, 2)))
-        return self.config.boxes and follow and not self.interpret
+        dilation, places, tile = self.layout.dilation[1], self.layout.places[1], self.layout.tile[1]
+        if self.interpret or not self.config.boxes or dilation > 1 or places < tile:
+            return 1
+        return min(tile, self.row_lines)
+
+    @property
+    def stored_lines(self) -> int:
+        """Lines of rows that one copy stores: as many, where all are inside of their axis."""
+        return 1 if self.layout.places[1] % self.layout.tile[1] else self.fetched_lines
+
+    @property
+    def row_copies(self) -> int:
+        """Copies of a warpgroup's rows."""
+        return len(self.parts) * self.row_lines // self.fetched_lines
+
+    @property
+    def column_lines(self) -> int:
+        """Lines of columns that one copy fetches.
+
+        More than one where they follow one another and every chunk ends inside of their axis:
+        beyond it are tokens of others, of which one that is nan would reach the rows here.
+        """
+        follow = self.layout.dilation[1] == 1 and self.layout.chunks_fit(1)
+        return self.layout.chunk[1] if self.config.boxes and follow and not self.interpret else 1
 
     @property
     def column_copies(self) -> int:
         """Copies of the columns of a chunk."""
         frames, lines, _ = self.layout.chunk
-        return len(self.parts) * frames * (1 if self.copies_boxes else lines)
+        return len(self.parts) * frames * (lines // self.column_lines)
 
     def scalars_memory(self, dtype: Any) -> Any:
         """Shared memory for a number of each column of a chunk, for each place of the ring."""
@@ -154,7 +193,37 @@ class Program:
 
     def rows_memory(self, count: int) -> Any:
         """Shared memory for the rows of a warpgroup, so many times."""
-        return self._memory(count, GROUP_ROWS)
+        return self._memory(count, GROUP_ROWS, self.fetched_lines, self.row_line)
+
+    def columns_memory(self) -> Any:
+        """Shared memory for the columns of a chunk, for each place of the ring."""
+        stages, length = self.config.num_stages, self.layout.chunk[2]
+        return self._memory(stages, self.columns, self.column_lines, length)
+
+    def _memory(self, count: int, tokens: int, lines: int, length: int) -> Any:
+        """Of so many tokens, which come in boxes of lines of some length."""
+
+        def of(*shape: int) -> Any:
+            return plgpu.SMEM(
+                (count, len(self.parts), *shape, self.elements),
+                self.dtype,
+                transforms=(
+                    plgpu.TilingTransform((SWIZZLED_ROWS, self.elements)),
+                    plgpu.SwizzleTransform(self.elements * self.dtype.itemsize),
+                ),
+            )
+
+        if lines == 1:
+            return of(tokens)
+        return plgpu.RefUnion(of(tokens // (lines * length), lines, length), of(tokens))
+
+    @staticmethod
+    def tokens(memory: Any, lines: int) -> Tokens:
+        """What a kernel is given for rows or columns, which come in boxes of so many lines."""
+        if lines == 1:
+            return Tokens(memory)
+        boxed, flat = memory
+        return Tokens(flat, boxed)
 
     def table_memory(self) -> Any:
         """Shared memory for the blocks of a tile."""
@@ -167,18 +236,6 @@ class Program:
         )
         shape = (blocks.num_chunks, blocks.num_rows, blocks.num_columns)
         return plgpu.SMEM(shape, jnp.float32, transforms=transforms)
-
-    def columns_memory(self) -> Any:
-        """Shared memory for the columns of a chunk, for each place of the ring."""
-        return self._memory(self.config.num_stages, self.columns)
-
-    def _memory(self, count: int, tokens: int) -> Any:
-        transforms = (
-            plgpu.TilingTransform((SWIZZLED_ROWS, self.elements)),
-            plgpu.SwizzleTransform(self.elements * self.dtype.itemsize),
-        )
-        shape = (count, len(self.parts), tokens, self.elements)
-        return plgpu.SMEM(shape, self.dtype, transforms=transforms)
 
     def place(self, tile: Ints, head: Ints, image: Ints) -> Place:
         """Where a tile of a head of an image is."""

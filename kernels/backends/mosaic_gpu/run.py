@@ -85,7 +85,7 @@ def run(
     if blocks == 0:
         return tuple(jnp.zeros(x.shape, x.dtype) for x in outputs)
     kernel_of = plgpu.kernel(
-        lambda *refs, **scratch: body(*refs, memory=Memory(**scratch)),
+        lambda *refs, **scratch: body(*refs, memory=Memory.of(program, **scratch)),
         out_type=outputs,
         grid=(blocks,),
         grid_names=("block",),

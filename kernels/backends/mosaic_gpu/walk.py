@@ -1,8 +1,8 @@
 """Going over the chunks that a tile meets, one after the other.
 
 Which chunk comes next is counted, an addition and a comparison along each axis, by those who
-multiply and by those who copy; dividing the number of a turn by what a tile meets, which is known
-only when a kernel runs, takes several times as many instructions.
+multiply and by those who copy; the alternative is to divide the number of a turn by what a tile
+meets, which is known only when a kernel runs.
 """
 
 from __future__ import annotations

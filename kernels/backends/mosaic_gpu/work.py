@@ -60,13 +60,13 @@ class Work:
     def fetch_rows(self, heads: int, *sources: Ref) -> list[Ref]:
         """Copy the rows of operands into shared memory; where they are, once they have arrived."""
         arrived = self.memory.arrived.at[self.warpgroup]
-        targets = [x.at[self.warpgroup] for x in self.memory.rows]
+        targets = [x.at(self.warpgroup) for x in self.memory.rows]
         for source, target in zip(sources, targets, strict=True):
             copies.fetch_rows(
                 self.program, source, target, arrived, self.place, heads, self.warpgroup
             )
         plgpu.barrier_wait(arrived)
-        return targets
+        return [target.flat for target in targets]
 
     def store_rows(
         self, heads: int, target: Ref, sums: Sequence[jax.Array], number: int = 0
@@ -81,8 +81,8 @@ class Work:
             (old.image, old.head, old.tile, self.warpgroup)
         )
         place = self.program.place(tile, head, image)
-        memory = self.memory.rows[number].at[warpgroup]
-        registers.write(self.program, sums, memory)
+        memory = self.memory.rows[number].at(warpgroup)
+        registers.write(self.program, sums, memory.flat)
         copies.store_rows(self.program, memory, target, place, heads, warpgroup)
 
     def over(
@@ -224,7 +224,7 @@ def of_keys(
 
     def fetch(operand: int, turn: Turn, slot: Ints, barrier: Ref) -> None:
         source, numbers = sources[operand]
-        target, own = memory.columns[operand].at[slot], memory.scalars[operand].at[slot]
+        target, own = memory.columns[operand].at(slot), memory.scalars[operand].at[slot]
         head, chunk = program.head_of_group(place, turn), program.chunk(place, turn.index)
         copies.fetch_columns(program, source, target, barrier, place, chunk, head, program.heads)
         of_numbers = (place, chunk, head, program.heads)

@@ -177,14 +177,14 @@ def dbias(
         place, own_head = at(turn), head // program.groups
         for source, target in zip((query, dout), memory.rows, strict=True):
             for group in range(groups):
-                own = target.at[slot * groups + group]
+                own = target.at(slot * groups + group)
                 copies.fetch_rows(
                     program, source, own, barrier, place, program.heads, jnp.int32(group)
                 )
         index = unravel(chunk_number, [axis.num_chunks for axis in program.layout.blocks.axes])
         chunk = program.chunk(place, index)
         for source, target in zip((key, value), memory.columns, strict=True):
-            own = target.at[slot]
+            own = target.at(slot)
             copies.fetch_columns(
                 program, source, own, barrier, place, chunk, own_head, program.kv_heads
             )
@@ -199,8 +199,8 @@ def dbias(
             place = at(turn)
             ends, deltas = (copies.load_scalars(x, place, warpgroup) for x in (lse, delta))
             keys, slot = stream.wait(turn), stream.slot(turn.number)
-            values = memory.columns[1].at[slot]
-            queries, douts = (x.at[slot * groups + warpgroup] for x in memory.rows)
+            values = memory.columns[1].at(slot).flat
+            queries, douts = (x.at(slot * groups + warpgroup).flat for x in memory.rows)
             products = registers.product(program, queries, keys)
             dweights = registers.product(program, douts, values)
             stream.release(turn)
