@@ -6,7 +6,6 @@ meet fewer chunks, and need not walk over the others.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any
@@ -17,33 +16,12 @@ from jaxtyping import Int
 from natjax.kernels.plan.blocks import AxisBlocks, Blocks, columns_met
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Lookup:
-    """What it costs a kernel to find the chunks that a tile meets.
-
-    Attributes:
-      per_tile: before the first chunk, in columns of a block.
-      per_chunk: for each chunk, as a share of what it costs otherwise.
-    """
-
-    per_tile: float
-    per_chunk: float
-
-    def cost(self, met: Any, tiles: Any, columns: Any) -> Any:
-        """What a kernel costs that finds the blocks it needs, in blocks; numbers or arrays.
-
-        Args:
-          met: how many blocks there are that tiles meet.
-          tiles: how many tiles.
-          columns: of a block.
-        """
-        return self.per_tile / columns * tiles + (1 + self.per_chunk) * met
-
-
-# Numbers along the axes are counted from one round to the next, an addition and a comparison along
-# each axis. A tile has to wait for the first of them, and its loop is not unrolled, which costs
-# short ones most. Not measured.
-BY_COUNTING = Lookup(per_tile=48.0, per_chunk=0.03)
+# What it costs a kernel to count from one chunk that its tile meets to the next, instead of going
+# over all: an addition and a comparison along each axis for a chunk, as a share of what it costs
+# otherwise; and before the first, in columns of a block, since a tile has to wait for its number,
+# and its loop is not unrolled, which costs short ones most. Not measured.
+_PER_CHUNK = 0.03
+_PER_TILE = 48.0
 
 
 @functools.lru_cache(4096)
@@ -84,15 +62,21 @@ def reach_of(blocks: Blocks) -> Int[np.ndarray, "tiles axes 2"]:
     return np.stack(along, axis=1)
 
 
-def skipping_pays(blocks: Blocks, lookup: Lookup = BY_COUNTING) -> bool:
-    """Whether kernels should skip the chunks of a slab that a tile does not meet.
+def skipping_cost(met: Any, tiles: Any, columns: Any) -> Any:
+    """What a kernel costs that goes over the blocks that tiles meet, in blocks; numbers or arrays.
 
     Args:
-      blocks: the blocks.
-      lookup: what it costs to find the others.
+      met: how many blocks there are that tiles meet.
+      tiles: how many tiles.
+      columns: of a block.
     """
+    return _PER_TILE / columns * tiles + (1 + _PER_CHUNK) * met
+
+
+def skipping_pays(blocks: Blocks) -> bool:
+    """Whether kernels should skip the chunks of a slab that a tile does not meet."""
     tiles = blocks.num_tiles
-    cost = lookup.cost(num_blocks(blocks), tiles, blocks.num_columns)
+    cost = skipping_cost(num_blocks(blocks), tiles, blocks.num_columns)
     return cost < tiles * blocks.num_chunks
 
 

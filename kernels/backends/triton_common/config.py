@@ -14,7 +14,7 @@ from jaxtyping import Float
 
 from natjax.kernels.neighborhood import AxisWindow
 from natjax.kernels.plan.blocks import Blocks, Rows, axis_blocks
-from natjax.kernels.plan.reach import BY_COUNTING, axis_reach, skipping_pays
+from natjax.kernels.plan.reach import axis_reach, skipping_cost, skipping_pays
 from natjax.kernels.spec import PRODUCTS, CallSpec, Kernel, rows_of
 
 # The most rows or columns of a block: far more than any device has registers for.
@@ -134,7 +134,7 @@ def skips_chunks(blocks: Blocks) -> bool:
 
     That one sums over whole slabs.
     """
-    return skipping_pays(blocks, BY_COUNTING)
+    return skipping_pays(blocks)
 
 
 def cost(kernel: Kernel, spec: CallSpec, config: KernelConfig) -> float:
@@ -151,7 +151,7 @@ def _costs(
     """`cost` of each tile with each chunk; thousands, so all at once."""
     num_tiles, whole, met = _counts(kernel, spec, tiles, chunks)
     rows, columns = np.prod(tiles, axis=-1)[:, None], np.prod(chunks, axis=-1)
-    skipping = np.inf if kernel == "dbias" else BY_COUNTING.cost(met, num_tiles, columns)
+    skipping = np.inf if kernel == "dbias" else skipping_cost(met, num_tiles, columns)
     walked = np.minimum(whole, skipping)
     overhead = _REDUCE + _RESCALE * _width(spec)
     of_entry = 1.0
