@@ -15,7 +15,6 @@ from jaxtyping import Int
 
 from natjax.kernels.plan.blocks import AxisBlocks, Blocks, columns_met
 
-
 # What it costs a kernel to count from one chunk that its tile meets to the next, instead of going
 # over all: an addition and a comparison along each axis for a chunk, as a share of what it costs
 # otherwise; and before the first, in columns of a block, since a tile has to wait for its number,
