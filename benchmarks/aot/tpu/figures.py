@@ -51,7 +51,9 @@ def _small(case: TPUCase, found: Bundles) -> dict[str, Any]:
     problem = case.problem
     layout = Layout.of(problem.neighborhood, problem.heads, problem.head_dim)
     slots = 0 if case.op == "attention" else problem.neighborhood.num_neighbors
-    steps = steps_of(layout, problem.batch, case.arrays(None)[0].dtype.itemsize, slots)
+    itemsize = case.arrays(None)[0].dtype.itemsize
+    is_backward = case.op == "attention" and case.what == "backward"
+    steps = steps_of(layout, problem.batch, itemsize, slots, is_backward=is_backward)
     # The grid; maps, some at a time; and the tiles of a map. A loop of one turn is none.
     tiles = layout.tiles_of_group // steps.tiles if steps.maps == 1 else 1
     inner = [n for n in (steps.images * layout.groups // steps.maps, tiles) if n > 1]

@@ -53,7 +53,14 @@ class Launch:
 
     @classmethod
     def of(
-        cls, call: KernelCall, layout: Layout, query: Array, rpb: Arrays = (), slots: int = 0
+        cls,
+        call: KernelCall,
+        layout: Layout,
+        query: Array,
+        rpb: Arrays = (),
+        slots: int = 0,
+        *,
+        is_backward: bool = False,
     ) -> Launch:
         """A launch of a call, whose batch and heads are those of an array ``[B, T, N, ...]``.
 
@@ -63,13 +70,15 @@ class Launch:
           query: the array.
           rpb: the biases ``[S, N, R]`` of each set of images, if there are any.
           slots: window slots of a query in the arguments or results, if any are there.
+          is_backward: whether it is the fused backward kernel.
         """
         # A device may have fewer heads than there are in all.
         layout = dataclasses.replace(layout, heads=min(layout.heads, query.shape[2]))
         # An empty batch has no steps, and reaches no kernel.
         sets = rpb[0].shape[0] if rpb else 1
         images = max(1, query.shape[0] // sets)
-        steps = steps_of(layout, images, query.dtype.itemsize, slots)
+        itemsize = query.dtype.itemsize
+        steps = steps_of(layout, images, itemsize, slots, is_backward=is_backward)
         batch = query.shape[0] * layout.num_strips
         return cls(call, layout, steps, batch, sets, query.shape[2], query.dtype)
 
@@ -351,7 +360,7 @@ def attention_gradients(
       plan: `Layout.plan` of the part of the tokens at hand.
       *rpb: the biases of each set of images and head, if there are any.
     """
-    launch = Launch.of(call, layout, q, rpb)
+    launch = Launch.of(call, layout, q, rpb, is_backward=True)
     layout, has_bias = launch.layout, bool(rpb)
     if not launch.batch:
         return tuple(jnp.zeros(x.shape, x.dtype) for x in (q, k, v, *rpb))
