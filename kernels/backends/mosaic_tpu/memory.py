@@ -140,7 +140,7 @@ def _vmem_bytes(layout: Layout, itemsize: int, maps: dict[Rows, int]) -> int:
         size += sum(4 * n * _raised(layout, of) for of, n in maps.items())
         size += 4 * maps["queries"] * _positions(layout.tiled)
     kinds = table_entries(layout.blocks) // (layout.queries * layout.keys)
-    tables = 4 * kinds * layout.keys * round_up(layout.logit_lanes, LANES) * 4
+    tables = 5 * kinds * layout.keys * round_up(layout.logit_lanes, LANES) * 4
     return size * lanes + tables + 4 * _LOGIT_BYTES
 
 
