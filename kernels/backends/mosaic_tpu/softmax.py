@@ -1,8 +1,8 @@
 """Exponentials of logits, without a maximum where none is needed.
 
 A softmax is the same whatever is subtracted from the logits of a query. Subtracting their maximum
-keeps exponentials from overflowing, and hidden logits are set to minus infinity, whatever the key
-is. Both cost operations for each logit, and the tiles wait for the maximum. But exponentials of
+keeps exponentials from overflowing, and a selection keeps nan in a key from those that do not see
+it. Both cost operations for each logit, and the tiles wait for the maximum. But exponentials of
 common logits neither overflow nor vanish, and minus infinity is left of a hidden logit that it is
 added to.
 
@@ -86,13 +86,15 @@ class Softmax:
           products: of its queries and keys, ``[keys, lanes]``.
           is_careful: whether sums may be out of range otherwise.
         """
-        added = self.table[kind]
-        x, shift = products * (self.scale * LOG2_E) + added, None
+        added, factor, shift = self.table[kind], self.scale * LOG2_E, None
         if is_careful:
-            x = jnp.where(added == HIDDEN, HIDDEN, x)
-            top = x.max(axis=0, keepdims=True)
+            top = _seen(added, products * factor + added).max(axis=0, keepdims=True)
             shift = jnp.where(jnp.abs(top) <= _NEAR, 0.0, top)
-        e = jnp.exp2(x if shift is None else x - shift)
+            # Subtracted from what is added, so that products are rounded as without it.
+            x = _seen(added, products * factor + (added - shift))
+        else:
+            x = products * factor + added
+        e = jnp.exp2(x)
         return Exponentials(e, e.sum(axis=0, keepdims=True), shift)
 
     def check(self, every: Iterable[Exponentials]) -> None:
@@ -106,3 +108,8 @@ class Softmax:
     def has_failed(self) -> jax.Array:
         """Whether a sum was out of range since `begin`."""
         return jnp.max(self.failed[...]) > 0
+
+
+def _seen(added: jax.Array, logits: jax.Array) -> jax.Array:
+    """Logits, of which hidden ones are minus infinity even where a key is nan."""
+    return jnp.where(added == HIDDEN, HIDDEN, logits)
