@@ -82,6 +82,7 @@ def test_what_branches_skip_is_weighed(tmp_path):
 
 
 LOOP_IN_A_BRANCH = """\
+     0   :  { %0 = sbr.rel (%p0) target = $region4 }
    0x0 LB: > { %1 = sbr.rel (%p1) target = $region9 }
    0x1 LB: >> { %v2 = vadd.f32 %v2, %v2 }
    0x2   : > { %3 = sbr.rel (!%p2) target = $region21 }
@@ -92,6 +93,7 @@ LOOP_IN_A_BRANCH = """\
    0x7   : >> { %8 = sbr.rel (!%p5) target = $region43 }
    0x8 PF: > { %v9 = vadd.f32 %v2, %v2 }
    0x9 PF: > { %10 = sbr.rel (!%p6) target = $region54 }
+   0xa PF:  { %s11 = smov 0 }
 """
 
 
@@ -99,11 +101,11 @@ def test_loops_that_are_skipped_count_for_nothing(tmp_path):
     name = "1700000000-12-natjax_tpu_forward.1-71"
     (tmp_path / f"{name}-final_bundles.txt").write_text(LOOP_IN_A_BRANCH)
     table = tmp_path / f"{name}-final_hlo-static-per-bundle-utilization.txt"
-    table.write_text("\n".join(["// utilization", "VALU", "2", "//", *"0100010010"]) + "\n")
+    table.write_text("\n".join(["// utilization", "VALU", "2", "//", *"001000100100"]) + "\n")
     kernel = "natjax_tpu_forward"
-    assert bundles.read(tmp_path, kernel).count == (0, 5, 3, 2)
+    assert bundles.read(tmp_path, kernel).count == (2, 5, 3, 2)
     found = bundles.read(tmp_path, kernel, (0,))
-    assert found.count == (0, 5, 1)
+    assert found.count == (2, 5, 1)
     assert found.busiest(2) == ("VALU", 1)
 
 

@@ -104,7 +104,8 @@ def _weights(text: Sequence[str], shares: Sequence[float]) -> list[float]:
     weights = [1.0] * len(text)
     if not shares:
         return weights
-    skipped = _skipped(text)
+    # One of the two cores of a v5p may skip the whole grid.
+    skipped = [span for span in _skipped(text) if _depth(text[span[0] - 1])]
     # The grid turns once more than there are steps, to copy blocks, and then skips the body.
     body = max(skipped, key=lambda span: span[1] - span[0], default=(0, 0))
     inside = [span for span in skipped if span != body and _holds(body, span)]
