@@ -2,7 +2,7 @@
 
 An implementation is a module of `natjax.kernels.backends`. One of plain JAX has functions
 ``attention``, ``qk`` and ``av`` of one signature (see `natjax.kernels.backends.reference`). One of
-kernels has what `natjax.kernels.spec.KernelBackend` says, and `natjax.kernels.autodiff` makes the
+kernels has what `natjax.kernels.spec.KernelBackend` says, and `natjax.kernels.kernel_ops` makes the
 ops of it; or else it makes them itself, and they take the platform that a program must be lowered
 for as their first argument. Each says "not here" (wrong device, dtype or shape for it) by raising
 `NotImplementedError`, naming what would work.
@@ -182,9 +182,9 @@ def load(op: Op, name: str, platform: str | None = None) -> Callable[..., Any]:
             f"or another of {names()}"
         ) from error
     if hasattr(module, "launch"):
-        from natjax.kernels import autodiff  # which needs this module
+        from natjax.kernels import kernel_ops  # which needs this module
 
-        run = functools.partial(getattr(autodiff, op), module, platform)
+        run = functools.partial(getattr(kernel_ops, op), module, platform)
         return with_more_heads(run)
     if available()[name].platform is not None:
         return with_more_heads(functools.partial(getattr(module, op), platform))

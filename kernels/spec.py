@@ -8,6 +8,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 import jax
 
+from natjax.kernels.checks import Float32Products
 from natjax.kernels.neighborhood import Neighborhood
 from natjax.kernels.plan.blocks import Blocks, Rows
 from natjax.kernels.sharding.placement import Placement
@@ -63,6 +64,7 @@ class CallSpec:
       value_dim: size of values.
       dtype: name of the dtype.
       has_bias: whether there is a relative position bias.
+      float32_products: how float32 numbers are multiplied; of no account for other dtypes.
     """
 
     neighborhood: Neighborhood
@@ -70,6 +72,12 @@ class CallSpec:
     value_dim: int
     dtype: str
     has_bias: bool
+    float32_products: Float32Products = "float32"
+
+    @property
+    def products(self) -> Float32Products | None:
+        """How float32 numbers are multiplied, if the call has any."""
+        return self.float32_products if self.dtype == "float32" else None
 
     @property
     def key(self) -> str:
@@ -79,7 +87,7 @@ class CallSpec:
             for a in self.neighborhood.axes
         )
         bias = "-bias" if self.has_bias else ""
-        return f"{axes}-{self.head_dim}-{self.value_dim}-{self.dtype}{bias}"
+        return f"{axes}-{self.head_dim}-{self.value_dim}-{self.products or self.dtype}{bias}"
 
 
 @runtime_checkable  # for the shape checks of the tests
@@ -154,7 +162,7 @@ class KernelBackend(Protocol):
         ...
 
     def launch(self, kernel: Kernel, call: KernelCall, *arrays: jax.Array) -> tuple[jax.Array, ...]:
-        """Run a kernel; `natjax.kernels.autodiff` has what each takes and returns."""
+        """Run a kernel; `natjax.kernels.kernel_ops` has what each takes and returns."""
         ...
 
 
@@ -170,7 +178,6 @@ class KernelCall:
       groups: query heads for each key head.
       interpret: whether kernels run interpreted.
       splits: whether a launch may be split over devices.
-      tf32: whether float32 products may be rounded to TF32.
       settings: what each kernel is compiled with.
       with_table: kernels that take what to add to the logits from a table of blocks; the others
         compute a mask instead.
@@ -184,7 +191,6 @@ class KernelCall:
     groups: int
     interpret: bool
     splits: bool
-    tf32: bool
     settings: tuple[tuple[Kernel, Any], ...]
     with_table: frozenset[Kernel]
     placement: Placement | None = None

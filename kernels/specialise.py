@@ -5,10 +5,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import jax
 from jaxtyping import Array
 
-from natjax.kernels import device, registry
+from natjax.kernels import checks, device, registry
 from natjax.kernels.neighborhood import Neighborhood
 from natjax.kernels.plan.pattern import table_entries
 from natjax.kernels.spec import (
@@ -76,6 +75,7 @@ def specialise(
         value_dim=value.shape[-1],
         dtype=query.dtype.name,
         has_bias=rpb is not None,
+        float32_products=checks.float32_products(),
     )
     backend.supports(op, spec)
     _require_indexable(backend, op, spec, query.shape[-2])
@@ -88,7 +88,6 @@ def specialise(
         groups=query.shape[-2] // key.shape[-2],
         interpret=device.is_interpreted(),
         splits=not (device.is_interpreted() and implementation.interprets_in_order),
-        tf32=_allows_tf32(),
         settings=_settings(backend, op, spec),
         with_table=frozenset(),
     )
@@ -119,11 +118,6 @@ def _require_indexable(backend: KernelBackend, op: Op, spec: CallSpec, heads: in
             f"heads, and times window slots in the unfused ops; got {entries}; use "
             'implementation="xla"'
         )
-
-
-def _allows_tf32() -> bool:
-    """Whether float32 products may be rounded to TF32: JAX's own setting, off by default."""
-    return jax.config.jax_default_matmul_precision in ("high", "tensorfloat32", "bfloat16_3x")
 
 
 def _with_table(backend: KernelBackend, call: KernelCall, heads: int) -> frozenset[Kernel]:

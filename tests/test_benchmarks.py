@@ -18,8 +18,14 @@ from flax import nnx
 
 from benchmarks import annotations, measured, segment, swin, train_step
 from benchmarks.aot import __main__ as aot
-from benchmarks.aot import cases, in_mosaic, layouts, pool, sass
+from benchmarks.aot import cases, layouts, pool, sass
 from benchmarks.aot import report as aot_report
+from benchmarks.aot.in_mosaic import __main__ as in_mosaic
+from benchmarks.aot.in_mosaic import cases as mosaic_cases
+from benchmarks.aot.in_mosaic import compiler as mosaic_compiler
+from benchmarks.aot.in_mosaic import counts as mosaic_counts
+from benchmarks.aot.in_mosaic import limits as mosaic_limits
+from benchmarks.aot.in_mosaic import report as mosaic_report
 from benchmarks.aot.in_triton import __main__ as in_triton
 from benchmarks.aot.in_triton import cases as triton_cases
 from benchmarks.aot.in_triton import limits
@@ -534,12 +540,20 @@ def test_what_a_loop_does_is_counted():
     assert sass.main_loop("/*0000*/ EXIT ;") is None
 
 
+def test_products_of_tf32_are_half_as_deep():
+    code = MACHINE_CODE.replace("HMMA.16816.F32.BF16", "HMMA.1688.F32.TF32")
+    code = code.replace("HGMMA.64x32x16.F32.BF16", "HGMMA.64x32x8.F32.TF32")
+    assert sass.main_loop(code) == sass.Loop(4, 1, 16 * 8 * 8 + 64 * 32 * 8 // 4)
+    once, three = (sass.needed("forward", 16, 16, 32, 1, times=times) for times in (1, 3))
+    assert three == (once[0], 3 * once[1])
+
+
 def test_work_that_warps_repeat_fails():
     """Four warps on 32 rows do everything twice, and two warps once."""
     exponentials, products = sass.needed("forward", 32, 32, 32, 4)
     row = {"spill": 0, "exponentials": [18, exponentials], "products": [2 * products, products]}
     assert (
-        "does 18 exponentials in its loop, where 10 are needed" in aot.failed({"a": row}, {})["a"]
+        "does 18 exponentials in its loop, where 12 are needed" in aot.failed({"a": row}, {})["a"]
     )
     assert not aot.failed({"a": row}, {"a": row})
     exponentials, products = sass.needed("forward", 32, 32, 32, 2)
@@ -606,51 +620,91 @@ def test_the_table_of_kernels_for_hopper_is_of_the_present_settings_and_without_
     rows = in_mosaic.read()
     chip = cases.CHIPS["h100"].name
     keys = []
-    for problem in in_mosaic.problems(quick=False):
+    for problem in mosaic_cases.problems(quick=False):
         p = problem
         spec = CallSpec(p.neighborhood, p.head_dim, p.head_dim, "bfloat16", p.rpb)
-        for kernel in in_mosaic.kernels_of(problem):
+        for kernel in mosaic_cases.kernels_of(problem):
             keys.append(f"{problem.name}/{kernel}")
             row = rows[keys[-1]]
-            # With two wide sums, places of lines do not fit beside them; that is before and after.
-            assert not row.get("loop_spills"), keys[-1]
-            assert row["spill"] == 0 or keys[-1].endswith("/dkeyvalue"), keys[-1]
-            assert not in_mosaic.too_few(problem, row), keys[-1]
+            assert row["spill"] == 0, keys[-1]
+            assert not mosaic_limits.too_few(problem, row), keys[-1]
             config, _ = settings.resolve(mosaic_gpu, kernel, spec, chip)
             used = [list(config.tile), list(config.chunk), config.num_warps, config.num_stages]
             assert [row[k] for k in ("tile", "chunk", "warps", "stages")] == used, keys[-1]
+            work = mosaic_counts.work_of(kernel, problem, config)
+            assert {name: row[name] for name in work} == pytest.approx(work), keys[-1]
             # What candidates are taken to need, without Mosaic's own and barriers.
             beside = row["shared"] - mosaic_candidates.shared_memory(kernel, spec, config)
             assert 0 < beside <= 4096, keys[-1]
     assert list(rows) == keys
     devices = in_mosaic.read_devices()
-    assert in_mosaic.wrongly_exchanged(devices) is None
+    assert mosaic_compiler.wrongly_exchanged(devices) is None
     where = json.loads(in_mosaic.TABLE.read_text())["environment"]
-    assert in_mosaic.DOCUMENT.read_text() == in_mosaic.document(rows, devices, where)
-    assert set(in_mosaic.problems(quick=True)) < set(in_mosaic.problems(quick=False))
+    assert in_mosaic.DOCUMENT.read_text() == mosaic_report.document(rows, devices, where)
+    assert set(mosaic_cases.problems(quick=True)) < set(mosaic_cases.problems(quick=False))
+
+
+MACHINE_CODE = """
+        /*0000*/                   UTMALDG.3D [UR8], [UR4] ;
+.L_x_0:
+        /*0010*/                   UTMALDG.3D [UR8], [UR4] ;
+.L_x_1:
+        /*0020*/                   HGMMA.64x64x16.F32.BF16 R24, R32, gdesc[UR4], R24 ;
+        /*0030*/                   MUFU.EX2 R4, R5 ;
+        /*0040*/              @!P2 BRA `(.L_x_4) ;
+        /*0050*/               @P1 BRA `(.L_x_1) ;
+        /*0060*/               @P3 EXIT ;
+        /*0070*/                   BRA `(.L_x_0) ;
+.L_x_4:
+        /*0080*/              @!P2 NANOSLEEP.SYNCS 0x989680 ;
+        /*0090*/              @!P2 BRA `(.L_x_4) ;
+        /*00a0*/                   BRA `(.L_x_1) ;
+"""
+
+
+def test_loops_of_machine_code_are_told_from_waits_that_try_again():
+    loops = sass.loops(MACHINE_CODE)
+    assert [(x.start, x.stop) for x, _ in loops] == [(8, 10), (2, 6), (1, 8)]
+    inner, outer = loops[1][1], loops[2][1]
+    assert (inner.instructions, inner.exponentials, inner.copies) == (4, 1, 0)
+    assert inner.products == 64 * 64 * 16 // 4
+    assert (outer - inner).copies == 1
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_code_counts_as_often_as_it_runs(apart):
+    """Of a warpgroup that multiplies: the loop each round, and the rest of it for each image."""
+    config = mosaic_gpu.settings((8, 8), (4, 16), images=2, copies_apart=apart)
+    parts = mosaic_counts.Parts.of(MACHINE_CODE, config, images=2)
+    assert [parts.main.instructions, parts.image.instructions] == [4, 3]
+    work = {"rounds": 6, "copied": 6}
+    rest = parts.rest.instructions + parts.copying.instructions
+    of_copying = rest if apart else 0
+    expected = 4 * (rest + 2 * 3 + 6 * 4 + of_copying)
+    assert parts.total("instructions", config, 2, work) == expected
 
 
 def test_blocks_of_threads_on_a_multiprocessor():
     row = {"tile": [8, 8], "warps": 4, "registers": 129, "shared": 10 * 1024}
     # 136 registers of 128 threads.
-    assert in_mosaic.blocks_of_multiprocessor(row) == (3, 20)
-    assert in_mosaic.blocks_of_multiprocessor(row | {"warps": 12, "registers": 168}) == (1, 20)
-    narrow, wide = (p for p in in_mosaic.problems(quick=True))
-    assert not in_mosaic.too_few(narrow, row)
+    assert mosaic_limits.blocks_of_multiprocessor(row) == (3, 20)
+    assert mosaic_limits.blocks_of_multiprocessor(row | {"warps": 12, "registers": 168}) == (1, 20)
+    narrow, wide = (p for p in mosaic_cases.problems(quick=True))
+    assert not mosaic_limits.too_few(narrow, row)
     alone = row | {"shared": 150 * 1024}
-    assert in_mosaic.too_few(narrow, alone)
-    assert not in_mosaic.too_few(narrow, alone | {"tile": [8, 16]})
-    assert not in_mosaic.too_few(wide, alone)
+    assert mosaic_limits.too_few(narrow, alone)
+    assert not mosaic_limits.too_few(narrow, alone | {"tile": [8, 16]})
+    assert not mosaic_limits.too_few(wide, alone)
 
 
 def test_what_devices_exchange_beyond_a_sum_fails():
     row = {"exchanged": ["all-reduce of f32[1,9]"], "kernels": sorted(cases.FUSED)}
-    assert in_mosaic.wrongly_exchanged(row) is None
+    assert mosaic_compiler.wrongly_exchanged(row) is None
     more = [*row["exchanged"], "all-gather of bf16[8,9]"]
-    assert "not one sum" in in_mosaic.wrongly_exchanged(row | {"exchanged": more})
-    assert "not one sum" in in_mosaic.wrongly_exchanged(row | {"exchanged": more[1:]})
-    assert "has the kernels" in in_mosaic.wrongly_exchanged(row | {"kernels": ["forward"]})
-    assert in_mosaic.wrongly_exchanged({"error": "no"}) == "no"
+    assert "not one sum" in mosaic_compiler.wrongly_exchanged(row | {"exchanged": more})
+    assert "not one sum" in mosaic_compiler.wrongly_exchanged(row | {"exchanged": more[1:]})
+    assert "has the kernels" in mosaic_compiler.wrongly_exchanged(row | {"kernels": ["forward"]})
+    assert mosaic_compiler.wrongly_exchanged({"error": "no"}) == "no"
 
 
 def test_new_spills_and_instructions_of_kernels_for_hopper_fail():
@@ -664,7 +718,17 @@ def test_new_spills_and_instructions_of_kernels_for_hopper_fail():
 
 
 @pytest.mark.skipif(jax.__version_info__ < (0, 12), reason="kernels for Hopper need jax 0.12")
-@pytest.mark.parametrize("name", ["lines", "boxes-of-parts", "products-of-registers", "slots"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "lines",
+        "boxes-of-parts",
+        "rows-past-the-end",
+        "scalars-of-groups",
+        "products-of-registers",
+        "slots",
+    ],
+)
 def test_checks_for_hopper_pass_where_they_can_without_one(name, monkeypatch):
     monkeypatch.setenv("NATJAX_INTERPRET", "1")
     error, allowed = hopper.CHECKS[name]()

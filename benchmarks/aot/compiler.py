@@ -22,7 +22,9 @@ from jax.sharding import Mesh, SingleDeviceSharding, use_abstract_mesh
 from benchmarks.aot import sass, traffic
 from benchmarks.aot.cases import Case, function_of
 from benchmarks.aot.chips import CHIPS, Chip
+from natjax.kernels import checks
 from natjax.kernels.backends import pallas_triton
+from natjax.kernels.backends.pallas_triton.program import by_thirds
 from natjax.kernels.backends.triton_common.config import KernelConfig, padded_head_dim
 from natjax.kernels.spec import CallSpec
 from natjax.kernels.tuning import settings
@@ -49,6 +51,7 @@ def compile_case(case: Case) -> dict[str, Any]:
         problem.value_dim or problem.head_dim,
         case.dtype,
         problem.rpb and case.kernel not in ("av", "av_transposed"),
+        checks.float32_products(),
     )
     config = settings.resolve(pallas_triton, case.kernel, spec, chip.name)[0]
     row: dict[str, Any] = {
@@ -65,10 +68,12 @@ def compile_case(case: Case) -> dict[str, Any]:
             return row | {"error": str(error).splitlines()[0][:200]}
         # Once more, for the figures.
         figures, text = _compile(kernel, operands, chip, {})
-    return row | figures | _done_in_loop(case, config, text)
+    return row | figures | _done_in_loop(case, spec, config, "tcgen05" in figures["matrix"], text)
 
 
-def _done_in_loop(case: Case, config: KernelConfig, text: str) -> dict[str, Any]:
+def _done_in_loop(
+    case: Case, spec: CallSpec, config: KernelConfig, is_tcgen05: bool, text: str
+) -> dict[str, Any]:
     """Exponentials and products of a kernel's main loop, each with what its blocks need."""
     if (loop := sass.main_loop(text)) is None:
         return {}  # one that ptxas has unrolled
@@ -78,6 +83,8 @@ def _done_in_loop(case: Case, config: KernelConfig, text: str) -> dict[str, Any]
         math.prod(config.chunk),
         padded_head_dim(case.problem.head_dim),
         config.num_warps,
+        times=3 if by_thirds(spec) else 1,
+        is_tcgen05=is_tcgen05,
     )
     return {
         "loop": loop.instructions,

@@ -33,17 +33,17 @@ from benchmarks.aot.step.collectives import Collective, collectives
 from benchmarks.aot.step.compiler import topology_of
 
 DOCUMENT = RESULTS / "aot_space.md"
-HEAD_DIM = 64
 
 _INTRODUCTION = """\
 # Tokens split over devices, compiled for machines that were not there
 
     python -m benchmarks.aot.space --write
 
-Compiled with jax {jax} on {day}: **nothing here was run.** One image or video in bfloat16, heads
-of {head_dim}, its tokens split by `natjax.sharding.space` over all devices; forward is the op,
-backward the op and the gradients of query, key, value and bias. Megabytes (1e6 bytes) are a
-device's. *Halo* is what it receives by the formula of docs/ops.md, *received* the results of the
+Compiled with jax {jax} on {day}: **nothing here was run.** One image or video in bfloat16, of as
+many heads and channels of each as the table says, its tokens split by `natjax.sharding.space` over
+all devices; forward is the op, backward the op and the gradients of query, key, value and bias. On
+TPUs natjax chooses "mosaic_tpu", beside which "xla" stands. Megabytes (1e6 bytes) are a device's.
+*Halo* is what it receives by the formula of docs/ops.md, *received* the results of the
 collective-permutes of the compiled program: backward, halos come and their gradients go back.
 *Summed* is the gradient of the bias, which all devices share. There is no other exchange, or the
 command fails.
@@ -59,19 +59,21 @@ class SpaceCase:
       name: of the problem.
       shape: tokens along each axis.
       window: arguments of the op.
-      heads: heads.
+      heads: heads, and channels of each.
       machine: name in `MACHINES`.
       parts: devices along each token axis.
       is_backward: whether gradients are taken.
+      implementation: of the op; None for the one that natjax chooses.
     """
 
     name: str
     shape: tuple[int, ...]
     window: Mapping[str, Any]
-    heads: int
+    heads: tuple[int, int]
     machine: str
     parts: tuple[int, ...]
     is_backward: bool
+    implementation: str | None
 
     @property
     def halo_bytes(self) -> int:
@@ -84,7 +86,7 @@ class SpaceCase:
                 halo = _halo(own[axis], int(kernel), self.is_periodic[axis], self.parts[axis])
                 tokens += halo * math.prod(own) // own[axis]
                 own[axis] += halo
-        return tokens * 2 * self.heads * HEAD_DIM * 2  # keys and values, of 16 bits
+        return tokens * 2 * math.prod(self.heads) * 2  # keys and values, of 16 bits
 
     @property
     def is_periodic(self) -> tuple[bool, ...]:
@@ -113,21 +115,26 @@ def _halo(tokens: int, kernel: int, is_periodic: bool, parts: int) -> int:
 
 
 def all_cases() -> list[SpaceCase]:
-    """A video and a weather grid, whose longitude is a circle, on both machines."""
-    video = {"name": "video 30x48x80, K=18x24x24", "shape": (30, 48, 80), "heads": 2}
+    """A video, a map with large windows, and a weather grid, whose longitude is a circle."""
+    video = {"name": "video 30x48x80, K=18x24x24", "shape": (30, 48, 80), "heads": (1, 128)}
     video["window"] = {"kernel_size": (18, 24, 24)}
-    weather = {"name": "weather 720x1440, K=7, a circle", "shape": (720, 1440), "heads": 4}
+    large = {"name": "map 256x256, K=80", "shape": (256, 256), "heads": (1, 128)}
+    large["window"] = {"kernel_size": (80, 80)}
+    weather = {"name": "weather 720x1440, K=7, a circle", "shape": (720, 1440), "heads": (4, 64)}
     weather["window"] = {"kernel_size": (7, 7), "is_periodic": (False, True)}
     parts = {"v5e:4x4": (4, 4), "8xH100": (2, 4)}
+    implementations = {"v5e:4x4": (None, "xla"), "8xH100": (None,)}
     return [
         SpaceCase(
             **problem,
             machine=machine,
             parts=(1,) * (len(problem["shape"]) - 2) + parts[machine],
             is_backward=is_backward,
+            implementation=implementation,
         )
-        for problem in (video, weather)
+        for problem in (video, large, weather)
         for machine in parts
+        for implementation in implementations[machine]
         for is_backward in (False, True)
     ]
 
@@ -138,18 +145,19 @@ def compile_case(case: SpaceCase) -> dict[str, Any]:
     devices = np.asarray(topology_of(MACHINES[case.machine]).devices)
     mesh = Mesh(devices.reshape(case.parts), names)
     place = NamedSharding(mesh, P(None, *names))
-    tokens = jax.ShapeDtypeStruct((1, *case.shape, case.heads, HEAD_DIM), jnp.bfloat16)
+    tokens = jax.ShapeDtypeStruct((1, *case.shape, *case.heads), jnp.bfloat16)
     kernel = case.window["kernel_size"]
-    bias = jax.ShapeDtypeStruct((case.heads, *(2 * k - 1 for k in kernel)), jnp.float32)
+    bias = jax.ShapeDtypeStruct((case.heads[0], *(2 * k - 1 for k in kernel)), jnp.float32)
     function = _function(case)
     began = time.process_time()
     # Lowering asks for the devices, of which there are none.
     with use_abstract_mesh(mesh.abstract_mesh), natjax.sharding.space(*names):
         jitted = jax.jit(function, in_shardings=(*[place] * 4, NamedSharding(mesh, P())))
         program = jitted.lower(*[tokens] * 4, bias).compile()
-    found = collectives(program.as_text())
-    usage = program.memory_analysis()
+    text = program.as_text()
+    found, usage = collectives(text), program.memory_analysis()
     return {
+        "implementation": "mosaic_tpu" if "tpu_custom_call" in text else "xla",
         "temporaries": usage.temp_size_in_bytes,
         "received": _bytes(found, "collective-permute"),
         "summed": _bytes(found, "all-reduce"),
@@ -163,7 +171,7 @@ def _function(case: SpaceCase) -> Callable[..., Any]:
 
     def forward(query: Any, key: Any, value: Any, cotangent: Any, bias: Any) -> Any:
         del cotangent
-        return op(query, key, value, rpb=bias, **case.window)
+        return op(query, key, value, rpb=bias, implementation=case.implementation, **case.window)
 
     def backward(query: Any, key: Any, value: Any, cotangent: Any, bias: Any) -> Any:
         def run(*arrays: Any) -> Any:
@@ -183,6 +191,9 @@ def failed(case: SpaceCase, row: Mapping[str, Any]) -> str | None:
     """What is wrong with a row, if anything."""
     if "error" in row:
         return row["error"]
+    wanted = "mosaic_tpu" if case.machine.startswith("v") else "xla"
+    if row["implementation"] != (case.implementation or wanted):
+        return f'implementation "{row["implementation"]}" was chosen'
     expected = case.halo_bytes * (2 if case.is_backward else 1)
     if row["received"] != expected:
         return f"a device receives {row['received']} bytes, not {expected}"
@@ -190,7 +201,8 @@ def failed(case: SpaceCase, row: Mapping[str, Any]) -> str | None:
 
 
 def _line(case: SpaceCase, row: Mapping[str, Any]) -> str:
-    cells = [case.name, case.machine, "x".join(map(str, case.parts))]
+    cells = [case.name, "x".join(map(str, case.heads)), case.machine]
+    cells += ["x".join(map(str, case.parts)), row["implementation"]]
     cells.append("backward" if case.is_backward else "forward")
     numbers = (row["temporaries"], case.halo_bytes, row["received"], row["summed"])
     cells += [f"{x / 1e6:.2f}" for x in numbers]
@@ -208,8 +220,11 @@ def main() -> int:
     cases = [
         x for x in all_cases() if all(part in f"{x.name} {x.machine}" for part in options.only)
     ]
-    heads = "problem | machine | parts | pass | temporaries | halo | received | summed | CPU s"
-    lines = [f"| {heads} |", "|" + " --- |" * 9]
+    names = (
+        "problem, heads, machine, parts, implementation, pass, temporaries, halo, received, summed"
+    )
+    columns = [*names.split(", "), "CPU s"]
+    lines = [f"| {' | '.join(columns)} |", "|" + " --- |" * len(columns)]
     print("\n".join(lines), flush=True)
     failures = []
     for case, row in zip(cases, pool.run(compile_case, cases, 1, seconds=1800), strict=True):
@@ -221,7 +236,7 @@ def main() -> int:
             print(lines[-1], flush=True)
     if options.write and not failures:
         day = datetime.date.today().isoformat()
-        head = _INTRODUCTION.format(jax=jax.__version__, day=day, head_dim=HEAD_DIM)
+        head = _INTRODUCTION.format(jax=jax.__version__, day=day)
         DOCUMENT.write_text(head + "\n".join(lines) + "\n")
     return len(failures) > 0
 

@@ -4,9 +4,9 @@
     python -m benchmarks.gpu.hopper boxes      # one of them, here
 
 Pallas' interpreter shows that indices, masks, sums and barriers are right. It does not know how
-boxes of tokens come out of im2col copies and how shared memory is swizzled, multiplies nothing that
-is in registers, and has no registers to hand from one warpgroup to another. So that comes first,
-each thing alone, and then whole kernels. A check that hangs is ended, and says so. Interpreted
+boxes of tokens come out of copies and how shared memory is swizzled, multiplies nothing that is in
+registers, and has no registers to hand from one warpgroup to another. So that comes first, each
+thing alone, and then whole kernels. A check that hangs is ended, and says so. Interpreted
 (NATJAX_INTERPRET=1), the same checks show that they are right themselves.
 """
 
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -23,19 +22,22 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
-from jax.experimental import pallas as pl
-from jax.experimental.pallas import mosaic_gpu as plgpu
 
 import natjax
+from benchmarks.gpu.hopper_parts import (
+    copied_chunks,
+    copied_rows,
+    copied_scalars,
+    expected_chunks,
+    gathered_and_scattered,
+    program_of,
+    weighted_sum,
+)
 from natjax.kernels import device
-from natjax.kernels.backends.mosaic_gpu import copies, interpreter, registers, settings, support
+from natjax.kernels.backends.mosaic_gpu import settings, support
 from natjax.kernels.backends.mosaic_gpu.config import GROUP_ROWS
-from natjax.kernels.backends.mosaic_gpu.layout import Layout
-from natjax.kernels.backends.mosaic_gpu.program import BLOCK, Program
 from natjax.kernels.backends.mosaic_gpu.unfused import scattered
 from natjax.kernels.plan.blocks import unravel
-from natjax.kernels.spec import blocks_of
 from natjax.kernels.tuning import settings as chosen
 from natjax.kernels.tuning.problems import Problem
 
@@ -44,132 +46,6 @@ _SMALL = Problem(name="small", shape=(16, 32), kernel_size=(5, 5), heads=2, head
 _WIDE = Problem(name="wide", shape=(16, 32), kernel_size=(7, 9), heads=1, head_dim=128, rpb=False)
 _ONE = settings((8, 8), (4, 16))
 _TWO = settings((8, 16), (4, 16))
-
-
-# Parts of kernels.
-
-
-def program_of(problem: Problem, config: settings) -> Program:
-    """A program for queries of a problem."""
-    return Program(
-        layout=Layout.of(blocks_of("forward", config, problem.neighborhood)),
-        config=config,
-        heads=problem.heads,
-        kv_heads=problem.heads,
-        width=problem.head_dim,
-        dtype=jnp.dtype("bfloat16"),
-        scale=1.0,
-        batch=1,
-        images=1,
-        skips_chunks=False,
-        interpret=device.is_interpreted(),
-    )
-
-
-def copied_chunks(program: Program, x: jax.Array) -> jax.Array:
-    """What `program.fetch_columns` copies: the first chunk of each tile of the last head.
-
-    Args:
-      program: what the copies are of.
-      x: lines of tokens of one image.
-
-    Returns:
-      ``[tiles, parts, columns, elements]``.
-    """
-    tiles = program.layout.blocks.num_tiles
-    shape = (tiles, len(program.parts), program.columns, program.elements)
-
-    def body(source: Any, out: Any, memory: Any, arrived: Any) -> None:
-        tile = lax.axis_index("block")
-        head = jnp.int32(program.heads - 1)
-        place = program.place(tile, head, jnp.int32(0))
-        chunk = program.chunk(place, program.met(None, tile), jnp.int32(0))
-        copies.fetch_columns(
-            program, source, memory.at[0], arrived, place, chunk, head, program.heads
-        )
-        plgpu.barrier_wait(arrived)
-        for part in program.parts:
-            plgpu.copy_smem_to_gmem(memory.at[0, part], out.at[tile, part])
-        plgpu.wait_smem_to_gmem(0)
-
-    scratch = [program.columns_memory(), plgpu.Barrier(num_arrivals=program.column_copies)]
-    return _run(body, jax.ShapeDtypeStruct(shape, x.dtype), tiles, scratch, program)(x)
-
-
-def expected_chunks(program: Program, x: np.ndarray) -> np.ndarray:
-    """The same by indexing tokens ``[*X, N, D]``, zeros past the end of the last axis."""
-    layout, tiles = program.layout, []
-    axes = layout.blocks.axes
-    x = x.reshape(*(w.length for w in layout.windows), *x.shape[-2:])
-    for tile in range(layout.blocks.num_tiles):
-        index = unravel(tile, [axis.num_tiles for axis in axes])
-        slab = [int(axis.locate(np.asarray(i))[2]) for axis, i in zip(axes, index, strict=True)]
-        box = np.zeros((*layout.chunk, program.width), x.dtype)
-        for at in itertools.product(*map(range, layout.chunk)):
-            token = [s + i for s, i in zip(slab, at, strict=True)]
-            token[:2] = [min(t, p - 1) for t, p in zip(token[:2], layout.places[:2], strict=True)]
-            if token[2] < layout.places[2]:
-                box[at] = x[*token, -1]
-        parts = box.reshape(-1, len(program.parts), program.elements)
-        tiles.append(parts.transpose(1, 0, 2))
-    return np.stack(tiles)
-
-
-def weighted_sum(program: Program, weights: jax.Array, x: jax.Array) -> jax.Array:
-    """Weights ``[64, columns]`` times ``[columns, width]``, by `program.accumulate`."""
-
-    def body(given: Any, source: Any, out: Any, memory: Any, arrived: Any, left: Any) -> None:
-        for part in program.parts:
-            channels = pl.ds(part * program.elements, program.elements)
-            plgpu.copy_gmem_to_smem(source.at[:, channels], memory.at[0, part], arrived)
-        plgpu.barrier_wait(arrived)
-        own = plgpu.load(given.at[:, :], layout=BLOCK, optimized=False)
-        sums = registers.accumulate(program, registers.zeros(program), own, memory.at[0], left)
-        for part, result in enumerate(sums):
-            plgpu.store(out.at[part, :, :], result, optimized=False)
-
-    shape = (len(program.parts), GROUP_ROWS, program.elements)
-    scratch = [
-        program.columns_memory(),
-        plgpu.Barrier(num_arrivals=len(program.parts)),
-        plgpu.SMEM((GROUP_ROWS, program.columns), program.dtype),
-    ]
-    run = _run(body, jax.ShapeDtypeStruct(shape, jnp.float32), 1, scratch, program)
-    return jnp.concatenate(list(run(weights, x)), axis=1)
-
-
-def gathered_and_scattered(
-    program: Program, x: jax.Array, places: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Numbers ``[n]`` at places ``[64, columns]``; and those put back where they were.
-
-    Places of a row are among as many as there are columns.
-    """
-
-    def body(source: Any, given: Any, found: Any, target: Any) -> None:
-        own = plgpu.load(given.at[:, :], layout=BLOCK, optimized=False)
-        numbers = scattered.gather(program, source, own)
-        plgpu.store(found.at[:, :], numbers, optimized=False)
-        scattered.scatter(program, target, own, numbers, program.columns)
-
-    out = [jax.ShapeDtypeStruct(places.shape, x.dtype), jax.ShapeDtypeStruct(x.shape, x.dtype)]
-    return tuple(_run(body, out, 1, [], program)(x, places))
-
-
-def _run(body: Any, out: Any, blocks: int, scratch: Any, program: Program) -> Callable[..., Any]:
-    return jax.jit(
-        plgpu.kernel(
-            body,
-            out_type=out,
-            grid=(blocks,),
-            grid_names=("block",),
-            num_threads=1,
-            thread_name="warpgroup",
-            scratch_types=scratch,
-            compiler_params=plgpu.CompilerParams(lowering_semantics=plgpu.LoweringSemantics.Lane),
-            interpret=interpreter.params() if program.interpret else None,
-        )
-    )
 
 
 # Checks. Each returns an error and what is allowed.
@@ -182,6 +58,35 @@ def check_copies(config: settings, problem: Problem = _SMALL) -> tuple[float, fl
     lines = program.layout.lines(x.reshape(1, -1, *x.shape[-2:]))
     actual = np.asarray(copied_chunks(program, lines), np.float32)
     return _error(actual, expected_chunks(program, np.asarray(x[0], np.float32))), 0.0
+
+
+def check_rows(problem: Problem, config: settings = _ONE) -> tuple[float, float]:
+    """Rows that are copied in and out again are what they were."""
+    program = program_of(problem, config)
+    x = problem.arrays(dtype="bfloat16")["query"]
+    x = x.reshape(1, -1, *x.shape[-2:])
+    copied = copied_rows(program, program.layout.lines(x))
+    return _error(program.layout.tokens(copied, program.heads), x), 0.0
+
+
+def check_scalars(problem: Problem) -> tuple[float, float]:
+    """Numbers of columns that are copied as a box are those that should be."""
+    program = program_of(problem, _ONE)
+    layout, shape = program.layout, (*problem.shape, problem.heads)
+    x = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    numbers = layout.scalars(jnp.asarray(x.reshape(1, -1, problem.heads)))
+    actual = copied_scalars(program, numbers)
+    rows = np.asarray(numbers).reshape(*layout.dilation, problem.heads, *layout.places)
+    axes, expected = layout.blocks.axes, []
+    for tile in range(layout.blocks.num_tiles):
+        index = unravel(tile, [axis.num_tiles for axis in axes])
+        located = [axis.locate(np.asarray(i)) for axis, i in zip(axes, index, strict=True)]
+        groups, _, slab = zip(*located, strict=True)
+        box = np.zeros(layout.chunk, np.float32)
+        own = rows[*groups, -1][tuple(map(slice, slab, np.add(slab, layout.chunk)))]
+        box[tuple(map(slice, own.shape))] = own
+        expected.append(box.ravel())
+    return _error(actual, np.stack(expected)), 0.0
 
 
 def check_registers() -> tuple[float, float]:
@@ -244,16 +149,10 @@ def check_op(
         return pull(jax.tree.map(jnp.ones_like, outputs))
 
     kernels = ("forward", "dquery", "dkeyvalue", "dbias")
-    narrow = {name: _with_long_lines(name, config) for name in kernels}
-    with chosen.using(narrow):
+    with chosen.using(dict.fromkeys(kernels, config)):
         actual = jax.tree.leaves(run(support.NAME))
     pairs = zip(actual, jax.tree.leaves(run("xla")), strict=True)
     return max(_error(x, y) / max(1.0, float(np.abs(y).max())) for x, y in pairs), 0.02
-
-
-def _with_long_lines(kernel: str, config: settings) -> settings:
-    """Lines of scalars come with the columns of "dkeyvalue", and are longer."""
-    return dataclasses.replace(config, chunk=(2, 32)) if kernel == "dkeyvalue" else config
 
 
 def check_repeats() -> tuple[float, float]:
@@ -280,11 +179,30 @@ _WITHOUT_BIAS = dataclasses.replace(_SMALL, name="no-bias", rpb=False)
 _DILATED = Problem(
     name="dilated", shape=(30, 40), kernel_size=(5, 5), dilation=2, heads=2, kv_heads=1, head_dim=64
 )
+# Large enough for masks that are computed, and with more query heads than key heads.
+_HALVES = Problem(
+    name="halves",
+    shape=(64, 48),
+    kernel_size=(33, 17),
+    heads=2,
+    kv_heads=1,
+    head_dim=64,
+    rpb=False,
+)
 CHECKS: dict[str, Callable[[], tuple[float, float]]] = {
-    # Copies of lines, which know nothing of im2col, then of boxes: bytes, and their swizzle.
+    # Copies of lines, then of boxes, which have the shared memory of products under another shape:
+    # bytes, and their swizzle.
     "lines": functools.partial(check_copies, dataclasses.replace(_ONE, boxes=False)),
     "boxes": functools.partial(check_copies, _ONE),
     "boxes-of-parts": functools.partial(check_copies, _ONE, _WIDE),
+    "rows": functools.partial(check_rows, _SMALL),
+    "rows-of-parts": functools.partial(check_rows, _WIDE),
+    "rows-by-line": functools.partial(check_rows, _DILATED),
+    # Tiles that the map has no room for: fetched as boxes, stored by lines.
+    "rows-past-the-end": functools.partial(check_rows, dataclasses.replace(_SMALL, shape=(20, 32))),
+    # Numbers of columns, as boxes of three axes that are swizzled in no way.
+    "scalars": functools.partial(check_scalars, _SMALL),
+    "scalars-of-groups": functools.partial(check_scalars, _DILATED),
     "products-of-registers": check_registers,
     # Whole kernels: one multiplying warpgroup, then two, which take turns and get more registers.
     "forward": functools.partial(check_op, _SMALL, _ONE),
@@ -293,6 +211,9 @@ CHECKS: dict[str, Callable[[], tuple[float, float]]] = {
     "dkeyvalue": functools.partial(check_op, _SMALL, _ONE, ("key", "value")),
     "dbias": functools.partial(check_op, _SMALL, _ONE, ("rpb",)),
     "backward-two-warpgroups": functools.partial(check_op, _WIDE, _TWO, ("query", "key", "value")),
+    # Either warpgroup passes by chunks that only the other's rows meet.
+    "forward-halves": functools.partial(check_op, _HALVES, _TWO),
+    "backward-halves": functools.partial(check_op, _HALVES, _TWO, ("query", "key", "value")),
     "dilated": functools.partial(check_op, _DILATED, _ONE, ("query", "key", "value", "rpb")),
     # What threads address themselves, and the unfused ops, which are made of that.
     "slots": check_slots,

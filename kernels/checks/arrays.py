@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import numbers
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -283,18 +282,3 @@ def attention_scale(scale: float | None, head_size: int) -> float:
     if not is_number or not math.isfinite(scale) or scale == 0:
         raise ValueError(f"{rule}; got {scale!r}")
     return float(scale)
-
-
-def product_precision(dtype: Any) -> str | None:
-    """The precision of matrix products of arrays of a dtype, as `jax.numpy.einsum` takes it.
-
-    Products of float32 arrays are exact on every backend unless ``jax_default_matmul_precision``
-    says otherwise; GPUs and TPUs would round them. Half-precision arrays lose nothing either way.
-    """
-    is_asked = jax.config.jax_default_matmul_precision is not None
-    return "highest" if jnp.dtype(dtype) == jnp.float32 and not is_asked else None
-
-
-def accumulation_dtype(dtype: jnp.dtype) -> jnp.dtype:
-    """Dtype of logits, softmax and sums: float32, or float64 for float64 inputs."""
-    return jnp.dtype(jnp.float64 if dtype == jnp.float64 else jnp.float32)

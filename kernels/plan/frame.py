@@ -14,9 +14,10 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Array, Bool, Int
 
 from natjax.kernels.neighborhood import AxisWindow
+from natjax.kernels.plan.blocks import Rows
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -41,6 +42,23 @@ class AxisFrame:
     ahead: int
     start: Int[np.ndarray, "P d q"]
     end: Int[np.ndarray, "P d q"]
+
+    def positions(self, of: Rows) -> int:
+        """Positions of the longest dilation group at hand."""
+        return self.query_positions if of == "queries" else self.key_positions
+
+    def tokens(self, of: Rows) -> tuple[int, int]:
+        """Places before the first token at hand, and tokens at hand."""
+        if of == "queries":
+            return 0, self.window.num_queries
+        return self.padding, self.window.num_keys
+
+    def exists(self, of: Rows) -> Bool[np.ndarray, "d positions"]:
+        """Which positions of each dilation group have a token at hand."""
+        before, tokens = self.tokens(of)
+        group = np.arange(self.window.dilation)[:, None]
+        place = np.arange(self.positions(of)) * self.window.dilation + group
+        return (before <= place) & (place < before + tokens)
 
     def split_keys(self, x: Array, axis: int) -> Array:
         """Replace an axis of keys by ``(dilation, key positions)``."""

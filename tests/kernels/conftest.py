@@ -48,6 +48,28 @@ def strict(monkeypatch, interpreted):
 
 
 @pytest.fixture
+def few_logits(monkeypatch, interpreted):
+    """Every call goes to the kernels for large windows, whose tiles and chunks are small."""
+    folder = "natjax.kernels.backends.mosaic_tpu"
+    for module in ("ops", "support"):
+        monkeypatch.setattr(f"{folder}.{module}.prefers_large", lambda spec, heads: True)
+    monkeypatch.setattr(f"{folder}.large.walk._ROWS", 128)
+    monkeypatch.setattr(f"{folder}.large.walk._COLUMNS", 256)
+    _forget_plans()
+    yield
+    _forget_plans()
+
+
+def _forget_plans():
+    from natjax.kernels.backends.mosaic_tpu.large import choice, walk
+
+    choice.walks_of.cache_clear()
+    walk._best_axes.cache_clear()
+    walk._sides_of_chunks.cache_clear()
+    jax.clear_caches()
+
+
+@pytest.fixture
 def on_cpu_mesh(implementation):
     """Implementations for tests on a mesh of CPU devices."""
     if implementation == "jax_triton":

@@ -92,6 +92,18 @@ def test_a_slab_may_be_in_registers_at_once(shares, monkeypatch):
     assert_close(actual, run(problem, arrays, "reference"))
 
 
+def test_wide_heads_have_a_loop_of_rounds_that_ptxas_does_not_know():
+    """As many as there are chunks in a slab, whatever is met of the first."""
+    problem = Problem(name="wide", shape=(40,), kernel_size=(7,), head_dim=128)
+    arrays = problem.arrays()
+    config = KernelConfig((16,), (16,), num_warps=1)
+    blocks = blocks_of("dkeyvalue", config, problem.neighborhood)
+    assert blocks.num_chunks > 1
+    with settings.using(dict.fromkeys(KERNELS, config)):
+        actual = run(problem, arrays, "jax_triton")
+    assert_close(actual, run(problem, arrays, "reference"))
+
+
 def test_without_a_bias_a_slab_may_be_in_registers_at_once():
     problem = Problem(name="2d", shape=(9, 8), kernel_size=(5, 3), head_dim=16, rpb=False)
     arrays = problem.arrays()
@@ -165,6 +177,21 @@ def test_chunks_that_a_tile_does_not_meet_may_be_skipped(skips, problem, blocks,
     with settings.using(dict.fromkeys(KERNELS, config)):
         actual = run(problem, arrays, "jax_triton")
     assert_close(actual, run(problem, arrays, "reference"))
+
+
+@pytest.mark.parametrize(
+    ("setting", "bounds"), [(None, (0, 1e-6)), ("highest", (0, 1e-6)), ("high", (1e-4, 1e-2))]
+)
+def test_float32_products_are_as_accurate_as_asked(setting, bounds, x64):
+    """The interpreter rounds to TF32 as tensor cores do."""
+    problem = Problem(name="precise", shape=(19,), kernel_size=(7,), head_dim=32)
+    arrays = problem.arrays()
+    exact, _ = fused(problem, "reference")({k: v.astype("float64") for k, v in arrays.items()})
+    config = KernelConfig((16,), (16,), num_warps=1)
+    with settings.using(dict.fromkeys(KERNELS, config)), jax.default_matmul_precision(setting):
+        out, _ = fused(problem, "jax_triton")(arrays)
+    error = np.abs(np.asarray(out, np.float64) - exact).max() / np.abs(exact).max()
+    assert bounds[0] <= error <= bounds[1]
 
 
 def test_bfloat16_is_multiplied_as_numbers():

@@ -73,6 +73,9 @@ CASES = {
         name="1d-ragged-dilation", shape=(37,), kernel_size=(3,), dilation=3, heads=2, head_dim=48
     ),
     "2d-two-parts": Problem(name="2d", shape=(19, 23), kernel_size=(7, 7), head_dim=128),
+    "2d-slab-is-chunk": Problem(
+        name="2d-slab-is-chunk", shape=(17, 18), kernel_size=(7, 7), head_dim=32
+    ),
     "2d-window-is-input": Problem(
         name="2d-window-is-input", shape=(7, 7), kernel_size=(7, 7), heads=2, head_dim=32
     ),
@@ -106,16 +109,101 @@ def test_errs_as_little_in_every_layout(problem, dtype, interpreted):
     assert_errs_little(problem, dtype)
 
 
+# Either warpgroup skips chunks that only the other meets; the axis between them is not always the
+# first.
+PAIRS = {
+    "1d": (
+        Problem(name="1d", shape=(200,), kernel_size=(150,), heads=2, kv_heads=1, head_dim=16),
+        (128,),
+        (64,),
+    ),
+    "2d": (
+        Problem(
+            name="2d",
+            shape=(16, 24),
+            kernel_size=(7, 17),
+            is_causal=(True, False),
+            head_dim=32,
+        ),
+        (8, 16),
+        (2, 32),
+    ),
+    "3d": (
+        Problem(
+            name="3d", shape=(2, 18, 10), kernel_size=(2, 5, 3), dilation=(1, 1, 2), head_dim=16
+        ),
+        (1, 16, 8),
+        (1, 4, 8),
+    ),
+}
+
+
 @NEEDS_JAX
-def test_two_warpgroups_and_computed_masks(interpreted, monkeypatch):
+@pytest.mark.parametrize(
+    "name", ["1d", *(pytest.param(x, marks=pytest.mark.slow) for x in ("2d", "3d"))]
+)
+def test_two_warpgroups_and_computed_masks(name, interpreted, monkeypatch):
     """As for large windows: no table, chunks that are seen whole, and more than fit the ring."""
     from natjax.kernels import specialise
 
     monkeypatch.setattr(specialise, "_SMALL_TABLE", 0)
-    problem = Problem(name="two", shape=(300,), kernel_size=(200,), head_dim=32, rpb=False)
-    config = _settings()((128,), (64,))
+    problem, tile, chunk = PAIRS[name]
+    config = _settings()(tile, chunk)
     with settings.using(dict.fromkeys(("forward", "dquery", "dkeyvalue"), config)):
-        assert_errs_little(problem)
+        assert_errs_little(dataclasses.replace(problem, rpb=False))
+
+
+@NEEDS_JAX
+@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize("rows", ["queries", "keys"])
+def test_each_half_of_a_tile_meets_what_its_rows_see(name, rows):
+    """Which is not what the other half sees, or there would be nothing to skip."""
+    problem, tile, chunk = PAIRS[name]
+    layout = _layout(problem.neighborhood, rows, tile, chunk)
+    axis = layout.split_axis
+    blocks, found = layout.blocks.axes[axis], layout.reach_of_halves()
+    of_axis = blocks.locate(np.arange(blocks.num_tiles))
+    grid = np.indices([a.num_tiles for a in layout.blocks.axes])[axis].ravel()
+    for number, halves in zip(grid, found, strict=True):
+        group, first, start = (int(x[number]) for x in of_axis)
+        columns = start + np.arange(blocks.num_chunks * blocks.chunk)
+        at = first + np.arange(blocks.tile)
+        seen = blocks.is_neighbor(at[:, None], columns[None], group)
+        seen &= at[:, None] < blocks.window.group_length(group)
+        seen = seen.reshape(2, -1, blocks.num_chunks, blocks.chunk).any(axis=(1, 3))
+        for own, (begin, count) in zip(seen, halves, strict=True):
+            np.testing.assert_array_equal(np.flatnonzero(own), np.arange(begin, begin + count))
+    assert (found[:, 0] != found[:, 1]).any()
+
+
+@NEEDS_JAX
+def test_chunks_are_counted_in_order():
+    """Those of one warpgroup follow one another, and all others are passed by."""
+    from natjax.kernels.backends.mosaic_gpu.walk import Walk
+
+    first, end = (1, 0, 2), (3, 1, 5)
+    walk = Walk(first, end, slabs=2, outermost=2)
+    order = [(i, 0, j) for j in range(2, 5) for i in range(1, 3)]
+    assert walk.total == 12
+    assert int(walk.after(walk.start(), 8).slab) == 1
+    steps, passed = [], []
+
+    def step(turn, carry):
+        steps.append((int(turn.number), int(turn.slab), tuple(map(int, turn.index))))
+        return carry + 1
+
+    with jax.disable_jit():
+        count = walk.over(1, step, 0, (3, 4), lambda number: passed.append(int(number)))
+        assert (count, steps) == (2, [(6 + i, 1, order[i]) for i in (2, 3)])
+        assert passed == [6, 7, 10, 11]
+        steps.clear()
+        assert walk.over(0, step, 0) == 6
+        assert [index for _, _, index in steps] == order
+        turn = walk.start()
+        for number in range(12):
+            assert (int(turn.number), int(turn.slab)) == (number, number // 6)
+            assert tuple(map(int, turn.index)) == order[number % 6]
+            turn = walk.after(turn)
 
 
 @NEEDS_JAX
@@ -259,24 +347,23 @@ def _settings():
     return mosaic_gpu.settings
 
 
-def _layout(shape, kernel_size, dilation, rows, tile, chunk):
+def _layout(neighborhood, rows, tile, chunk):
     from natjax.kernels.backends.mosaic_gpu.layout import Layout
 
-    neighborhood = checks.neighborhood(shape, kernel_size, 1, dilation, False)
     return Layout.of(Blocks.of(neighborhood, rows, tile, chunk, whole_chunks=True))
 
 
 LAYOUTS = [
     ((13, 22), (4, 3), (2, 1), "queries", (8, 8), (4, 16)),
     ((13, 22), (4, 3), (2, 3), "keys", (8, 8), (2, 32)),
-    ((5, 9, 17), (3, 3, 5), (1, 2, 3), "queries", (2, 4, 8), (2, 4, 8)),
+    ((5, 9, 17), (2, 3, 5), (2, 2, 3), "queries", (2, 4, 8), (2, 4, 8)),
     ((200,), (9,), (3,), "keys", (128,), (64,)),
 ]
 
 
 @pytest.mark.parametrize("case", LAYOUTS)
 def test_what_is_laid_out_is_found_again(case):
-    layout = _layout(*case)
+    layout = _layout(checks.neighborhood(*case[:2], 1, case[2], False), *case[3:])
     tokens = layout.blocks.num_tokens
     x = np.random.default_rng(0).standard_normal((2, tokens, 3, 4)).astype(np.float32)
     np.testing.assert_array_equal(layout.tokens(layout.lines(jnp.asarray(x)), 3), x)
@@ -287,11 +374,11 @@ def test_what_is_laid_out_is_found_again(case):
 
 @pytest.mark.parametrize("case", LAYOUTS)
 def test_rows_of_tiles_and_their_windows_are_those_of_the_plan(case):
-    layout = _layout(*case)
+    layout = _layout(checks.neighborhood(*case[:2], 1, case[2], False), *case[3:])
     tokens = np.arange(layout.blocks.num_tokens, dtype=np.float32)[None, :, None]
     tiles = np.asarray(layout.by_tile(jnp.asarray(tokens)))[0, 0]
     lines = np.asarray(layout.lines(jnp.asarray(tokens[..., None])))
-    scalars = np.asarray(layout.scalar_lines(jnp.asarray(tokens)))
+    scalars = np.asarray(layout.scalars(jnp.asarray(tokens)))
     windows, whole = np.asarray(layout.row_windows()), layout.whole_windows()
     axes, places, dilation = layout.blocks.axes, layout.places, layout.dilation
     for number in range(layout.blocks.num_tiles):
@@ -311,7 +398,8 @@ def test_rows_of_tiles_and_their_windows_are_those_of_the_plan(case):
         token, line, place = token[exists], line[exists], at[2][exists]
         np.testing.assert_array_equal(tiles[number][exists], token)
         np.testing.assert_array_equal(lines[line, place, groups[2]], token)
-        np.testing.assert_array_equal(scalars[line, groups[2], place], token)
+        row = np.ravel_multi_index(list(map(int, groups)), dilation)
+        np.testing.assert_array_equal(scalars[row, *(x[exists] for x in at)], token)
         for i, axis in enumerate(axes):
             own, column = at[i] < lengths[i], np.arange(lengths[i])
             seen = axis.is_neighbor(at[i][:, None], column[None], groups[i])[own]
@@ -343,14 +431,30 @@ def test_settings_that_break_a_rule(values, message, unchecked):
 
 
 @pytest.mark.parametrize("problem", [*NAT_TINY, *DINAT_TINY, *CASES.values()], ids=str)
-def test_lines_of_scalars_are_long_enough_to_be_copied(problem):
+def test_suggested_tiles_are_those_of_warpgroups(problem):
     spec = CallSpec(problem.neighborhood, problem.head_dim, problem.head_dim, "bfloat16", True)
     for kernel in kernels_of("attention", has_bias=True):
         config = _settings().suggest(kernel, spec)
-        assert kernel != "dkeyvalue" or config.chunk[-1] >= 32
         blocks = Blocks.of(problem.neighborhood, rows_of(kernel), config.tile, config.chunk)
         assert blocks.num_rows == 64 * config.warpgroups
     assert set(kernels_of("attention", has_bias=True)) < set(KERNELS)
+
+
+def test_slabs_of_small_windows_are_one_chunk_where_registers_have_room():
+    chunks = {}
+    for name, head_dim in itertools.product(("forward", "dquery"), (32, 64)):
+        spec = CallSpec(NAT_TINY[0].neighborhood, head_dim, head_dim, "bfloat16", True)
+        config = _settings().suggest(name, spec)
+        chunks[name, head_dim] = config.chunk, config.num_stages
+    assert chunks.pop(("forward", 32)) == ((16, 16), 1)
+    assert set(chunks.values()) == {((4, 16), 2)}
+
+
+def test_who_copies():
+    """A warpgroup of its own, unless there is room for two that copy for themselves."""
+    for head_dim, apart in ((64, []), (128, ["forward", "dquery", "dbias"])):
+        spec = CallSpec(NAT_TINY[0].neighborhood, head_dim, head_dim, "bfloat16", True)
+        assert [x for x in KERNELS if _settings().suggest(x, spec).copying] == apart
 
 
 def _specs():
@@ -369,14 +473,14 @@ def test_candidates_fit_and_begin_with_what_is_suggested(kernel):
         assert options[0] == _settings().suggest(kernel, spec)
         assert len(set(options)) == len(options) == 12
         assert all(candidates.fits(kernel, spec, option) for option in options)
-        others = candidates.variants(kernel, spec, options[1])
-        assert {(x.tile, x.chunk) for x in others} == {(options[1].tile, options[1].chunk)}
-        assert options[1] not in others
+        others = candidates.variants(kernel, spec, options[0])
+        assert {(x.tile, x.chunk) for x in others} == {(options[0].tile, options[0].chunk)}
+        assert options[0] not in others
         # A table of a large window does not fit.
         stays = kernel in ("forward", "dquery") and spec.neighborhood == NAT_TINY[0].neighborhood
         assert (len({x.images for x in others}) > 1) == stays
         assert {x.boxes for x in others} == {True, False}
-        assert len({x.copies_apart for x in others}) == 3 - options[1].warpgroups
+        assert len({x.copies_apart for x in others}) == 3 - options[0].warpgroups
         if kernel not in ("forward", "dquery", "dkeyvalue", "dbias"):
             assert {x.warpgroups for x in options} == {1}
 
@@ -417,12 +521,11 @@ def test_settings_are_measured(interpreted, monkeypatch):
         ({"head_dim": 24}, "multiples of 16, up to 128; got 24"),
         ({"head_dim": 144}, "multiples of 16, up to 128; got 144"),
         ({"value_dim": 16}, "values as wide as keys; got head sizes of 32 and 16"),
-        ({"width": 2**15}, "fewer than 32768 tokens along the last axis; got 32768"),
     ],
 )
 def test_what_is_declined_says_what_would_work(change, message, interpreted):
     head_dim = change.get("head_dim", 32)
-    shape = (1, 9, change.get("width", 9), 4)
+    shape = (1, 9, 9, 4)
     x, value = (
         jax.ShapeDtypeStruct((*shape, size), change.get("dtype", jnp.bfloat16))
         for size in (head_dim, change.get("value_dim", head_dim))

@@ -8,16 +8,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from calls import assert_close, fused, unfused, value_and_gradients
+from calls import assert_close, assert_reads_what_was_written, fused, unfused, value_and_gradients
 from edges import named
 from hypothesis import given
 from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
+from windows import windows_in_parts
 
 import natjax
 from natjax.kernels import device, registry
-from natjax.kernels.neighborhood import AxisWindow
 from natjax.kernels.spec import CallSpec
 from natjax.kernels.tuning.problems import Problem
 
@@ -59,19 +59,7 @@ WHOLE = Problem(name="whole", shape=(14, 20), kernel_size=(7, 9), batch=2, heads
 )
 @pytest.mark.parametrize("function", [fused, unfused])
 def test_nothing_is_read_that_nobody_wrote(function, problem, dtype, strict):
-    from jax._src.pallas.mosaic.interpret import interpret_pallas_call
-
-    arrays = problem.arrays(dtype=dtype)
-    exact = {name: x.astype(jnp.float32) for name, x in arrays.items()}
-    expected = value_and_gradients(function(problem, "reference"), exact)
-    actual = value_and_gradients(function(problem, "mosaic_tpu"), arrays)
-    assert not interpret_pallas_call.races.races_found
-    if dtype == "float32":
-        assert_close(actual, expected)
-        return
-    for x, y in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
-        error = np.abs(np.asarray(x, np.float32) - y).max() / np.abs(y).max()
-        assert error < 2**-6
+    assert_reads_what_was_written(function, problem, dtype)
 
 
 # Both images of a batch, ragged along both axes and in the lanes, in tiles that reach beyond them.
@@ -179,32 +167,7 @@ def test_few_strips_where_a_map_is_too_large():
     assert 1 < strips(128) <= 4
 
 
-@st.composite
-def windows(draw):
-    """Also of axes that are cut into parts, of which one is at hand."""
-    kernel_size = draw(st.integers(1, 13))
-    dilation = draw(st.integers(1, 4))
-    parts = draw(st.integers(1, 3))
-    kind = draw(st.sampled_from(["plain", "is_causal", "is_periodic"][: 3 if parts > 1 else 2]))
-    tokens = -(-kernel_size * dilation // parts) + draw(st.integers(0, 40))
-    if kind == "is_periodic":  # dilation divides such an axis
-        tokens *= dilation
-    window = AxisWindow(
-        length=tokens * parts,
-        kernel_size=kernel_size,
-        stride=draw(st.integers(1, kernel_size)),
-        dilation=dilation,
-        is_causal=kind == "is_causal",
-        is_periodic=kind == "is_periodic",
-    )
-    if parts == 1:
-        return window
-    origins = range(0, window.length, tokens)
-    window = dataclasses.replace(window, queries=(0, tokens), origins=origins)
-    return dataclasses.replace(window, keys=window.needed_keys)
-
-
-@given(windows(), st.integers(1, 4), st.sampled_from([1, 8]))
+@given(windows_in_parts(max_kernel_size=13), st.integers(1, 4), st.sampled_from([1, 8]))
 def test_slabs_are_aligned_and_hold_every_key(window, width, alignment):
     from natjax.kernels.backends.mosaic_tpu.tiles import axis_tiles
 

@@ -1,5 +1,6 @@
 """What is particular to the kernels for GPUs: blocks of every size, refusals, derivatives."""
 
+import dataclasses
 import functools
 import importlib
 import types
@@ -21,7 +22,7 @@ from jax.sharding import (
 from jax.sharding import PartitionSpec as P
 
 import natjax
-from natjax.kernels import autodiff, device, registry, specialise
+from natjax.kernels import device, kernel_ops, registry, specialise
 from natjax.kernels.backends import pallas_triton
 from natjax.kernels.backends.triton_common.config import KernelConfig
 from natjax.kernels.spec import KERNELS
@@ -173,8 +174,8 @@ def test_a_batch_that_cannot_be_indexed_goes_in_parts(function, monkeypatch):
     expected = [call() for call in calls]
     entries = 7 * 2 * (3 if function is unfused else 1)
     # One image alone is below it, two are not.
-    monkeypatch.setattr(autodiff, "INDEXABLE", entries + 1)
-    autodiff._launch.cache_clear()
+    monkeypatch.setattr(kernel_ops, "INDEXABLE", entries + 1)
+    kernel_ops._launch.cache_clear()
     jax.clear_caches()
     sizes = []
     launch = pallas_triton.launch
@@ -303,17 +304,28 @@ def test_none_takes_it_where_it_runs():
     assert registry.names()[:2] == ("jax_triton", "pallas_triton")
 
 
-@pytest.mark.parametrize("setting", [None, "highest", "tensorfloat32", "high"])
-def test_float32_products_are_exact_unless_asked(setting, monkeypatch):
+@pytest.mark.parametrize(
+    ("setting", "head_dim", "precision", "products"),
+    [
+        (None, 16, "HIGH", 6),
+        (None, 65, "HIGHEST", 2),
+        ("highest", 16, "HIGHEST", 2),
+        ("tensorfloat32", 16, "HIGH", 2),
+        ("high", 16, "HIGH", 2),
+    ],
+)
+def test_float32_products_are_as_accurate_as_asked(
+    setting, head_dim, precision, products, monkeypatch
+):
     # The kernels alone, without the branch in plain JAX that programs have for other platforms.
     monkeypatch.setenv("NATJAX_INTERPRET", "1")
-    problem = named("1d")
+    problem = dataclasses.replace(named("1d"), head_dim=head_dim)
     arrays = problem.arrays()
     with jax.default_matmul_precision(setting):
         jaxpr = str(jax.make_jaxpr(fused(problem, "pallas_triton"))(arrays))
-    expected = "HIGH" if setting in ("tensorfloat32", "high") else "HIGHEST"
     found = {word for word in ("HIGHEST", "HIGH") if f"Precision.{word}," in jaxpr}
-    assert found == {expected}
+    assert found == {precision}
+    assert jaxpr.count("dot_general") == products
 
 
 @pytest.mark.oldest

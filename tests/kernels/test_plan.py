@@ -16,7 +16,6 @@ from natjax.kernels.plan.blocks import Blocks
 from natjax.kernels.plan.pattern import pattern_of
 from natjax.kernels.plan.reach import (
     BY_COUNTING,
-    BY_DIVISION,
     num_blocks,
     reach_of,
     skipping_pays,
@@ -207,13 +206,26 @@ def test_a_tile_reaches_the_chunks_that_are_not_hidden_and_no_other(rows, cut, w
     assert num_blocks(blocks) == met.sum()
 
 
+@ROLES
+@given(cut=cuts(), axis=st.integers(0, 2))
+def test_pieces_of_tiles_reach_what_their_rows_see(rows, cut, axis):
+    _, blocks = build(cut, rows)
+    axis %= len(blocks.axes)
+    pieces = [1] * len(blocks.axes)
+    pieces[axis] = 2 if blocks.axes[axis].tile % 2 == 0 else blocks.axes[axis].tile
+    seen = evaluate(blocks)["seen"]
+    tile = [x.tile for x in blocks.axes]
+    seen = seen.reshape(*seen.shape[:2], *tile, -1)
+    halves = np.split(seen, pieces[axis], axis=2 + axis)
+    met = sum(x.reshape(*x.shape[:2], -1).any(axis=-1).sum() for x in halves)
+    assert num_blocks(blocks, pieces) == met
+
+
 def test_skipping_pays_where_it_spares_more_than_finding_chunks_costs():
     """Of a long axis all but the tiles at its ends meet as many chunks."""
     for length, lookup, pays in (
         (64, BY_COUNTING, True),
-        (64, BY_DIVISION, True),
         (128, BY_COUNTING, True),
-        (128, BY_DIVISION, False),
         (640, BY_COUNTING, False),
     ):
         axis = AxisWindow(length=length, kernel_size=31)

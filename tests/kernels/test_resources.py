@@ -53,6 +53,18 @@ def test_what_cannot_fit_is_refused():
     assert not resources.fits("forward", shape, config(columns=16, warps=16), "9.0")
 
 
+def test_what_is_loaded_twice_takes_shared_memory_twice():
+    """By three products of TF32: the keys in "dquery", queries and gradients in "dkeyvalue"."""
+    exact, by_thirds = (
+        CallSpec(checks.neighborhood((56, 56), 7), 32, 32, "float32", False, products)
+        for products in ("float32", "tf32x3")
+    )
+    for kernel, again in (("forward", 0), ("dquery", 32), ("dkeyvalue", 64)):
+        more = 2 * 64 * again * 4
+        taken = resources.shared_memory(kernel, exact, config())
+        assert resources.shared_memory(kernel, by_thirds, config()) == taken + more
+
+
 def test_float32_takes_twice_the_shared_memory():
     half, full = (
         resources.shared_memory("dquery", shape_of(32, False, dtype), config())

@@ -45,7 +45,7 @@ def test_every_kernel_of_an_op(measuring):
     assert [x.kernel for x in results] == ["forward", "dquery", "dkeyvalue", "dbias"]
     assert begun == [("tiny", x.kernel) for x in results]
     for result in results:
-        assert result.spec.key == "20k3s1d1c-8-8-float32-bias"
+        assert result.spec.key == "20k3s1d1c-8-8-tf32x3-bias"
         assert result.skipped == {}
         assert result.measured >= 2
         assert 0 < result.seconds <= result.suggested_seconds

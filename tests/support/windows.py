@@ -55,3 +55,33 @@ def frames(draw, **kinds):
     keys = first, draw(st.integers(stop, high))
     turns = draw(st.integers(-1, 1)) * axis.length if axis.is_periodic else 0
     return dataclasses.replace(axis, keys=(keys[0] + turns, keys[1] + turns))
+
+
+def in_parts(window, parts):
+    """An axis of which each of so many devices has a part of the queries, and the keys they see."""
+    if parts == 1:
+        return window
+    tokens = window.length // parts
+    origins = range(0, window.length, tokens)
+    window = dataclasses.replace(window, queries=(0, tokens), origins=origins)
+    return dataclasses.replace(window, keys=window.needed_keys)
+
+
+@st.composite
+def windows_in_parts(draw, max_kernel_size):
+    """Axes that are whole, or cut into parts of which one is at hand."""
+    kernel_size, dilation = draw(st.integers(1, max_kernel_size)), draw(st.integers(1, 4))
+    parts = draw(st.sampled_from([1, 2, 3, 5]))
+    kind = draw(st.sampled_from(["plain", "is_causal", "is_periodic"][: 3 if parts > 1 else 2]))
+    tokens = -(-kernel_size * dilation // parts) + draw(st.integers(0, 40))
+    if kind == "is_periodic":  # dilation divides such an axis
+        tokens *= dilation
+    window = AxisWindow(
+        length=tokens * parts,
+        kernel_size=kernel_size,
+        stride=draw(st.integers(1, kernel_size)),
+        dilation=dilation,
+        is_causal=kind == "is_causal",
+        is_periodic=kind == "is_periodic",
+    )
+    return in_parts(window, parts)

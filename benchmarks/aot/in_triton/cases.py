@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from benchmarks.aot import cases
 from benchmarks.aot.cases import Case
+from natjax.kernels import checks
 from natjax.kernels.backends.jax_triton.config import KernelConfig
 from natjax.kernels.spec import CallSpec, Kernel
 from natjax.kernels.tuning.problems import Problem
@@ -25,15 +26,19 @@ _EVERYWHERE = (
     ("heads-of-128", "bfloat16"),
     ("image-256", "bfloat16"),
 )
+# The fused kernels, for all chips.
+_FUSED_EVERYWHERE = (
+    ("heads-of-64", "bfloat16"),
+    ("nat_tiny-stage1-d1", "float32"),
+    ("video-30x48x80", "bfloat16"),
+)
 # The fused kernels, for an H100.
 _FUSED_ON_H100 = (
     ("nat_tiny-stage2-d1", "bfloat16"),
     ("nat_tiny-stage4-d1", "bfloat16"),
     ("dinat_tiny-stage1-d8", "bfloat16"),
-    ("heads-of-64", "bfloat16"),
     ("window-31", "bfloat16"),
-    ("video-30x48x80", "bfloat16"),
-    ("nat_tiny-stage1-d1", "float32"),
+    ("heads-of-128", "float32"),
 )
 _QUICK = ("nat_tiny-stage1-d1",)
 
@@ -52,7 +57,10 @@ def all_cases() -> list[Case]:
 def _is_compiled(problem: tuple[str, str], kernel: Kernel, chip: str) -> bool:
     if problem in _EVERYWHERE:
         return True
-    return problem in _FUSED_ON_H100 and kernel in cases.FUSED and chip == "h100"
+    is_fused = kernel in cases.FUSED
+    if problem in _FUSED_EVERYWHERE:
+        return is_fused
+    return problem in _FUSED_ON_H100 and is_fused and chip == "h100"
 
 
 def kernels_of(problem: Problem, dtype: str) -> Iterator[Kernel]:
@@ -64,7 +72,14 @@ def kernels_of(problem: Problem, dtype: str) -> Iterator[Kernel]:
 def sums_bias(problem: Problem, dtype: str) -> bool:
     """Whether the kernel "dquery" also sums the gradient of the bias."""
     value_dim = problem.value_dim or problem.head_dim
-    spec = CallSpec(problem.neighborhood, problem.head_dim, value_dim, dtype, problem.rpb)
+    spec = CallSpec(
+        problem.neighborhood,
+        problem.head_dim,
+        value_dim,
+        dtype,
+        problem.rpb,
+        checks.float32_products(),
+    )
     return problem.rpb and KernelConfig.suggest("dquery", spec).sums_bias(spec)
 
 

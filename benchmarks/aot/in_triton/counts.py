@@ -69,6 +69,7 @@ def counts_of(
         statics.padded_width,
         warps,
         is_online=not at_once,
+        times=3 if statics.is_threefold else 1,
     )
     chunks = statics.chunks if at_once else 1
     return found | {

@@ -78,11 +78,6 @@ def floors(row: Mapping[str, Any], chip: Chip) -> dict[str, float]:
     }
 
 
-def multiply_adds(row: Mapping[str, Any], chip: Chip) -> float:
-    """Seconds that the products of a call take to issue, where no tensor core does them."""
-    return row["executed"] / 2 / 32 / chip.issue_rate
-
-
 def least_computed(kernel: Kernel, neighborhood: Neighborhood, rows: int) -> float:
     """How many times the useful pairs a kernel computes at least, with tiles of so many rows.
 

@@ -19,8 +19,8 @@ type Rows = Mapping[str, Any]
 _BACKWARD: tuple[Kernel, ...] = ("dquery", "dkeyvalue", "dbias")
 # Issue of instructions over traffic of memory where windows are small, and executed over useful
 # flops where they are large: forward, and forward and backward.
-_AIMS = ((1.3, 2.0), (1.35, 1.6))
-_LARGE_WINDOW = 900
+AIMS = ((1.3, 2.0), (1.35, 1.6))
+LARGE_WINDOW = 900
 
 _INTRODUCTION = """\
 # The kernels in Triton's language, compiled for GPUs that were not there
@@ -37,9 +37,10 @@ Registers of a thread, shared memory, instructions of machine code, and instruct
 loop as one warp runs it; where a cell has none, there is no loop, or ptxas has unrolled it. (The
 forward kernel is there twice where there is a table: the second time is for keys that are nan.
 Without a table, a branch within the loop leaves the mask out for chunks that are seen whole.)
-Exponentials and matrix products of the loop are what the block needs, or the cell says in bold how
-many times that; Blackwell's `tcgen05` products are not counted. "dquery*" also sums the gradient of
-the bias, in a loop over images. The last column is "pallas_triton", whose blocks may differ.
+Exponentials and matrix products of the loop are what the block needs (three of TF32 for one of
+float32), or the cell says in bold how many times that; Blackwell's `tcgen05` products are not
+counted. "dquery*" also sums the gradient of the bias, in a loop over images. The last column is
+"pallas_triton", whose blocks may differ.
 """
 
 _LIMITS = """
@@ -48,7 +49,8 @@ _LIMITS = """
 Floors of a call in microseconds, and which is the highest: *issue*, the instructions of all warps
 at four a clock and multiprocessor; *exp*, exponentials at sixteen; *L2*, what programs load (tokens
 and, unless it is in registers or the L1 cache, the table) at 5120 bytes a clock, which is NVIDIA's
-figure for an A100, taken for all; *memory*, every operand read and every result written once at the
+figure for an A100, taken for all (float32 kernels load some tokens twice, one after the other, the
+second time from the L1 cache); *memory*, every operand read and every result written once at the
 bandwidth of the data sheet. They come from counts and data sheets. No call can take less than the
 highest of them; it may take much longer, since latency is in none.
 
@@ -61,8 +63,7 @@ For small windows, the issue floor over the memory floor; for windows of {large}
 executed over useful flops. Each forward, and forward and backward. "Least" is what that figure
 could be at best. For large windows that is with tiles of as many rows and slabs that fit what each
 meets to the token: a tile of 128 queries meets more keys than its window has, however it is cut,
-and one of 64 would reach further but load keys twice as often. For float32 it is with nothing but
-the multiply-adds of the blocks, which tensor cores may not do unless rounding to TF32 is allowed.
+and one of 64 would reach further but load keys twice as often.
 
 | problem | forward | least | aim | forward and backward | least | aim |
 | --- | --- | --- | --- | --- | --- | --- |
@@ -77,7 +78,7 @@ def document(rows: Rows, environment: Mapping[str, str]) -> str:
     parts.append(_LIMITS)
     parts.append(_table([["problem", "kernel", *CHIPS], ["---"] * (2 + len(CHIPS))]))
     parts += [_limits(rows, *each) for each in known]
-    parts.append(_AIMED.format(large=_LARGE_WINDOW))
+    parts.append(_AIMED.format(large=LARGE_WINDOW))
     parts += [_aims(rows, *each) for each in known]
     return "".join(parts)
 
@@ -130,38 +131,33 @@ def _aims(rows: Rows, problem: Problem, dtype: str) -> str:
     found = [_row(rows, problem, dtype, kernel, "h100") for kernel in kernels]
     if not all(row and "issued" in row for row in found):
         return ""
-    is_large = problem.neighborhood.num_neighbors >= _LARGE_WINDOW
-    ratio = _executed_over_useful if is_large else _issue_over_memory
+    is_large = problem.neighborhood.num_neighbors >= LARGE_WINDOW
+    ratio = executed_over_useful if is_large else issue_over_memory
     cells = [f"{problem.name}, {dtype}"]
-    for count, aim in zip((1, len(kernels)), _AIMS[is_large], strict=True):
+    for count, aim in zip((1, len(kernels)), AIMS[is_large], strict=True):
         part = dict(zip(kernels[:count], found[:count], strict=True))
-        reached, least = ratio(list(part.values())), _least(problem, dtype, part, is_large)
+        reached, least = ratio(list(part.values())), _least(problem, part) if is_large else ""
         cells += [f"{reached:.2f}" if reached <= aim else f"**{reached:.2f}**", least, f"{aim}"]
     return _table([cells])
 
 
-def _least(problem: Problem, dtype: str, rows: Mapping[Kernel, Any], is_large: bool) -> str:
-    if is_large:
-        useful = sum(row["useful"] for row in rows.values())
-        computed = sum(
-            row["useful"]
-            * limits.least_computed(kernel, problem.neighborhood, math.prod(row["tile"]))
-            for kernel, row in rows.items()
-        )
-        return f"{computed / useful:.2f}"
-    if dtype != "float32":
-        return ""
-    chip = CHIPS["h100"]
-    products = sum(limits.multiply_adds(row, chip) for row in rows.values())
-    return f"{products / limits.total(rows.values(), chip)['memory']:.2f}"
+def _least(problem: Problem, rows: Mapping[Kernel, Any]) -> str:
+    useful = sum(row["useful"] for row in rows.values())
+    computed = sum(
+        row["useful"] * limits.least_computed(kernel, problem.neighborhood, math.prod(row["tile"]))
+        for kernel, row in rows.items()
+    )
+    return f"{computed / useful:.2f}"
 
 
-def _issue_over_memory(rows: list[Any]) -> float:
+def issue_over_memory(rows: list[Any]) -> float:
+    """How many times as long kernels issue instructions as they move what they must, on an H100."""
     floors = limits.total(rows, CHIPS["h100"])
     return floors["issue"] / floors["memory"]
 
 
-def _executed_over_useful(rows: list[Any]) -> float:
+def executed_over_useful(rows: list[Any]) -> float:
+    """How many times as many flops kernels do as pairs of query and neighbor take."""
     return sum(row["executed"] for row in rows) / sum(row["useful"] for row in rows)
 
 

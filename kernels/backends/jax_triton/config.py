@@ -14,9 +14,10 @@ _REGISTERS = 200
 _SLAB_REGISTERS = {"forward": 200, "dquery": 180}
 # The most chunks that a slab is written out in, and so copies of a loop's body.
 _MOST_CHUNKS = 8
-# The widest heads beside which there is room for a slab's sums, and those that two warps have.
+# The widest heads of which fewer warps have room for the sums.
+_WIDEST_OF_FEW = 128
+# The widest heads beside which there is room for a slab's sums.
 _WIDEST_SUMMED = 64
-_NARROW = 32
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -41,7 +42,7 @@ class KernelConfig(config.KernelConfig):
     def _with_few_warps(cls, kernel: Kernel, spec: CallSpec) -> KernelConfig:
         base = config.KernelConfig.suggest(kernel, spec)
         kept = cls(base.tile, base.chunk, base.num_warps, base.num_stages)
-        if spec.dtype == "float32":
+        if spec.dtype == "float32" or _width(spec) > _WIDEST_OF_FEW:
             return kept
         fewer = math.prod(base.tile) // 16
         while fewer < base.num_warps:
@@ -62,9 +63,8 @@ class KernelConfig(config.KernelConfig):
         """
         if spec.dtype == "float32" or _width(spec) > _WIDEST_SUMMED:
             return None
-        warps = 2 if _width(spec) <= _NARROW else 4
         options = (
-            cls(x.tile, x.chunk, num_warps=warps)
+            cls(x.tile, x.chunk, num_warps=2)
             for x in config.blocks_within("dquery", spec, (16, 32))
         )
         summing = [x for x in options if x.sums_bias(spec)]

@@ -21,6 +21,7 @@ import numpy as np
 import triton
 import triton.language as tl
 from jax.sharding import AxisType
+from triton._C.libtriton import ir
 from triton.language import core
 from triton.runtime import interpreter, jit
 
@@ -152,13 +153,23 @@ def _rewritten(function: Callable[..., Any]) -> Callable[..., Any]:
     return interpreter.InterpretedFunction(function).rewrite()
 
 
-def _dot(_: Any, a: Any, b: Any, acc: Any, *__: Any) -> Any:
-    """A product in float32; the interpreter's own multiplies the bits of bfloat16."""
-    total = np.matmul(_as_float32(a), _as_float32(b)) + acc.data
-    return interpreter.TensorHandle(total, acc.dtype.scalar)
+def _dot(_: Any, a: Any, b: Any, acc: Any, precision: Any, *__: Any) -> Any:
+    """A product in float32, of operands in TF32 if asked for.
+
+    The interpreter's own multiplies the bits of bfloat16, and all of float32.
+    """
+    a, b = _as_float32(a), _as_float32(b)
+    if precision == ir.INPUT_PRECISION.TF32:
+        a, b = _cut(a), _cut(b)
+    return interpreter.TensorHandle(np.matmul(a, b) + acc.data, acc.dtype.scalar)
+
+
+def _cut(x: np.ndarray) -> np.ndarray:
+    """What tensor cores see of float32 numbers: all but the last 13 bits."""
+    return (x.view(np.uint32) & np.uint32(0xFFFFE000)).view(np.float32)
 
 
 def _as_float32(x: Any) -> np.ndarray:
     if x.dtype.scalar == tl.bfloat16:  # which the interpreter keeps as integers
         return (x.data.astype(np.uint32) << 16).view(np.float32)
-    return x.data.astype(np.float32)
+    return np.ascontiguousarray(x.data, np.float32)

@@ -27,7 +27,7 @@ _LARGEST_BIAS = 2.0**15
 
 
 def launch(kernel: Kernel, call: KernelCall, *arrays: Array) -> tuple[Array, ...]:
-    """Run a kernel; `natjax.kernels.autodiff` has what each takes and returns."""
+    """Run a kernel; `natjax.kernels.kernel_ops` has what each takes and returns."""
     return _LAUNCHES[kernel](call, *arrays)
 
 

@@ -6,7 +6,11 @@ import dataclasses
 import itertools
 
 from natjax.kernels.autodiff import LOG2_E
-from natjax.kernels.backends.triton_common.config import padded_head_dim, skips_chunks
+from natjax.kernels.backends.triton_common.config import (
+    multiplies_by_thirds,
+    padded_head_dim,
+    skips_chunks,
+)
 from natjax.kernels.neighborhood import AxisWindow
 from natjax.kernels.plan.blocks import AxisBlocks, axis_blocks
 from natjax.kernels.spec import Kernel, KernelCall, rows_of
@@ -90,6 +94,7 @@ class Statics:
       rows_exist: whether every row of every tile is a token.
       columns_exist: whether every column of every chunk is one.
       skips_chunks: whether programs look up which chunks of their slab their tile meets.
+      keeps_loop: whether ptxas must not write out the rounds of a loop over all chunks.
       heads: of queries.
       kv_heads: of keys and values.
       groups: query heads for each key head.
@@ -104,7 +109,8 @@ class Statics:
       kinds: of tiles, where there is a table.
       is_per_head: whether each head has a table.
       is_long: whether the entries of an image need 64-bit numbers.
-      precision: of float32 products, as Triton names it.
+      precision: of products of float32 numbers, as Triton names it.
+      is_threefold: whether each such product is made of three.
       stages: chunks in flight; images, where a kernel loops over those.
       is_unrolled: whether all chunks of a slab are in registers at once.
       looks_for_nan: whether a program repeats its softmax with care where a key is nan.
@@ -127,6 +133,7 @@ class Statics:
     rows_exist: bool
     columns_exist: bool
     skips_chunks: bool
+    keeps_loop: bool
     heads: int
     kv_heads: int
     groups: int
@@ -142,6 +149,7 @@ class Statics:
     is_per_head: bool
     is_long: bool
     precision: str
+    is_threefold: bool
     stages: int
     is_unrolled: bool
     looks_for_nan: bool
@@ -162,6 +170,9 @@ def _shifts(t: Axis, h: Axis, w: Axis) -> tuple[int, ...]:
     return tuple(map(sum, itertools.product(*along)))
 
 
+# From which head size on ptxas, which then has all registers in use, spills in "dkeyvalue" where it
+# writes out a loop of few rounds, on an A100 and Ada.
+_SPILLS_WRITTEN_OUT = 128
 _ONE_TOKEN = AxisWindow(length=1, kernel_size=1)
 
 
@@ -206,6 +217,7 @@ def statics_of(
         rows_exist=t.rows_exist and h.rows_exist and w.rows_exist,
         columns_exist=t.columns_exist and h.columns_exist and w.columns_exist,
         skips_chunks=skips,
+        keeps_loop=kernel == "dkeyvalue" and max(width, value_width) >= _SPILLS_WRITTEN_OUT,
         heads=heads,
         kv_heads=kv_heads,
         groups=max(1, heads // kv_heads),
@@ -220,7 +232,8 @@ def statics_of(
         kinds=table[1] if table else 0,
         is_per_head=table is not None and table[0] > 1,
         is_long=blocks.num_tokens * heads * max(width, value_width) >= 2**31,
-        precision="tf32" if call.tf32 else "ieee",
+        precision="tf32" if call.spec.products == "tf32" else "ieee",
+        is_threefold=multiplies_by_thirds(kernel, call.spec),
         stages=call.config(kernel).num_stages,
         is_unrolled=not skips and call.config(kernel).holds_slab(kernel, call.spec),
         looks_for_nan=table is not None,

@@ -40,10 +40,10 @@ _SUMS_AND_BLOCKS: dict[Kernel, tuple[int, int]] = {
 def candidates(kernel: Kernel, spec: CallSpec, limit: int) -> list[KernelConfig]:
     """The blocks of least estimated work that fit Hopper, after the suggested ones."""
     suggested = KernelConfig.suggest(kernel, spec)
-    axes, narrowest = len(spec.neighborhood.axes), config.narrowest_chunk(kernel)
+    axes = len(spec.neighborhood.axes)
     rows = _ROWS[:1] if kernel in config.UNFUSED else _ROWS
-    tiles = [x for n in rows for x in config.boxes(axes, n, config.SWIZZLED_ROWS)]
-    chunks = [x for n in _COLUMNS for x in config.boxes(axes, n, narrowest)]
+    tiles = [x for n in rows for x in config.boxes(axes, n)]
+    chunks = [x for n in _COLUMNS for x in config.boxes(axes, n)]
     options = (
         config.with_images(kernel, spec, dataclasses.replace(suggested, tile=tile, chunk=chunk))
         for tile, chunk in itertools.product(tiles, chunks)

@@ -9,30 +9,38 @@ import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from natjax.kernels.plan.blocks import AxisBlocks, axis_blocks
-from natjax.kernels.spec import CallSpec, Kernel, rows_of
+from natjax.kernels.plan.blocks import AxisBlocks, Blocks, axis_blocks
+from natjax.kernels.plan.reach import num_blocks, skipping_pays
+from natjax.kernels.spec import PRODUCTS, CallSpec, Kernel, rows_of
 
 # Rows that one warpgroup multiplies, and rows of shared memory that are swizzled together.
 GROUP_ROWS = 64
 SWIZZLED_ROWS = 8
-# Columns of a line of scalars, at least: copies into shared memory begin at multiples of 128 bytes.
-SCALAR_LINE = 32
-# Kernels of the unfused ops, for which one warpgroup multiplies; and those whose columns come with
-# lines of scalars.
+# Kernels of the unfused ops, for which one warpgroup multiplies.
 UNFUSED: tuple[Kernel, ...] = ("qk", "av", "av_transposed")
-_HAVE_SCALARS: tuple[Kernel, ...] = ("dkeyvalue", "av_transposed")
 # Kernels that can work on one image after the other.
 STAYING: tuple[Kernel, ...] = ("forward", "dquery")
 _MOST_IMAGES = 64
 # How many images a block of threads works on whose table takes at most so many bytes, with which
 # there is room for two such blocks on a multiprocessor.
 _STAYS, _LARGEST_STORED = 8, 64 * 1024
-# Up to this head size, one multiplying warpgroup has registers left to copy for itself.
+# Up to this head size, a multiplying warpgroup copies for itself, and there is room for two on a
+# multiprocessor; so do the gradients of keys and values with any. The others have so much in shared
+# memory with wider heads that there is room for one, and another copies for it.
 _COPIES_ITSELF = 64
+# Up to this head size, registers and shared memory have room for logits of whole slabs of NAT's
+# windows, and two blocks of threads on a multiprocessor.
+_SLAB_WIDTH, _SLAB_COLUMNS = 32, 256
 # From this many keys a window on, two warpgroups share what is copied.
 _LARGE_WINDOW = 512
-# What a chunk costs besides its logits, for a row: the reductions of a softmax; an estimate.
-_OVERHEAD = 16
+# Clocks that a warpgroup takes of a multiprocessor for a chunk, by the units that limit kernels:
+# instructions for a chunk and for each of its columns, as the forward kernels for images of 256x256
+# have them that were compiled for an H100 with 64 and with 128 columns; and tensor cores, for each
+# column, channel and product.
+_CHUNK_ISSUE, _COLUMN_ISSUE = 225, 5
+_CHANNEL_PRODUCT = 1 / 32
+# And for each column that is copied: so little that it decides between what else costs the same.
+_COLUMN_COPY = 1 / 64
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -45,9 +53,8 @@ class KernelConfig:
       chunk: columns of a block along each token axis, powers of two, 32 to 256 in all, and a
         multiple of 8 along the last axis.
       num_stages: chunks in the ring, from 1 to 8.
-      boxes: whether a box of columns is one copy, as im2col takes them, where nothing is dilated
-        along the last two axes; otherwise, and where kernels are interpreted, it is one copy a
-        line.
+      boxes: whether lines of tokens that follow one another are one copy; otherwise, and where
+        kernels are interpreted, each is one.
       images: that a block of threads works on, one after the other, where there is a table of what
         is added to logits, whose blocks it then keeps in shared memory: 1 to 64; fewer where there
         would be too few blocks of threads.
@@ -113,7 +120,7 @@ class KernelConfig:
 
     @classmethod
     def suggest(cls, kernel: Kernel, spec: CallSpec) -> KernelConfig:
-        """Settings by rule of thumb: the fewest logits in blocks that fit a warpgroup's registers.
+        """Settings by rule of thumb: the least work in blocks that fit a warpgroup's registers.
 
         Small windows have tiles of 64 rows, which compute less that is not seen; large ones of 128,
         so that what is copied serves more rows.
@@ -132,34 +139,74 @@ def _suggest(kernel: Kernel, spec: CallSpec) -> KernelConfig:
     # Two warpgroups have fewer registers a thread than one, too few for two sums of wide heads.
     shares = is_large and (kernel != "dkeyvalue" or spec.head_dim <= 64)
     rows = 128 if shares and kernel not in UNFUSED else 64
-    # With more columns, fewer blocks of threads fit a multiprocessor; and a mask along three axes
-    # takes registers of its own.
-    columns = 128 if kernel == "forward" and is_large and axes < 3 else 64
-    choices = itertools.product(
-        boxes(axes, rows, SWIZZLED_ROWS), boxes(axes, columns, narrowest_chunk(kernel))
-    )
+    choices = itertools.product(boxes(axes, rows), _chunks(kernel, spec))
     tile, chunk = min(choices, key=lambda choice: cost(kernel, spec, *choice))
-    apart = spec.head_dim > _COPIES_ITSELF and kernel not in UNFUSED
-    return with_images(kernel, spec, KernelConfig(tile, chunk, copies_apart=apart))
+    apart = spec.head_dim > _COPIES_ITSELF and kernel not in (*UNFUSED, "dkeyvalue")
+    stages = 1 if math.prod(chunk) == _SLAB_COLUMNS else 2
+    return with_images(kernel, spec, KernelConfig(tile, chunk, stages, copies_apart=apart))
 
 
-def narrowest_chunk(kernel: Kernel) -> int:
-    """The least columns of a chunk along the last axis."""
-    return SCALAR_LINE if kernel in _HAVE_SCALARS else SWIZZLED_ROWS
+def _chunks(kernel: Kernel, spec: CallSpec) -> list[tuple[int, ...]]:
+    """Chunks to choose from.
+
+    With more columns, fewer blocks of threads fit a multiprocessor; and gradients have two blocks
+    in registers.
+    """
+    windows = spec.neighborhood.axes
+    chunks = boxes(len(windows), 64)
+    if kernel == "forward" and spec.neighborhood.num_neighbors >= _LARGE_WINDOW:
+        return chunks + boxes(len(windows), 128)
+    if kernel == "forward" and spec.head_dim <= _SLAB_WIDTH:
+        lengths = [window.max_group_length for window in windows]
+        slabs = boxes(len(windows), _SLAB_COLUMNS)
+        chunks += [x for x in slabs if all(n <= m for n, m in zip(x, lengths, strict=True))]
+    return chunks
 
 
-def boxes(axes: int, size: int, least: int) -> list[tuple[int, ...]]:
-    """Boxes of so many positions, whose sides are powers of two, the last not less than that."""
+def boxes(axes: int, size: int) -> list[tuple[int, ...]]:
+    """Boxes of so many positions, whose sides are powers of two, the last not less than 8."""
     sides = [2**i for i in range(size.bit_length())]
     options = itertools.product(sides, repeat=axes)
-    return [box for box in options if math.prod(box) == size and box[-1] >= least]
+    return [box for box in options if math.prod(box) == size and box[-1] >= SWIZZLED_ROWS]
 
 
-def cost(kernel: Kernel, spec: CallSpec, tile: Sequence[int], chunk: Sequence[int]) -> int:
-    """Logits of all blocks, and what chunks take besides."""
-    axes = _axes(kernel, spec, tile, chunk)
-    blocks = math.prod(axis.num_tiles * axis.num_chunks for axis in axes)
-    return blocks * math.prod(tile) * (math.prod(chunk) + _OVERHEAD)
+def cost(kernel: Kernel, spec: CallSpec, tile: Sequence[int], chunk: Sequence[int]) -> float:
+    """Clocks of a multiprocessor for a head of an image, all tiles; an estimate.
+
+    Each of two warpgroups leaves out the chunks that none of its own rows meets.
+    """
+    blocks = Blocks(tuple(_axes(kernel, spec, tile, chunk)))
+    copied, computed = blocks_walked(kernel, blocks)
+    columns = math.prod(chunk)
+    products = PRODUCTS[kernel] * spec.head_dim * columns * _CHANNEL_PRODUCT
+    clocks = max(_CHUNK_ISSUE + columns * _COLUMN_ISSUE, products)
+    return computed * clocks + copied * columns * _COLUMN_COPY
+
+
+def blocks_walked(kernel: Kernel, blocks: Blocks) -> tuple[int, int]:
+    """Chunks that are copied for all tiles of an image, and those that warpgroups compute."""
+    pieces = pieces_of(blocks)
+    if skips_chunks(kernel, blocks):
+        return num_blocks(blocks), num_blocks(blocks, pieces)
+    count = blocks.num_tiles * blocks.num_chunks
+    return count, count * math.prod(pieces)
+
+
+def skips_chunks(kernel: Kernel, blocks: Blocks) -> bool:
+    """Whether tiles leave out the chunks of their slab that they do not meet.
+
+    The gradient of the bias is summed over whole slabs.
+    """
+    return kernel != "dbias" and (blocks.num_rows > GROUP_ROWS or skipping_pays(blocks))
+
+
+def pieces_of(blocks: Blocks) -> tuple[int, ...]:
+    """The pieces along each axis that tiles are cut into, one for each warpgroup."""
+    sides = [axis.tile for axis in blocks.axes]
+    split = next((axis for axis, side in enumerate(sides) if side > 1), 0)
+    pieces = [1] * len(sides)
+    pieces[split] = blocks.num_rows // GROUP_ROWS
+    return tuple(pieces)
 
 
 def with_images(kernel: Kernel, spec: CallSpec, config: KernelConfig) -> KernelConfig:

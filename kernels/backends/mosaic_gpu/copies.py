@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -23,18 +24,25 @@ from natjax.kernels.backends.mosaic_gpu.program import (
     Place,
     Program,
     Ref,
-    total_of,
+    Tokens,
 )
+from natjax.kernels.backends.mosaic_gpu.walk import Turn, Walk
 from natjax.kernels.plan.blocks import unravel
 
 
-def _row_line(program: Program, place: Place, warpgroup: Ints, number: int) -> tuple[Any, ...]:
-    """A line of a warpgroup's rows: its number, its first place, and whether it is in the array.
+def _row_box(
+    program: Program, place: Place, warpgroup: Ints, number: int, lines: int
+) -> tuple[Any, ...]:
+    """A box of so many lines of a warpgroup's rows.
 
-    One that is not stands at the end of the array, and says None where all lines are inside.
+    One that is not in the array stands at its end.
+
+    Returns:
+      The number of its first line, its first place in lines, and whether it is in the array: None
+      where all boxes are.
     """
     tile, places = program.layout.tile, program.layout.places
-    row = (warpgroup * program.row_lines + number) * program.row_line
+    row = (warpgroup * program.row_lines + number * lines) * program.row_line
     within = unravel(row, tile)
     positions = [f + i for f, i in zip(place.first, within, strict=True)]
     exists = None
@@ -46,67 +54,82 @@ def _row_line(program: Program, place: Place, warpgroup: Ints, number: int) -> t
     return program.line(place, positions[0], positions[1]), positions[2], exists
 
 
+def _boxes_of_parts(
+    program: Program,
+    array: Ref,
+    shared: Tokens,
+    place: Place,
+    head: Ints,
+    heads: int,
+    box: tuple[Ints, Ints],
+    shape: tuple[int, int],
+    number: int,
+) -> Iterator[tuple[Ref, Ref]]:
+    """Where the parts of a box are, in an array of lines and in shared memory.
+
+    Args:
+      program: what the kernel is compiled for.
+      array: the array.
+      shared: the shared memory.
+      place: the tile.
+      head: whose channels.
+      heads: of the array.
+      box: number of its first line, and its first place in lines.
+      shape: lines, and places of a line.
+      number: among the boxes in shared memory.
+    """
+    (line, first), (lines, length) = box, shape
+    for part in program.parts:
+        channels = program.channels(place, head, heads, part)
+        if lines > 1:
+            own, target = pl.ds(line, lines), shared.boxed.at[part, number]
+        else:
+            own, target = line, shared.flat.at[part, pl.ds(number * length, length)]
+        yield array.at[own, pl.ds(first, length), channels], target
+
+
 def fetch_rows(
     program: Program,
     source: Ref,
-    target: Ref,
+    target: Tokens,
     barrier: Ref,
     place: Place,
     heads: int,
     warpgroup: Ints,
 ) -> None:
-    """Copy the rows of a warpgroup into shared memory; arrives once for each line and part."""
-    for number in range(program.row_lines):
-        line, first, _ = _row_line(program, place, warpgroup, number)
-        rows = pl.ds(number * program.row_line, program.row_line)
-        for part in program.parts:
-            channels = program.channels(place, place.head, heads, part)
-            plgpu.copy_gmem_to_smem(
-                source.at[line, pl.ds(first, program.row_line), channels],
-                target.at[part, rows],
-                barrier,
-            )
+    """Copy the rows of a warpgroup into shared memory; arrives `Program.row_copies` times."""
+    lines = program.fetched_lines
+    shape = lines, program.row_line
+    for number in range(program.row_lines // lines):
+        *box, _ = _row_box(program, place, warpgroup, number, lines)
+        for own, shared in _boxes_of_parts(
+            program, source, target, place, place.head, heads, tuple(box), shape, number
+        ):
+            plgpu.copy_gmem_to_smem(own, shared, barrier)
 
 
 def store_rows(
-    program: Program, source: Ref, target: Ref, place: Place, heads: int, warpgroup: Ints
+    program: Program, source: Tokens, target: Ref, place: Place, heads: int, warpgroup: Ints
 ) -> None:
     """Copy the rows of a warpgroup out of shared memory, those that there are."""
     plgpu.commit_smem()
-    # Where lines are is found again: kept from when rows were fetched, it took registers that sums
-    # need in between, which then spilled.
-    image, head, tile, warpgroup = lax.optimization_barrier(
-        (place.image, place.head, place.tile, warpgroup)
-    )
-    place = program.place(tile, head, image)
-    for number in range(program.row_lines):
-        line, first, exists = _row_line(program, place, warpgroup, number)
-        rows = pl.ds(number * program.row_line, program.row_line)
-        store = functools.partial(
-            _store_line, program, source, target, place, heads, rows, line, first
-        )
+    lines = program.stored_lines
+    shape = lines, program.row_line
+
+    def store(box: tuple[Ints, Ints], number: int) -> None:
+        for own, shared in _boxes_of_parts(
+            program, target, source, place, place.head, heads, box, shape, number
+        ):
+            plgpu.copy_smem_to_gmem(shared, own)
+
+    for number in range(program.row_lines // lines):
+        *box, exists = _row_box(program, place, warpgroup, number, lines)
         if exists is None:
-            store()
+            store(tuple(box), number)
         else:
             # Pallas' interpreter knows no predicate of a copy.
-            pl.when(exists)(store)
+            pl.when(exists)(functools.partial(store, tuple(box), number))
     plgpu.wait_smem_to_gmem(0)
-
-
-def _store_line(
-    program: Program,
-    source: Ref,
-    target: Ref,
-    place: Place,
-    heads: int,
-    rows: Any,
-    line: Ints,
-    first: Ints,
-) -> None:
-    for part in program.parts:
-        channels = program.channels(place, place.head, heads, part)
-        own = target.at[line, pl.ds(first, program.row_line), channels]
-        plgpu.copy_smem_to_gmem(source.at[part, rows], own)
 
 
 def _column_line(program: Program, place: Place, chunk: Chunk, frame: int, line: int) -> Ints:
@@ -121,7 +144,7 @@ def _column_line(program: Program, place: Place, chunk: Chunk, frame: int, line:
 def fetch_columns(
     program: Program,
     source: Ref,
-    target: Ref,
+    target: Tokens,
     barrier: Ref,
     place: Place,
     chunk: Chunk,
@@ -133,24 +156,14 @@ def fetch_columns(
     Places past the end of a line are zeros.
     """
     frames, lines, length = program.layout.chunk
-    for part in program.parts:
-        channels = program.channels(place, head, heads, part)
-        for frame in range(frames):
-            if program.copies_boxes:
-                line = _column_line(program, place, chunk, frame, 0)
-                # With as few windows as a line of the box has tokens, the windows of one row after
-                # the other are the tokens of the box.
-                windows = program.layout.places[2] - length + 1
-                view = plgpu.im2col_ref(source, window_shape=(windows,))
-                box = view.at[pl.ds(line * length, lines * length), chunk.start[2], channels]
-                rows = pl.ds(frame * lines * length, lines * length)
-                plgpu.copy_gmem_to_smem(box, target.at[part, rows], barrier)
-                continue
-            for i in range(lines):
-                line = _column_line(program, place, chunk, frame, i)
-                columns = source.at[line, pl.ds(chunk.start[2], length), channels]
-                rows = pl.ds((frame * lines + i) * length, length)
-                plgpu.copy_gmem_to_smem(columns, target.at[part, rows], barrier)
+    at_once = program.column_lines
+    boxes = itertools.product(range(frames), range(0, lines, at_once))
+    for number, (frame, first) in enumerate(boxes):
+        box = _column_line(program, place, chunk, frame, first), chunk.start[2]
+        for own, shared in _boxes_of_parts(
+            program, source, target, place, head, heads, box, (at_once, length), number
+        ):
+            plgpu.copy_gmem_to_smem(own, shared, barrier)
 
 
 def fetch_scalars(
@@ -163,15 +176,13 @@ def fetch_scalars(
     head: Ints,
     heads: int,
 ) -> None:
-    """Copy a number of each column of a chunk into shared memory; arrives once a line."""
-    frames, lines, length = program.layout.chunk
-    group = place.groups[2] * heads + head
-    for frame in range(frames):
-        for i in range(lines):
-            line = _column_line(program, place, chunk, frame, i)
-            columns = source.at[line, group, pl.ds(chunk.start[2], length)]
-            rows = pl.ds((frame * lines + i) * length, length)
-            plgpu.copy_gmem_to_smem(columns, target.at[rows], barrier)
+    """Copy a number of each column of a chunk into shared memory; arrives once.
+
+    Places past the end of an axis are zeros.
+    """
+    row = program.scalars_row(place, head, heads)
+    box = (pl.ds(s, n) for s, n in zip(chunk.start, program.layout.chunk, strict=True))
+    plgpu.copy_gmem_to_smem(source.at[row, *box], target, barrier)
 
 
 def fetch_table(program: Program, source: Ref, target: Ref, barrier: Ref) -> None:
@@ -194,53 +205,66 @@ class Stream:
     """An operand of which chunk after chunk goes through the ring.
 
     Attributes:
-      program: what the kernel is compiled for.
+      stages: places of the ring.
+      walk: the chunks.
       memory: shared memory, of each place of the ring.
       full: barriers that a chunk has arrived.
       free: barriers that all who multiply are done with it; None if one warpgroup is all there is.
-      total: chunks in all.
-      fetch: a function of turn, place of the ring and barrier that begins the copies of a chunk.
+      fetch: a function of turn, number of a place in the ring and barrier, that begins the copies
+        of a chunk.
     """
 
-    program: Program
-    memory: Ref
+    stages: int
+    walk: Walk
+    memory: Tokens
     full: Ref
     free: Ref
-    total: Ints
-    fetch: Callable[[Ints, Ref, Ref], None]
+    fetch: Callable[[Turn, Ints, Ref], None]
 
-    def copy(self, turn: Ints) -> None:
+    def copy(self, turn: Turn) -> None:
         """Begin the copies of the chunk of a turn into its place, which is free."""
-        slot = self._slot(turn)
-        self.fetch(turn, self.memory.at[slot], self.full.at[slot])
+        slot = self.slot(turn.number)
+        self.fetch(turn, slot, self.full.at[slot])
 
-    def release(self, turn: Ints) -> None:
+    def wait(self, turn: Turn) -> Ref:
+        """Wait for the chunk of a turn; where it is."""
+        slot = self.slot(turn.number)
+        plgpu.barrier_wait(self.full.at[slot])
+        return self.memory.at(slot).flat
+
+    def release(self, turn: Turn) -> None:
         """Say that the warpgroup at hand is done with the chunk of a turn.
 
         Where it copies for itself, it begins the copies of the chunk that takes its place.
         """
         if self.free is not None:
-            plgpu.barrier_arrive(self.free.at[self._slot(turn)])
+            plgpu.barrier_arrive(self.free.at[self.slot(turn.number)])
             return
-        following = turn + self.program.config.num_stages
+        following = self.walk.after(turn, self.stages)
 
-        @pl.when(following < self.total)
+        @pl.when(following.number < self.walk.total)
         def _() -> None:
             # One thread copies; all of the warpgroup must have read what was there.
             plgpu.commit_smem()
             self.copy(following)
 
-    def _slot(self, turn: Ints) -> Ints:
-        return lax.rem(turn, jnp.int32(self.program.config.num_stages))
+    def pass_by(self, number: Ints) -> None:
+        """Leave the chunk of a turn to the other warpgroup."""
+        slot = self.slot(number)
+        plgpu.barrier_wait(self.full.at[slot])
+        plgpu.barrier_arrive(self.free.at[slot])
+
+    def slot(self, number: Ints) -> Ints:
+        """The place in the ring of the chunk of a turn."""
+        return lax.rem(number, jnp.int32(self.stages))
 
 
 def streams_of_images(
     program: Program,
     first: Place,
-    met: tuple[list[Ints], list[Ints]],
-    head: Ints,
+    walk: Walk,
     sources: Sequence[Ref],
-    columns: Sequence[Ref],
+    columns: Sequence[Tokens],
     full: Sequence[Ref],
     free: Sequence[Ref],
 ) -> list[Stream]:
@@ -249,30 +273,25 @@ def streams_of_images(
     Args:
       program: what the kernel is compiled for.
       first: the tile in the first image.
-      met: which chunks it meets.
-      head: whose channels.
+      walk: the chunks that it meets, in each image.
       sources: lines of each operand.
       columns: shared memory of each.
       full: barriers of each.
       free: barriers of each.
     """
-    count = total_of(met)
+    head = first.head // program.groups
 
-    def fetch(source: Ref) -> Callable[[Ints, Ref, Ref], None]:
-        def begin(turn: Ints, memory: Ref, barrier: Ref) -> None:
-            place, own = first, turn
-            if program.images > 1:
-                # Of a tile that meets nothing there is no turn.
-                place = dataclasses.replace(first, image=first.image + turn // count)
-                own = turn % count
-            chunk = program.chunk(place, met, own)
-            fetch_columns(program, source, memory, barrier, place, chunk, head, program.kv_heads)
+    def fetch(source: Ref, memory: Tokens, turn: Turn, slot: Ints, barrier: Ref) -> None:
+        place = dataclasses.replace(first, image=first.image + turn.slab)
+        chunk = program.chunk(first, turn.index)
+        target = memory.at(slot)
+        fetch_columns(program, source, target, barrier, place, chunk, head, program.kv_heads)
 
-        return begin
-
-    total = count * program.count_images(first) if program.images > 1 else count
-    refs = zip(sources, columns, full, free, strict=True)
-    return [Stream(program, *own, total, fetch(source)) for source, *own in refs]
+    stages, refs = program.config.num_stages, zip(sources, columns, full, free, strict=True)
+    return [
+        Stream(stages, walk, memory, *barriers, functools.partial(fetch, source, memory))
+        for source, memory, *barriers in refs
+    ]
 
 
 def split_work(
@@ -288,12 +307,14 @@ def split_work(
       program: what the kernel is compiled for.
       warpgroup: the one at hand.
       multiply: what those that multiply do.
-      streams: what is copied.
+      streams: what is copied, all of the same chunks.
       prepare: further copies, before those.
     """
+    walk = streams[0].walk
     if not program.config.copying:
         prepare()
-        _fill(program, streams)
+        # The first chunks, as many as the ring has places.
+        _copy_turns(streams, jnp.minimum(program.config.num_stages, walk.total))
         multiply()
         return
     multiplying = program.config.warpgroups
@@ -311,29 +332,21 @@ def split_work(
         if pair:
             plgpu.set_max_registers(COPYING, action="decrease")
         prepare()
-        _produce(program, streams)
+        _copy_turns(streams, walk.total, waits=True)
 
 
-def _fill(program: Program, streams: Sequence[Stream]) -> None:
-    """Copy the first chunks into the ring, as many as it has places."""
+def _copy_turns(streams: Sequence[Stream], turns: Ints, *, waits: bool = False) -> None:
+    """Copy one chunk after the other into the ring, if need be as places become free."""
 
-    # All streams have as many chunks.
-    @pl.loop(0, jnp.minimum(program.config.num_stages, streams[0].total))
-    def _(turn: Ints) -> None:
+    def step(number: Ints, turn: Turn) -> Turn:
         for stream in streams:
-            stream.copy(turn)
+            if waits:
 
-
-def _produce(program: Program, streams: Sequence[Stream]) -> None:
-    """Copy one chunk after the other into the ring, as places become free."""
-    stages = program.config.num_stages
-
-    @pl.loop(0, streams[0].total)
-    def _(turn: Ints) -> None:
-        for stream in streams:
-
-            @pl.when(turn >= stages)
-            def _(stream: Stream = stream) -> None:
-                plgpu.barrier_wait(stream.free.at[lax.rem(turn, jnp.int32(stages))])
+                @pl.when(number >= stream.stages)
+                def _(stream: Stream = stream) -> None:
+                    plgpu.barrier_wait(stream.free.at[stream.slot(turn.number)])
 
             stream.copy(turn)
+        return streams[0].walk.after(turn)
+
+    lax.fori_loop(0, turns, step, streams[0].walk.start())

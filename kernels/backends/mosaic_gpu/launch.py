@@ -26,7 +26,7 @@ _LAUNCHES: dict[Kernel, Callable[..., tuple[Array, ...]]] = {
 
 @functools.partial(jax.jit, static_argnums=(0, 1))  # its own, since plans become constants of it
 def launch(kernel: Kernel, call: KernelCall, *arrays: Array) -> tuple[Array, ...]:
-    """Run a kernel; `natjax.kernels.autodiff` has what each takes and returns."""
+    """Run a kernel; `natjax.kernels.kernel_ops` has what each takes and returns."""
     results = _LAUNCHES[kernel](call, *arrays)
     # Pallas does not say over which axes of a mesh its results vary.
     return align_varying(*results, arrays[0])[:-1]

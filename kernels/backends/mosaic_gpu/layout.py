@@ -17,9 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Num
 
-from natjax.kernels.backends.mosaic_gpu.config import SWIZZLED_ROWS
+from natjax.kernels.backends.mosaic_gpu.config import SWIZZLED_ROWS, pieces_of
 from natjax.kernels.neighborhood import AxisWindow
 from natjax.kernels.plan.blocks import AxisBlocks, Blocks, axis_blocks, columns_met
+from natjax.kernels.plan.reach import axis_reach
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,12 +88,13 @@ class Layout:
         x = x[:, *(slice(n) for n in self._lengths)]
         return x.reshape(x.shape[0], -1, heads, width)
 
-    def scalar_lines(self, x: Num[Array, "B T N"]) -> Num[Array, "lines groups places"]:
-        """A number of each token and head as lines; groups of the last axis times heads."""
+    def scalars(self, x: Num[Array, "B T N"]) -> Num[Array, "rows frames lines places"]:
+        """A number of each token and head, those of one head and dilation group together."""
         batch, _, heads = x.shape
         x = self._padded(x.reshape(batch, *self._lengths, heads), self.places)
-        x = x.reshape(-1, self.places[2], self.dilation[2], heads).transpose(0, 2, 3, 1)
-        return x.reshape(-1, self.dilation[2] * heads, self.places[2])
+        apart = (n for axis in zip(self.places, self.dilation, strict=True) for n in axis)
+        x = x.reshape(batch, *apart, heads).transpose(0, 2, 4, 6, 7, 1, 3, 5)
+        return x.reshape(-1, *self.places)
 
     def by_tile(self, x: Num[Array, "B T N"]) -> Num[Array, "B N tiles rows"]:
         """A number of each token and head, in the order of the rows of all tiles."""
@@ -132,6 +134,25 @@ class Layout:
         along = [_common_window(axis) for axis in self.blocks.axes]
         grids = np.meshgrid(*(np.arange(len(x)) for x in along), indexing="ij")
         return np.stack([x[g.ravel()] for x, g in zip(along, grids, strict=True)], axis=1)
+
+    @property
+    def split_axis(self) -> int:
+        """The axis along which the rows of two warpgroups are apart; the first for one."""
+        pieces = pieces_of(self.blocks)
+        return pieces.index(max(pieces))
+
+    def reach_of_halves(self) -> Int[np.ndarray, "tiles 2 2"]:
+        """For either half of a tile, its first chunk along the split axis, and how many it meets.
+
+        A half that meets none has the first of its tile.
+        """
+        axis = self.split_axis
+        blocks = self.blocks.axes[axis]
+        halves = axis_reach(blocks, 2).reshape(-1, 2, 2).copy()
+        of_tile = axis_reach(blocks)[:, None, 0]
+        halves[..., 0] = np.where(halves[..., 1] > 0, halves[..., 0], of_tile)
+        grid = np.indices([a.num_tiles for a in self.blocks.axes])
+        return halves[grid[axis].ravel()]
 
     @property
     def _lengths(self) -> tuple[int, ...]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -14,10 +12,10 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from natjax.kernels.backends.mosaic_gpu.config import GROUP_ROWS, SWIZZLED_ROWS, KernelConfig
 from natjax.kernels.backends.mosaic_gpu.layout import Layout
-from natjax.kernels.plan.blocks import unravel
+from natjax.kernels.backends.mosaic_gpu.walk import Turn, Walk
+from natjax.kernels.plan.blocks import Ints, unravel
 
 type Ref = Any
-type Ints = Any
 type Index = tuple[Ints, Ints, Ints]
 
 # How tensor cores leave a block of products in the registers of a warpgroup, and what is left of
@@ -27,6 +25,8 @@ OF_ROWS = BLOCK.reduce(1)
 OF_COLUMNS = BLOCK.reduce(0)
 # Bytes of channels that lie together in shared memory, the most that can be swizzled.
 _SWIZZLED_BYTES = 128
+# And bytes of a line of the table.
+_TABLE_BYTES = 32
 # Registers of a thread, where two warpgroups multiply and one copies; and the most of any thread.
 MULTIPLYING, COPYING = 232, 40
 _MOST_REGISTERS = 255
@@ -67,6 +67,24 @@ class Chunk:
 
 
 @dataclasses.dataclass(frozen=True)
+class Tokens:
+    """Shared memory of rows or columns.
+
+    Attributes:
+      flat: as products take it, ``[..., parts, tokens, elements]``.
+      boxed: the same memory as copies of boxes take it, ``[..., parts, boxes, lines, places,
+        elements]``; None where copies are of one line.
+    """
+
+    flat: Ref
+    boxed: Ref = None
+
+    def at(self, index: Ints) -> Tokens:
+        """Those of one warpgroup, or of one place of the ring."""
+        return Tokens(self.flat.at[index], None if self.boxed is None else self.boxed.at[index])
+
+
+@dataclasses.dataclass(frozen=True)
 class Program:
     """What a kernel is compiled for.
 
@@ -80,7 +98,8 @@ class Program:
       scale: factor on the products of queries and keys.
       batch: images.
       images: that a block of threads works on, one after the other.
-      skips_chunks: whether a table says which chunks of its slab a tile meets.
+      skips_chunks: whether a table says which chunks of its slab a tile meets; it does where two
+        warpgroups multiply.
       interpret: whether Pallas interprets the kernel.
     """
 
@@ -132,56 +151,91 @@ class Program:
         return GROUP_ROWS // self.row_line
 
     @property
-    def copies_boxes(self) -> bool:
-        """Whether the lines of a chunk that follow one another are one copy.
+    def fetched_lines(self) -> int:
+        """Lines of rows that one copy fetches: those that follow one another, or one.
 
-        They must, and every chunk must end inside of both axes.
+        Past the end of the axis of lines there are others, whose rows are not stored.
         """
-        layout = self.layout
-        follow = max(layout.dilation[1:]) == 1 and all(map(layout.chunks_fit, (1, 2)))
-        return self.config.boxes and follow and not self.interpret
+        dilation, places, tile = self.layout.dilation[1], self.layout.places[1], self.layout.tile[1]
+        if self.interpret or not self.config.boxes or dilation > 1 or places < tile:
+            return 1
+        return min(tile, self.row_lines)
+
+    @property
+    def stored_lines(self) -> int:
+        """Lines of rows that one copy stores: as many, where all are inside of their axis."""
+        return 1 if self.layout.places[1] % self.layout.tile[1] else self.fetched_lines
+
+    @property
+    def row_copies(self) -> int:
+        """Copies of a warpgroup's rows."""
+        return len(self.parts) * self.row_lines // self.fetched_lines
+
+    @property
+    def column_lines(self) -> int:
+        """Lines of columns that one copy fetches.
+
+        More than one where they follow one another and every chunk ends inside of their axis:
+        beyond it are tokens of others, of which one that is nan would reach the rows here.
+        """
+        follow = self.layout.dilation[1] == 1 and self.layout.chunks_fit(1)
+        return self.layout.chunk[1] if self.config.boxes and follow and not self.interpret else 1
 
     @property
     def column_copies(self) -> int:
         """Copies of the columns of a chunk."""
         frames, lines, _ = self.layout.chunk
-        return len(self.parts) * frames * (1 if self.copies_boxes else lines)
-
-    @property
-    def scalar_copies(self) -> int:
-        """Copies of a number of each column of a chunk."""
-        return math.prod(self.layout.chunk[:2])
+        return len(self.parts) * frames * (lines // self.column_lines)
 
     def scalars_memory(self, dtype: Any) -> Any:
         """Shared memory for a number of each column of a chunk, for each place of the ring."""
-        return plgpu.SMEM((self.config.num_stages, self.columns), dtype)
+        return plgpu.SMEM((self.config.num_stages, *self.layout.chunk), dtype)
 
     def rows_memory(self, count: int) -> Any:
         """Shared memory for the rows of a warpgroup, so many times."""
-        return self._memory(count, GROUP_ROWS)
+        return self._memory(count, GROUP_ROWS, self.fetched_lines, self.row_line)
+
+    def columns_memory(self) -> Any:
+        """Shared memory for the columns of a chunk, for each place of the ring."""
+        stages, length = self.config.num_stages, self.layout.chunk[2]
+        return self._memory(stages, self.columns, self.column_lines, length)
+
+    def _memory(self, count: int, tokens: int, lines: int, length: int) -> Any:
+        """Of so many tokens, which come in boxes of lines of some length."""
+
+        def of(*shape: int) -> Any:
+            return plgpu.SMEM(
+                (count, len(self.parts), *shape, self.elements),
+                self.dtype,
+                transforms=(
+                    plgpu.TilingTransform((SWIZZLED_ROWS, self.elements)),
+                    plgpu.SwizzleTransform(self.elements * self.dtype.itemsize),
+                ),
+            )
+
+        if lines == 1:
+            return of(tokens)
+        return plgpu.RefUnion(of(tokens // (lines * length), lines, length), of(tokens))
+
+    @staticmethod
+    def tokens(memory: Any, lines: int) -> Tokens:
+        """What a kernel is given for rows or columns, which come in boxes of so many lines."""
+        if lines == 1:
+            return Tokens(memory)
+        boxed, flat = memory
+        return Tokens(flat, boxed)
 
     def table_memory(self) -> Any:
         """Shared memory for the blocks of a tile."""
         blocks = self.layout.blocks
-        elements = _SWIZZLED_BYTES // 4
+        # With 8 columns in a line, what the threads of a warp load at once lies in different banks;
+        # with more they would load in another order, and sort what they have by selections.
         transforms = (
-            plgpu.TilingTransform((SWIZZLED_ROWS, elements)),
-            plgpu.SwizzleTransform(_SWIZZLED_BYTES),
+            plgpu.TilingTransform((SWIZZLED_ROWS, _TABLE_BYTES // 4)),
+            plgpu.SwizzleTransform(_TABLE_BYTES),
         )
         shape = (blocks.num_chunks, blocks.num_rows, blocks.num_columns)
         return plgpu.SMEM(shape, jnp.float32, transforms=transforms)
-
-    def columns_memory(self) -> Any:
-        """Shared memory for the columns of a chunk, for each place of the ring."""
-        return self._memory(self.config.num_stages, self.columns)
-
-    def _memory(self, count: int, tokens: int) -> Any:
-        transforms = (
-            plgpu.TilingTransform((SWIZZLED_ROWS, self.elements)),
-            plgpu.SwizzleTransform(self.elements * self.dtype.itemsize),
-        )
-        shape = (count, len(self.parts), tokens, self.elements)
-        return plgpu.SMEM(shape, self.dtype, transforms=transforms)
 
     def place(self, tile: Ints, head: Ints, image: Ints) -> Place:
         """Where a tile of a head of an image is."""
@@ -200,41 +254,42 @@ class Program:
 
     def count_images(self, first: Place) -> Ints:
         """How many images a block of threads works on."""
-        if self.batch % self.images == 0:
+        if self.batch % self.images == 0:  # as where it is one
             return self.images
         return jnp.minimum(self.images, self.batch - first.image)
 
-    def met(self, reach: Ref, tile: Ints) -> tuple[list[Ints], list[Ints]]:
-        """Along each axis the first chunk that a tile meets, and how many there are from there."""
-        axes = self.layout.blocks.axes
-        if not self.skips_chunks:
-            return [0] * len(axes), [axis.num_chunks for axis in axes]
-        missing, given = len(axes) - self.layout.given, range(self.layout.given)
-        first = [reach[tile, axis, 0] for axis in given]
-        return [0] * missing + first, [1] * missing + [reach[tile, axis, 1] for axis in given]
+    def walk(self, reach: Ref, tile: Ints, slabs: Ints = 1) -> Walk:
+        """The chunks that a tile meets, in so many slabs.
 
-    def chunk(self, place: Place, met: tuple[list[Ints], list[Ints]], turn: Ints) -> Chunk:
-        """The chunk that comes at a turn."""
+        Where two warpgroups multiply, those of either follow one another.
+        """
         axes = self.layout.blocks.axes
-        index = [f + i for f, i in zip(met[0], unravel(turn, met[1]), strict=True)]
-        number = 0
+        first, end = [0] * len(axes), [axis.num_chunks for axis in axes]
+        if self.skips_chunks:
+            missing = len(axes) - self.layout.given
+            for axis in range(self.layout.given):
+                first[missing + axis] = reach[tile, axis, 0]
+                end[missing + axis] = reach[tile, axis, 0] + reach[tile, axis, 1]
+        return Walk(tuple(first), tuple(end), slabs, self.layout.split_axis)
+
+    def own_chunks(self, reach: Ref, tile: Ints, warpgroup: Ints) -> tuple[Ints, Ints] | None:
+        """The chunks along the split axis that the rows of one of two warpgroups meet."""
+        if self.config.warpgroups == 1:
+            return None
+        own = self.layout.given + warpgroup
+        return reach[tile, own, 0], reach[tile, own, 0] + reach[tile, own, 1]
+
+    def chunk(self, place: Place, index: tuple[Ints, ...]) -> Chunk:
+        """A chunk of a tile's slab, by its number along each axis."""
+        axes, number = self.layout.blocks.axes, 0
         for axis, i in zip(axes, index, strict=True):
             number = number * axis.num_chunks + i
         starts = (s + i * a.chunk for s, i, a in zip(place.slab, index, axes, strict=True))
         return Chunk(number, tuple(starts))  # pyrefly: ignore[bad-argument-type]
 
-    def chunk_of_group(
-        self, place: Place, met: tuple[list[Ints], list[Ints]], turn: Ints
-    ) -> tuple[Ints, Chunk]:
-        """The query head and the chunk that come at a turn, where rows are keys.
-
-        All chunks come for one head of the group after the other.
-        """
-        head = place.head * self.groups
-        if self.groups > 1:
-            count = jnp.maximum(total_of(met), 1)
-            head, turn = head + turn // count, turn % count
-        return head, self.chunk(place, met, turn)
+    def head_of_group(self, place: Place, turn: Turn) -> Ints:
+        """The query head whose turn it is, where rows are keys."""
+        return place.head * self.groups + turn.slab
 
     def line(self, place: Place, frame: Ints, line: Ints) -> Ints:
         """Number of the line of the first two positions of a token."""
@@ -242,33 +297,17 @@ class Program:
         number = (place.image * places[0] + frame) * dilation[0] + place.groups[0]
         return (number * places[1] + line) * dilation[1] + place.groups[1]
 
+    def scalars_row(self, place: Place, head: Ints, heads: int) -> Ints:
+        """Number of a head of the tile's image and dilation groups in an array of scalars."""
+        number = place.image
+        for groups, group in zip(self.layout.dilation, place.groups, strict=True):
+            number = number * groups + group
+        return number * heads + head
+
     def channels(self, place: Place, head: Ints, heads: int, part: int) -> Any:
         """Channels of a part of a head in an array of lines."""
         first = (place.groups[2] * heads + head) * self.width
         return pl.ds(first + part * self.elements, self.elements)
-
-
-def each_image(program: Program, first: Place, body: Callable[[Ints, Place], None]) -> None:
-    """Work on one image after the other.
-
-    Args:
-      program: what the kernel is compiled for.
-      first: the tile in the first image.
-      body: a function of the images before and of the tile.
-    """
-
-    def at(before: Ints) -> None:
-        body(before, dataclasses.replace(first, image=first.image + before))
-
-    if program.images == 1:
-        at(jnp.int32(0))
-    else:
-        pl.loop(0, program.count_images(first))(at)
-
-
-def total_of(met: tuple[list[Ints], list[Ints]]) -> Ints:
-    """Chunks that a tile meets."""
-    return math.prod(met[1])
 
 
 def registers_of_thread(multiplying: int) -> int:

@@ -12,7 +12,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from natjax.kernels.backends.mosaic_gpu.config import GROUP_ROWS
-from natjax.kernels.backends.mosaic_gpu.program import BLOCK, OF_ROWS, Program, Ref
+from natjax.kernels.backends.mosaic_gpu.program import BLOCK, OF_COLUMNS, OF_ROWS, Program, Ref
 
 
 def product(
@@ -83,6 +83,14 @@ def zeros(program: Program) -> list[jax.Array]:
 def per_row(value: float) -> jax.Array:
     """A number of each row, the same for all."""
     return plgpu.layout_cast(jnp.full((GROUP_ROWS,), value, jnp.float32), OF_ROWS)
+
+
+def scalars(program: Program, source: Ref) -> jax.Array:
+    """The number of each column of a chunk, from shared memory of the chunk's shape."""
+    shape = (program.columns,)
+    if program.interpret:  # which knows no other shape of what lies in memory
+        return plgpu.layout_cast(plgpu.load(source).reshape(shape), OF_COLUMNS)
+    return plgpu.load(source.reshape(shape), layout=OF_COLUMNS, optimized=False)
 
 
 def across(x: jax.Array, columns: int) -> jax.Array:

@@ -10,11 +10,10 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array
 
 from natjax.kernels.backends.mosaic_gpu import interpreter
-from natjax.kernels.backends.mosaic_gpu.config import STAYING
+from natjax.kernels.backends.mosaic_gpu.config import STAYING, skips_chunks
 from natjax.kernels.backends.mosaic_gpu.layout import Layout
-from natjax.kernels.backends.mosaic_gpu.memory import memory_of
+from natjax.kernels.backends.mosaic_gpu.memory import Memory, memory_of
 from natjax.kernels.backends.mosaic_gpu.program import Program
-from natjax.kernels.plan.reach import skipping_pays
 from natjax.kernels.sharding.partitioning import align_varying
 from natjax.kernels.spec import Kernel, KernelCall
 
@@ -46,7 +45,7 @@ def program_of(call: KernelCall, kernel: Kernel, x: Array, heads: int, kv_heads:
         scale=float(call.scale),
         batch=x.shape[0],
         images=images,
-        skips_chunks=kernel != "dbias" and skipping_pays(blocks),
+        skips_chunks=skips_chunks(kernel, blocks),
         interpret=call.interpret,
     )
 
@@ -72,11 +71,21 @@ def run(
     outputs: list[jax.ShapeDtypeStruct],
     *arrays: Array,
 ) -> tuple[Array, ...]:
-    """Run a kernel by so many blocks of threads; results are as declared."""
+    """Run a kernel by so many blocks of threads; results are as declared.
+
+    Args:
+      program: what the kernel is compiled for.
+      kernel: its name.
+      body: what each block of threads does, a function of operands and results, and of its
+        ``memory``.
+      blocks: how many there are.
+      outputs: shapes and dtypes of the results.
+      *arrays: operands.
+    """
     if blocks == 0:
         return tuple(jnp.zeros(x.shape, x.dtype) for x in outputs)
     kernel_of = plgpu.kernel(
-        body,
+        lambda *refs, **scratch: body(*refs, memory=Memory.of(program, **scratch)),
         out_type=outputs,
         grid=(blocks,),
         grid_names=("block",),
@@ -99,16 +108,19 @@ def num_blocks(program: Program, heads: int) -> int:
     return -(-program.batch // program.images) * heads * program.layout.blocks.num_tiles
 
 
-def plan_of(layout: Layout, arrays: tuple[Array, ...]) -> tuple[bool, tuple[Array, Array, Array]]:
+def plan_of(program: Program, arrays: tuple[Array, ...]) -> tuple[bool, tuple[Array, Array, Array]]:
     """Whether there is a table; and that, the kind of each tile, and which chunks each meets.
 
-    Without a table, the windows of rows and of whole tiles stand in its place.
+    Without a table, the windows of rows and of whole tiles stand in its place. Where two warpgroups
+    multiply, which chunks the rows of either meet comes after those of their tile.
     """
-    if len(arrays) == 1:
-        whole = jnp.asarray(layout.whole_windows())
-        return False, (layout.row_windows(), whole, arrays[0])
-    table, kind, reach = arrays
-    return True, (table, kind, reach)
+    layout, (*table, reach) = program.layout, arrays
+    if program.config.warpgroups == 2:
+        halves = jnp.asarray(layout.reach_of_halves())
+        reach = jnp.concatenate([reach, halves], axis=1)
+    if table:
+        return True, (*table, reach)
+    return False, (layout.row_windows(), jnp.asarray(layout.whole_windows()), reach)
 
 
 def like(x: Array) -> jax.ShapeDtypeStruct:

@@ -14,8 +14,6 @@ NAME = "mosaic_gpu"
 _DTYPES = ("bfloat16", "float16")
 _HEAD_MULTIPLE = 16
 _LARGEST_HEAD = 128
-# The unit for tensor copies counts places along the last axis in 16 bits where it copies boxes.
-_LONGEST_LINE = 2**15
 _OLDEST_JAX = (0, 12)
 # Abstract devices tell their kind and not their compute capability.
 HOPPER = re.compile(r"\b(H100|H200|H800|H20|GH200)\b")
@@ -45,11 +43,6 @@ def supports(op: Op, spec: CallSpec) -> None:
         raise _refusal(
             f"takes head sizes that are multiples of {_HEAD_MULTIPLE}, up to {_LARGEST_HEAD}; got "
             f"{spec.head_dim}"
-        )
-    if spec.neighborhood.shape[-1] >= _LONGEST_LINE:
-        raise _refusal(
-            f"takes fewer than {_LONGEST_LINE} tokens along the last axis; got "
-            f"{spec.neighborhood.shape[-1]}"
         )
 
 

@@ -52,7 +52,8 @@ def attention(
     **beyond: Any,
 ) -> tuple[Float[Array, "B *X N Dv"], Float[Array, "B *X N"]]:
     """See `natjax.kernels.backends.reference.attention`; ``platform`` and ``beyond`` are as in
-    `natjax.kernels.autodiff.attention`, and ``part`` as in `natjax.kernels.backends.xla.attention`.
+    `natjax.kernels.kernel_ops.attention`, and ``part`` as in
+    `natjax.kernels.backends.xla.attention`.
 
     Raises:
       NotImplementedError: the kernels do not take the call.
@@ -104,7 +105,6 @@ def call_of(
         groups=query.shape[-2] // key.shape[-2],
         interpret=device.is_interpreted(),
         splits=True,
-        tf32=False,
         settings=(),
         with_table=frozenset(),
         placement=placement_of(query),
@@ -137,12 +137,19 @@ def plan_and_bias(call: KernelCall, layout: Layout, rest: Sequence[Array]) -> tu
       layout: of its maps.
       rest: the bias, if there is one, and which part is at hand, if there are several.
     """
-    bias, part = rest[: call.spec.has_bias], rest[call.spec.has_bias :]
+    bias, place = bias_and_place(call, rest)
     plans = jnp.asarray(layout.plan())
-    place = tuple(part[0]) if part else ()
     # The layout of a single axis has another one in front.
     plan = plans[(0,) * (plans.ndim - 1 - len(place)) + place]
-    return plan, tuple(x[None] for x in bias)
+    return plan, bias
+
+
+def bias_and_place(call: KernelCall, rest: Sequence[Array]) -> tuple[Arrays, Arrays]:
+    """The bias as one of a set, if there is one; and along each axis the place of the part at hand,
+    if there are several.
+    """
+    bias, part = rest[: call.spec.has_bias], rest[call.spec.has_bias :]
+    return tuple(x[None] for x in bias), tuple(part[0]) if part else ()
 
 
 def typed(gradients: Arrays, arrays: Arrays) -> Arrays:
@@ -151,24 +158,27 @@ def typed(gradients: Arrays, arrays: Arrays) -> Arrays:
     return tuple(dx.reshape(x.shape).astype(x.dtype) for dx, x in zip(gradients, like, strict=True))
 
 
-def _large_attention(call: KernelCall, q: Array, k: Array, v: Array, *rpb: Array) -> Arrays:
+def _large_attention(call: KernelCall, q: Array, k: Array, v: Array, *rest: Array) -> Arrays:
     walk = walks_of(call.spec, q.shape[2]).queries
-    signature = Signature((QUERY, KEY, KEY, *(BIAS,) * len(rpb)), (QUERY, _PER_QUERY))
-    return _run_walk(large.attention, call, walk, signature, q, k, v, *rpb)
+    bias, place = bias_and_place(call, rest)
+    signature = Signature((QUERY, KEY, KEY, *(BIAS,) * len(bias)), (QUERY, _PER_QUERY))
+    return _run_walk(large.attention, call, walk, signature, place, q, k, v, *bias)
 
 
 def _large_gradients(
     call: KernelCall, arrays: Arrays, results: Arrays, cotangents: Arrays
 ) -> Arrays:
-    (q, k, v, *rpb), (out, lse), (do, dlse) = arrays, results, cotangents
+    (q, k, v, *rest), (out, lse), (do, dlse) = arrays, results, cotangents
     delta = jnp.sum(out.astype(jnp.float32) * do.astype(jnp.float32), axis=-1) - dlse
-    walks, bias = walks_of(call.spec, q.shape[2]), (BIAS,) * len(rpb)
-    operands = (QUERY, KEY, KEY, QUERY, _PER_QUERY, _PER_QUERY, *bias)
-    given = (q, k, v, do, lse, delta, *rpb)
-    of_queries, of_keys = Signature(operands, (QUERY, *bias)), Signature(operands, (KEY, KEY))
-    dq, *drpb = _run_walk(large.query_gradient, call, walks.queries, of_queries, *given)
+    walks = walks_of(call.spec, q.shape[2])
+    bias, place = bias_and_place(call, rest)
+    biases = (BIAS,) * len(bias)
+    operands = (QUERY, KEY, KEY, QUERY, _PER_QUERY, _PER_QUERY, *biases)
+    given = (place, q, k, v, do, lse, delta, *bias)
+    of_queries, of_keys = Signature(operands, (QUERY, *biases)), Signature(operands, (KEY, KEY))
+    dq, *dbias = _run_walk(large.query_gradient, call, walks.queries, of_queries, *given)
     dk, dv = _run_walk(large.key_value_gradients, call, walks.keys, of_keys, *given)
-    return dq, dk, dv, *(dx.astype(x.dtype) for dx, x in zip(drpb, rpb, strict=True))
+    return typed((dq, dk, dv, *dbias), arrays)
 
 
 def _run_walk(
@@ -176,10 +186,11 @@ def _run_walk(
     call: KernelCall,
     walk: Walk,
     signature: Signature,
+    place: Arrays,
     *arrays: Array,
 ) -> Arrays:
-    """Run a launch on its arrays and the plan of its walk."""
-    plan = walk.plan()
+    """Run a launch on its arrays and the plan of its walk for the part at hand."""
+    plan = walk.plan(place)
     signature = signature.taking(*((Dim.WHOLE,) * x.ndim for x in plan))
     return wrapped(function, call, walk, signature)(*arrays, *plan)
 

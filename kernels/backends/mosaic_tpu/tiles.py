@@ -12,7 +12,7 @@ import functools
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 
 from natjax.kernels.neighborhood import AxisWindow
 from natjax.kernels.plan.blocks import AxisBlocks, Rows
@@ -63,13 +63,11 @@ class AxisTiles(AxisBlocks):
 
     def positions(self, of: Rows) -> int:
         """Positions of the longest dilation group at hand."""
-        return self.frame.query_positions if of == "queries" else self.frame.key_positions
+        return self.frame.positions(of)
 
     def tokens(self, of: Rows) -> int:
         """Tokens at hand; of keys with what is put before them."""
-        if of == "queries":
-            return self.window.num_queries
-        return self.window.num_keys + self.frame.padding
+        return sum(self.frame.tokens(of))
 
     @property
     def columns(self) -> int:
@@ -135,7 +133,7 @@ def _needed(
 ) -> tuple[Int[np.ndarray, "tiles"], Int[np.ndarray, "tiles"]]:
     """The first key position that each tile sees, and one past the last."""
     frame = axis_frame(window)
-    exists = np.broadcast_to(_exists(window, frame.query_positions), frame.start.shape)
+    exists = np.broadcast_to(frame.exists("queries"), frame.start.shape)
     far = frame.key_positions
     cuts = np.arange(0, frame.query_positions, tile)
     first = np.minimum.reduceat(np.where(exists, frame.start, far), cuts, axis=-1)
@@ -143,9 +141,3 @@ def _needed(
     # A tile behind the end of a short group has no queries.
     is_empty = last == 0
     return np.where(is_empty, 0, first).ravel(), np.where(is_empty, 1, last).ravel()
-
-
-def _exists(window: AxisWindow, positions: int) -> Bool[np.ndarray, "groups positions"]:
-    """Which positions of each dilation group have a query."""
-    group = np.arange(window.dilation)[:, None]
-    return np.arange(positions)[None] * window.dilation + group < window.num_queries

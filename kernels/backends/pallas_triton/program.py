@@ -17,7 +17,10 @@ from jaxtyping import Array
 from natjax.kernels.backends.triton_common.config import padded_head_dim, skips_chunks
 from natjax.kernels.plan.blocks import Tile
 from natjax.kernels.plan.pattern import HIDDEN
-from natjax.kernels.spec import Kernel, KernelCall
+from natjax.kernels.spec import CallSpec, Kernel, KernelCall
+
+# The widest heads whose float32 products are made of three of TF32: wider ones spill.
+_WIDEST_BY_THIRDS = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,9 +49,13 @@ class Program:
 
     def dot(self, a: Array, b: Array, *, transpose: bool = False) -> Array:
         """``a @ b``, or ``a @ b.T``, in float32."""
-        precision = None
-        if a.dtype == jnp.float32:
-            precision = jax.lax.Precision.HIGH if self.call.tf32 else jax.lax.Precision.HIGHEST
+        spec = self.call.spec
+        tf32, float32 = jax.lax.Precision.HIGH, jax.lax.Precision.HIGHEST
+        if by_thirds(spec):
+            dot = functools.partial(plgpu.dot, trans_b=transpose, precision=tf32)
+            (a_large, a_small), (b_large, b_small) = halves(a), halves(b)
+            return dot(a_small, b_large) + dot(a_large, b_small) + dot(a_large, b_large)
+        precision = float32 if spec.products in ("float32", "tf32x3") else tf32
         return plgpu.dot(a, b, trans_b=transpose, precision=precision)
 
     def exp2(self, x: Array) -> Array:
@@ -70,6 +77,22 @@ class Program:
     def seen(self, rows: Tokens, columns: Tokens) -> Array:
         """Which rows and columns see one another."""
         return self.tile.is_neighbor(rows.positions, columns.positions)
+
+
+def by_thirds(spec: CallSpec) -> bool:
+    """Whether products of float32 numbers are made of three of TF32, which tensor cores do."""
+    width = padded_head_dim(max(spec.head_dim, spec.value_dim))
+    return spec.products == "tf32x3" and width <= _WIDEST_BY_THIRDS
+
+
+def halves(x: Array) -> tuple[Array, Array]:
+    """The nearest TF32 to each float32 number, and what is left of it.
+
+    TF32 has 13 bits less. What is left has one bit more than TF32, which tensor cores cut off.
+    """
+    bits = jax.lax.bitcast_convert_type(x, jnp.int32)
+    large = jax.lax.bitcast_convert_type((bits + 0x1000) & ~0x1FFF, jnp.float32)
+    return large, x - large
 
 
 @dataclasses.dataclass(frozen=True)

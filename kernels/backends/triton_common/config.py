@@ -83,6 +83,15 @@ def padded_head_dim(size: int) -> int:
     return max(16, 1 << (size - 1).bit_length())
 
 
+def multiplies_by_thirds(kernel: Kernel, spec: CallSpec) -> bool:
+    """Whether a kernel makes products of float32 numbers of three of TF32, for tensor cores.
+
+    Where heads are wider, registers have no room for both halves of rows and sums. Then products
+    are those of float32 itself, which are no less exact.
+    """
+    return spec.products == "tf32x3" and _width(spec) <= _WIDEST_BY_THIRDS.get(kernel, 128)
+
+
 def _is_power_of_two(x: Any) -> bool:
     return isinstance(x, int) and not isinstance(x, bool) and x > 0 and x & (x - 1) == 0
 
@@ -95,6 +104,7 @@ _LOAD = 48
 _REDUCE = 8
 _RESCALE = 1 / 8
 _MULTIPLY_ADD = 1 / 8
+_BY_THIRDS = 1 / 24
 # Entries of a block and its accumulators, of 2 bytes, from which on so many warps share them.
 _EIGHT_WARPS = 64 * 256
 _FOUR_WARPS = 32 * 96
@@ -102,6 +112,13 @@ _FOUR_WARPS = 32 * 96
 # have more than so many sums, 64 a thread.
 _ENTRIES_OF_WARP = 32 * 4
 _SUMS_OF_WARP = 32 * 64
+# For 16 rows of heads wider than 128: what has room for their sums, and repeats the least; 4 of the
+# kernels that are not here.
+_WARPS_OF_WIDE: dict[Kernel, int] = {"forward": 2, "dquery": 2, "dbias": 1}
+# The widest heads whose products of float32 are made of three of TF32, where those are not of 128;
+# and what a warp has of their width.
+_WIDEST_BY_THIRDS: dict[Kernel, int] = {"dbias": 64}
+_WIDTH_OF_WARP = 64
 
 
 @functools.lru_cache(256)
@@ -138,7 +155,9 @@ def _costs(
     walked = np.minimum(whole, skipping)
     overhead = _REDUCE + _RESCALE * _width(spec)
     of_entry = 1.0
-    if spec.dtype == "float32":
+    if multiplies_by_thirds(kernel, spec):
+        of_entry += _BY_THIRDS * PRODUCTS[kernel] * _width(spec)
+    elif spec.dtype == "float32":
         of_entry += _MULTIPLY_ADD * PRODUCTS[kernel] * _width(spec)
     of_block = rows * (columns * of_entry + overhead) + _LOAD * columns
     return (walked * of_block + num_tiles * _LOAD * rows) / spec.neighborhood.num_tokens
@@ -211,11 +230,15 @@ def budget(kernel: Kernel, spec: CallSpec) -> tuple[int, int]:
     of results. What each choice takes of an A100, H100 and B200, where none spills, is in
     benchmarks/results/aot.md.
     """
+    if multiplies_by_thirds(kernel, spec):
+        if _width(spec) > _WIDTH_OF_WARP:
+            return 16, 16
+        return 64, 16 if kernel == "dkeyvalue" and _width(spec) > 32 else 32
     width = _width(spec) * (2 if spec.dtype == "float32" else 1)
     if width > 256:
         return 16, 16
     if width > 128:
-        return (16, 32) if kernel == "dquery" and spec.dtype == "float32" else (32, 32)
+        return (16, 16) if kernel == "dquery" else (32, 32)
     if kernel in ("forward", "dquery") and spec.dtype != "float32":
         return (128, 64) if kernel == "forward" or width <= 64 else (64, 64)
     return (64, 64) if width <= 64 else (64, 32)
@@ -229,14 +252,18 @@ def warps(kernel: Kernel, rows: int, columns: int, spec: CallSpec) -> int:
     float32 are not done there; of those a thread should have several entries, or it loads as much
     as it multiplies.
     """
+    if multiplies_by_thirds(kernel, spec):
+        return max(1, _width(spec) // _WIDTH_OF_WARP) * max(1, rows // 16)
     entries = _entries(kernel, rows, columns, spec)
     if spec.dtype == "float32":
         accumulators = 2 if kernel == "dkeyvalue" else 1
         wanted = 8 if 2 * entries >= _EIGHT_WARPS else 4 if entries >= _FOUR_WARPS else 1
         summing = accumulators * rows * _width(spec) // _SUMS_OF_WARP
         return min(wanted, max(rows * columns // _ENTRIES_OF_WARP, summing))
+    if _width(spec) > 128:
+        return _WARPS_OF_WIDE.get(kernel, 4) * rows // 16
     if entries >= _EIGHT_WARPS:
-        return 8 if _width(spec) > 128 else min(8, rows // 16)
+        return min(8, rows // 16)
     wanted = 4 if entries >= _FOUR_WARPS else 2 if rows >= 32 else 1
     return min(wanted, rows // 16)
 

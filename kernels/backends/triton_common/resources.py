@@ -10,7 +10,11 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from natjax.kernels.backends.triton_common.config import KernelConfig, padded_head_dim
+from natjax.kernels.backends.triton_common.config import (
+    KernelConfig,
+    multiplies_by_thirds,
+    padded_head_dim,
+)
 from natjax.kernels.spec import CallSpec, Kernel
 
 # KiB of shared memory that a block may have, by compute capability.
@@ -89,7 +93,12 @@ def shared_memory(kernel: Kernel, spec: CallSpec, config: KernelConfig) -> int:
     needs = _NEEDS[kernel]
     rows, columns = math.prod(config.tile), math.prod(config.chunk)
     numbers = rows * _width(needs.rows, spec)
-    numbers += config.num_stages * columns * _width(needs.columns, spec)
+    loaded = _width(needs.columns, spec)
+    if multiplies_by_thirds(
+        kernel, spec
+    ):  # twice, what weights and their gradients are multiplied with
+        loaded += {"dquery": _width((1, 0), spec), "dkeyvalue": loaded}.get(kernel, 0)
+    numbers += config.num_stages * columns * loaded
     table = spec.has_bias and kernel in _TAKE_A_TABLE
     return numbers * _bytes(spec) + table * (config.num_stages - 1) * rows * columns * 4
 

@@ -14,6 +14,7 @@ from natjax.kernels.backends.jax_triton.language.program import (
     chunk_start,
     columns_of,
     exist,
+    summed_columns_of,
     token_at,
 )
 
@@ -61,7 +62,7 @@ def load(
     """Rows of tokens, with zeros where there is no token."""
     token, exists = tokens
     pointers, within = rows_at(pointer, batch, head, token, heads, width, padded, s)
-    return load_rows(pointers, within, exists, all_exist, width, padded)
+    return load_rows(pointers, within, exists, all_exist, width, padded, s)
 
 
 @triton.jit
@@ -73,16 +74,19 @@ def load_rows(
     all_exist: tl.constexpr,
     width: tl.constexpr,
     padded: tl.constexpr,
+    s: tl.constexpr,
 ):
     """Rows from where `rows_at` says, with zeros where there is no token."""
+    # What is loaded twice, for `product_of_block`, is in the L1 cache the second time.
+    cache: tl.constexpr = ".ca" if s.is_threefold else ""
     if all_exist and width == padded:
-        result = tl.load(pointers)
+        result = tl.load(pointers, cache_modifier=cache)
     elif all_exist:
-        result = tl.load(pointers, mask=within, other=0.0)
+        result = tl.load(pointers, mask=within, other=0.0, cache_modifier=cache)
     elif width == padded:
-        result = tl.load(pointers, mask=exists[:, None], other=0.0)
+        result = tl.load(pointers, mask=exists[:, None], other=0.0, cache_modifier=cache)
     else:
-        result = tl.load(pointers, mask=exists[:, None] & within, other=0.0)
+        result = tl.load(pointers, mask=exists[:, None] & within, other=0.0, cache_modifier=cache)
     return result
 
 
@@ -137,9 +141,19 @@ def load_values(v, batch, kv_head, tokens, all_exist: tl.constexpr, s: tl.conste
 
 @triton.jit
 @no_type_check
-def slab_of(pointer, batch, kv_head, starts, groups, is_value: tl.constexpr, s: tl.constexpr):
+def slab_of(
+    pointer,
+    batch,
+    kv_head,
+    starts,
+    groups,
+    is_value: tl.constexpr,
+    is_summed: tl.constexpr,
+    s: tl.constexpr,
+):
     """Where the first chunk of a slab is, of keys or values, for `load_chunk`."""
-    token = token_at(columns_of(starts, s), groups, s)
+    columns = columns_for(starts, is_summed, s)
+    token = token_at(columns, groups, s)
     if is_value:
         result = rows_at(
             pointer, batch, kv_head, token, s.kv_heads, s.value_width, s.padded_value_width, s
@@ -151,19 +165,37 @@ def slab_of(pointer, batch, kv_head, starts, groups, is_value: tl.constexpr, s: 
 
 @triton.jit
 @no_type_check
-def load_chunk(slab, chunk: tl.constexpr, starts, groups, is_value: tl.constexpr, s: tl.constexpr):
-    """A chunk of a slab, whose addresses are those of the first and a constant."""
+def load_chunk(
+    slab,
+    chunk: tl.constexpr,
+    starts,
+    groups,
+    is_value: tl.constexpr,
+    is_summed: tl.constexpr,
+    s: tl.constexpr,
+):
+    """A chunk of a slab, whose addresses are those of the first and a constant.
+
+    Its columns are in the order of `product_of_block` if they are to be ``is_summed`` over.
+    """
     pointers, within = slab
-    exists = exist(columns_of(chunk_start(chunk, starts, s), s), groups, s)
+    exists = exist(columns_for(chunk_start(chunk, starts, s), is_summed, s), groups, s)
     if is_value:
         rows = pointers + s.shifts[chunk] * (s.kv_heads * s.value_width)
         result = load_rows(
-            rows, within, exists, s.columns_exist, s.value_width, s.padded_value_width
+            rows, within, exists, s.columns_exist, s.value_width, s.padded_value_width, s
         )
     else:
         rows = pointers + s.shifts[chunk] * (s.kv_heads * s.width)
-        result = load_rows(rows, within, exists, s.columns_exist, s.width, s.padded_width)
+        result = load_rows(rows, within, exists, s.columns_exist, s.width, s.padded_width, s)
     return result
+
+
+@triton.jit
+@no_type_check
+def columns_for(first, is_summed: tl.constexpr, s: tl.constexpr):
+    """Position of each column of a chunk, in the order of `product_of_block` or in their own."""
+    return summed_columns_of(first, s) if is_summed else columns_of(first, s)
 
 
 @triton.jit

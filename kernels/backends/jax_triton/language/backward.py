@@ -1,7 +1,8 @@
 """The backward kernels of the fused op. Logits are in units of log2(e), so exp2 is all they need.
 
-What kernels take is in `natjax.kernels.autodiff`; then come the table of what to add to the logits
-and the kind of each tile, or anything where there is no table, and which chunks each tile meets.
+What kernels take is in `natjax.kernels.kernel_ops`; then come the table of what to add to the
+logits and the kind of each tile, or anything where there is no table, and which chunks each tile
+meets.
 """
 
 from typing import no_type_check
@@ -33,10 +34,12 @@ from natjax.kernels.backends.jax_triton.language.program import (
     next_chunk,
     place,
     product,
+    product_of_block,
     program,
     reach_of,
     rows_of,
     sees,
+    summed_columns_of,
     table_block,
     tokens_of,
     windows,
@@ -79,7 +82,9 @@ def dquery(q, k, v, out, do, lse, dlse, table, kind, reach, dq, delta, s: tl.con
         probs = tl.exp2(exponent)
         dprobs = product(do_tile, values.T, tl.full((s.rows, s.columns), 0.0, tl.float32), s)
         dlogits = probs * (dprobs - delta_rows[:, None])
-        acc = product(dlogits.to(keys.dtype), keys, acc, s)
+        to_sum = tokens_of(summed_columns_of(chunk_first, s), groups, s)
+        keys_to_sum = load_keys(k, batch, kv_head, to_sum, s.columns_exist, s)
+        acc = product_of_block(dlogits.to(keys.dtype), keys_to_sum, acc, s)
     store_queries(dq, batch, head, tokens, acc * s.scale, s)
 
 
@@ -165,20 +170,22 @@ def over_slab(
 ):
     """The gradient of a tile of queries, and the gradients of its logits on top of the totals."""
     kv_head = head // s.groups
-    slab_of_keys = slab_of(k, batch, kv_head, starts, groups, False, s)
-    slab_of_values = slab_of(v, batch, kv_head, starts, groups, True, s)
+    slab_of_keys = slab_of(k, batch, kv_head, starts, groups, False, False, s)
+    slab_of_values = slab_of(v, batch, kv_head, starts, groups, True, False, s)
+    slab_to_sum = slab_of(k, batch, kv_head, starts, groups, False, True, s)
     acc = tl.full((s.rows, s.padded_width), 0.0, tl.float32)
     new_totals = ()
     for chunk in tl.static_range(tl.constexpr(s.chunks)):
-        keys = load_chunk(slab_of_keys, chunk, starts, groups, False, s)
-        values = load_chunk(slab_of_values, chunk, starts, groups, True, s)
+        keys = load_chunk(slab_of_keys, chunk, starts, groups, False, False, s)
+        values = load_chunk(slab_of_values, chunk, starts, groups, True, False, s)
         entries = block + chunk * (s.rows * s.columns)
         penalty = tl.load(entries, cache_modifier=".ca").to(tl.float32)
         probs = tl.exp2(exponents(q_tile, keys, penalty, lse_rows[:, None], s))
         dprobs = product(do_tile, values.T, tl.full((s.rows, s.columns), 0.0, tl.float32), s)
         dlogits = probs * (dprobs - delta_rows[:, None])
         new_totals += (totals[chunk] + dlogits,)
-        acc = product(dlogits.to(keys.dtype), keys, acc, s)
+        to_sum = load_chunk(slab_to_sum, chunk, starts, groups, False, True, s)
+        acc = product_of_block(dlogits.to(keys.dtype), to_sum, acc, s)
     return acc, new_totals
 
 
@@ -223,10 +230,13 @@ def dkeyvalue(q, k, v, do, lse, delta, table, kind, reach, dk, dv, s: tl.constex
                 seen_from, seen = windows(columns, their_tokens[1], groups, s)
                 exponent = tl.where(sees(seen_from, seen, rows, False, s), exponent, HIDDEN)
         probs = tl.exp2(exponent)
-        dv_acc = product(probs.to(douts.dtype), douts, dv_acc, s)
+        to_sum = tokens_of(summed_columns_of(chunk_first, s), groups, s)
+        douts_to_sum = load_outputs(do, batch, head, to_sum, s.columns_exist, s)
+        dv_acc = product_of_block(probs.to(douts.dtype), douts_to_sum, dv_acc, s)
         dprobs = product(values, douts.T, tl.full((s.rows, s.columns), 0.0, tl.float32), s)
         dlogits = probs * (dprobs - delta_columns[None, :])
-        dk_acc = product(dlogits.to(queries.dtype), queries, dk_acc, s)
+        queries_to_sum = load_queries(q, batch, head, to_sum, s.columns_exist, s)
+        dk_acc = product_of_block(dlogits.to(queries.dtype), queries_to_sum, dk_acc, s)
     store_keys(dk, batch, kv_head, tokens, dk_acc * s.scale, s)
     store_values(dv, batch, kv_head, tokens, dv_acc, s)
 

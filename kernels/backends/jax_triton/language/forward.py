@@ -1,7 +1,8 @@
 """The forward kernel of the fused op. Logits are in units of log2(e), so that exp2 is all it needs.
 
-What kernels take is in `natjax.kernels.autodiff`; then come the table of what to add to the logits
-and the kind of each tile, or anything where there is no table, and which chunks each tile meets.
+What kernels take is in `natjax.kernels.kernel_ops`; then come the table of what to add to the
+logits and the kind of each tile, or anything where there is no table, and which chunks each tile
+meets.
 """
 
 from typing import no_type_check
@@ -29,10 +30,12 @@ from natjax.kernels.backends.jax_triton.language.program import (
     next_chunk,
     place,
     product,
+    product_of_block,
     program,
     reach_of,
     rows_of,
     sees,
+    summed_columns_of,
     tokens_of,
     windows,
 )
@@ -86,27 +89,27 @@ def softmax_at_once(
     groups, _, starts = place(tile, s)
     block = block_of_tile(table, kind, tile, head, s)
     kv_head = head // s.groups
-    slab = slab_of(k, batch, kv_head, starts, groups, False, s)
+    slab = slab_of(k, batch, kv_head, starts, groups, False, False, s)
     keys = ()
     for chunk in tl.static_range(tl.constexpr(s.chunks)):
-        keys += (load_chunk(slab, chunk, starts, groups, False, s),)
+        keys += (load_chunk(slab, chunk, starts, groups, False, False, s),)
     highest = tl.full((s.rows, s.columns), HIDDEN, tl.float32)
     logits = ()
     for chunk in tl.static_range(tl.constexpr(s.chunks)):
         new = masked_logits(q_tile, keys[chunk], chunk, block, tile, is_careful, s)
         highest = tl.maximum(highest, new)
         logits += (new,)
-    slab = slab_of(v, batch, kv_head, starts, groups, True, s)
+    slab = slab_of(v, batch, kv_head, starts, groups, True, True, s)
     values = ()
     for chunk in tl.static_range(tl.constexpr(s.chunks)):
-        values += (load_chunk(slab, chunk, starts, groups, True, s),)
+        values += (load_chunk(slab, chunk, starts, groups, True, True, s),)
     top = tl.max(highest, 1)
     sums = tl.full((s.rows, s.columns), 0.0, tl.float32)
     acc = tl.full((s.rows, s.padded_value_width), 0.0, tl.float32)
     for chunk in tl.static_range(tl.constexpr(s.chunks)):
         probs = tl.exp2(logits[chunk] - top[:, None])
         sums += probs
-        acc = product(probs.to(values[chunk].dtype), values[chunk], acc, s)
+        acc = product_of_block(probs.to(values[chunk].dtype), values[chunk], acc, s)
     return top, tl.sum(sums, 1), acc
 
 
@@ -133,9 +136,10 @@ def softmax_by_chunks(
         new_top = tl.maximum(top, tl.max(logits, 1))
         shrink = tl.exp2(top - new_top)
         probs = tl.exp2(logits - new_top[:, None])
+        tokens = tokens_of(summed_columns_of(chunk_start(chunk, starts, s), s), groups, s)
         values = load_values(v, batch, kv_head, tokens, s.columns_exist, s)
         total = total * shrink + tl.sum(probs, 1)
-        acc = product(probs.to(values.dtype), values, acc * shrink[:, None], s)
+        acc = product_of_block(probs.to(values.dtype), values, acc * shrink[:, None], s)
         top = new_top
     return top, total, acc
 

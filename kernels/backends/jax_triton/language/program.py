@@ -84,7 +84,13 @@ def rows_of(first, s: tl.constexpr):
 @no_type_check
 def columns_of(first, s: tl.constexpr):
     """Position of each column of a chunk that begins at some positions."""
-    lane = tl.arange(0, s.columns)
+    return in_chunk(tl.arange(0, s.columns), first, s)
+
+
+@triton.jit
+@no_type_check
+def in_chunk(lane, first, s: tl.constexpr):
+    """Position of the columns of these numbers in a chunk that begins at some positions."""
     t = first[0] + lane // (s.h.chunk * s.w.chunk)
     return t, first[1] + lane // s.w.chunk % s.h.chunk, first[2] + lane % s.w.chunk
 
@@ -156,7 +162,11 @@ def reach_of(reach_ptr, tile, s: tl.constexpr):
         # What loops carry must not be a constant, even where they leave it alone.
         zero = tl.full((), 0, tl.int32)
         counts = (s.t.num_chunks, s.h.num_chunks, s.w.num_chunks)
-        result = (zero, zero, zero), counts, s.chunks
+        rounds = s.chunks
+        if s.keeps_loop:
+            # The same, since no chunk that is met first comes after the last; ptxas cannot know.
+            rounds = tl.maximum(rounds, tl.load(reach_ptr))
+        result = (zero, zero, zero), counts, rounds
     return result
 
 
@@ -309,4 +319,53 @@ def block_of_tile(table, kind, tile, head, s: tl.constexpr):
 @no_type_check
 def product(a, b, acc, s: tl.constexpr):
     """``acc + a @ b`` in float32."""
-    return tl.dot(a, b, acc, input_precision=s.precision)
+    if s.is_threefold:
+        a_large, a_small = halves(a)
+        b_large, b_small = halves(b)
+        part = tl.dot(a_small, b_large, input_precision="tf32")
+        part = tl.dot(a_large, b_small, part, input_precision="tf32")
+        part = tl.dot(a_large, b_large, part, input_precision="tf32")
+        # Tensor cores round sums towards zero, which over thousands of columns would show.
+        acc += part
+    else:
+        acc = tl.dot(a, b, acc, input_precision=s.precision)
+    return acc
+
+
+@triton.jit
+@no_type_check
+def halves(x):
+    """The nearest TF32 to each float32 number, and what is left of it.
+
+    TF32 has 13 bits less. What is left has one bit more than TF32, which tensor cores cut off.
+    Triton's own "tf32x3" does the same with two instructions more for each number, and looks for
+    nan in results: of the forward kernel's loop for NAT-Tiny's first stage, a third.
+    """
+    bits = x.to(tl.int32, bitcast=True)
+    large = ((bits + 0x1000) & ~0x1FFF).to(tl.float32, bitcast=True)
+    return large, x - large
+
+
+@triton.jit
+@no_type_check
+def product_of_block(block, b, acc, s: tl.constexpr):
+    """``acc + block @ b`` in float32; ``b`` has the rows of `summed_columns_of`.
+
+    Threads have a block as products of tensor cores leave it, two neighboring columns each, and
+    products of TF32 want every fourth of their left operand. A sum over columns may take them in
+    any order, so they are taken in one for which nothing need be moved between threads.
+    """
+    if s.is_threefold:
+        pairs = block.reshape(s.rows, s.columns // 8, 4, 2)
+        block = pairs.permute(0, 1, 3, 2).reshape(s.rows, s.columns)
+    return product(block, b, acc, s)
+
+
+@triton.jit
+@no_type_check
+def summed_columns_of(first, s: tl.constexpr):
+    """Position of each column of a chunk, in the order in which `product_of_block` has them."""
+    lane = tl.arange(0, s.columns)
+    if s.is_threefold:
+        lane = lane // 8 * 8 + lane % 4 * 2 + lane // 4 % 2
+    return in_chunk(lane, first, s)

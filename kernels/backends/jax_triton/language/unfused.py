@@ -1,4 +1,4 @@
-"""The kernels of the unfused ops; what they take is in `natjax.kernels.autodiff`."""
+"""The kernels of the unfused ops; what they take is in `natjax.kernels.kernel_ops`."""
 
 from typing import no_type_check
 

@@ -30,7 +30,7 @@ def forward(call: KernelCall, q: Array, k: Array, v: Array, *plan: Array) -> tup
     """Output and log-sum-exp of queries."""
     program = _program(call, "forward", q, k)
     layout = program.layout
-    has_table, plan = run.plan_of(layout, plan)
+    has_table, plan = run.plan_of(program, plan)
     lines = [layout.lines(x) for x in (q, k, v)]
     shape = (q.shape[0], q.shape[2], layout.blocks.num_tiles, layout.blocks.num_rows)
     out, lse = run.run(
@@ -51,7 +51,7 @@ def dquery(call: KernelCall, *arrays: Array) -> tuple[Array, ...]:
     delta = jnp.sum(out.astype(jnp.float32) * do.astype(jnp.float32), axis=-1) - dlse
     program = _program(call, "dquery", q, k)
     layout = program.layout
-    has_table, plan = run.plan_of(layout, plan)
+    has_table, plan = run.plan_of(program, plan)
     lines = [layout.lines(x) for x in (q, k, v, do)]
     (dq,) = run.run(
         program,
@@ -72,7 +72,7 @@ def dkeyvalue(call: KernelCall, *arrays: Array) -> tuple[Array, ...]:
     (q, k, v, do, lse, delta), plan = arrays[:6], arrays[6:]
     program = _program(call, "dkeyvalue", q, k)
     layout = program.layout
-    has_table, plan = run.plan_of(layout, plan)
+    has_table, plan = run.plan_of(program, plan)
     lines = [layout.lines(x) for x in (q, k, v, do)]
     dk, dv = run.run(
         program,
@@ -81,8 +81,8 @@ def dkeyvalue(call: KernelCall, *arrays: Array) -> tuple[Array, ...]:
         run.num_blocks(program, k.shape[2]),
         [run.like(lines[1]), run.like(lines[2])],
         *lines,
-        layout.scalar_lines(lse * LOG2_E),
-        layout.scalar_lines(delta),
+        layout.scalars(lse * LOG2_E),
+        layout.scalars(delta),
         *plan,
     )
     return layout.tokens(dk, k.shape[2]), layout.tokens(dv, k.shape[2])
@@ -94,13 +94,12 @@ def dbias(call: KernelCall, *arrays: Array) -> tuple[Array, ...]:
     program = _program(call, "dbias", q, k)
     layout = program.layout
     items = q.shape[0] * order.shape[0]
-    blocks = math.prod(table.shape[:3])
-    splits = max(1, min(_DBIAS_BLOCKS // blocks, _LARGEST_SUMS // table.size, items))
+    splits = splits_of(table.shape, items)
     (sums,) = run.run(
         program,
         "dbias",
         functools.partial(backward.dbias, program, splits, q.shape[0]),
-        splits * blocks if items else 0,
+        splits * math.prod(table.shape[:3]) if items else 0,
         [jax.ShapeDtypeStruct((splits, *table.shape), jnp.float32)],
         *(layout.lines(x) for x in (q, k, v, do)),
         layout.by_tile(lse * LOG2_E),
@@ -110,3 +109,14 @@ def dbias(call: KernelCall, *arrays: Array) -> tuple[Array, ...]:
         begins,
     )
     return (sums.sum(axis=0),)
+
+
+def splits_of(table: tuple[int, ...], items: int) -> int:
+    """Blocks of threads that share the sums of a block of the table.
+
+    Args:
+      table: the shape of the table.
+      items: tiles of all images.
+    """
+    most = min(_DBIAS_BLOCKS // math.prod(table[:3]), _LARGEST_SUMS // math.prod(table), items)
+    return max(1, most)

@@ -33,7 +33,7 @@ def qk(call: KernelCall, q: Array, k: Array, *plan: Array) -> tuple[Array, ...]:
     heads, neighborhood = q.shape[2], call.spec.neighborhood
     program = _program(call, "qk", q, heads, k.shape[2])
     layout = program.layout
-    has_table, plan = run.plan_of(layout, plan)
+    has_table, plan = run.plan_of(program, plan)
     parts, _ = parts_of_tokens(neighborhood, heads)
     shape = (*q.shape[:3], neighborhood.num_neighbors)
     (logits,) = run.run(
@@ -55,7 +55,7 @@ def av(call: KernelCall, w: Array, v: Array, *plan: Array) -> tuple[Array, ...]:
     heads = w.shape[2]
     program = _program(call, "av", v, heads, v.shape[2])
     layout = program.layout
-    _, plan = run.plan_of(layout, plan)
+    _, plan = run.plan_of(program, plan)
     parts, _ = parts_of_tokens(call.spec.neighborhood, heads)
     result = jax.ShapeDtypeStruct((*w.shape[:3], v.shape[-1]), v.dtype)
     (out,) = run.run(
@@ -79,7 +79,7 @@ def av_transposed(call: KernelCall, w: Array, x: Array, *plan: Array) -> tuple[A
     kv_heads = max(1, heads // call.groups)
     program = _program(call, "av_transposed", x, heads, kv_heads)
     layout = program.layout
-    _, plan = run.plan_of(layout, plan)
+    _, plan = run.plan_of(program, plan)
     queries, keys = map(jnp.asarray, parts_of_tokens(call.spec.neighborhood, heads))
     result = jax.ShapeDtypeStruct((batch, tokens, kv_heads, width), x.dtype)
     (out,) = run.run(
@@ -91,7 +91,7 @@ def av_transposed(call: KernelCall, w: Array, x: Array, *plan: Array) -> tuple[A
         w.reshape(_of_images(w.shape)),
         layout.lines(x),
         layout.by_tile(keys)[0, 0],
-        layout.scalar_lines(queries),
+        layout.scalars(queries),
         *plan,
     )
     return (layout.tokens(out, kv_heads),)

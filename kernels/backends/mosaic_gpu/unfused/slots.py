@@ -19,17 +19,9 @@ from jaxtyping import Int
 
 from natjax.kernels.backends.mosaic_gpu import registers
 from natjax.kernels.backends.mosaic_gpu.config import GROUP_ROWS
-from natjax.kernels.backends.mosaic_gpu.penalty import Penalty
-from natjax.kernels.backends.mosaic_gpu.program import (
-    BLOCK,
-    OF_ROWS,
-    Chunk,
-    Ints,
-    Place,
-    Program,
-    Ref,
-)
+from natjax.kernels.backends.mosaic_gpu.program import BLOCK, OF_ROWS, Chunk, Ints, Ref
 from natjax.kernels.backends.mosaic_gpu.unfused.scattered import NOWHERE
+from natjax.kernels.backends.mosaic_gpu.work import Work
 from natjax.kernels.neighborhood import Neighborhood
 from natjax.kernels.plan.slots import slot_parts
 
@@ -45,23 +37,17 @@ def parts_of_tokens(
 
 @dataclasses.dataclass(frozen=True)
 class Slots:
-    """The slots of a tile.
+    """The slots of a warpgroup's rows of a tile.
 
     Attributes:
-      program: what the kernel is compiled for.
-      penalty: who sees whom.
-      place: the tile.
-      warpgroup: whose rows.
+      work: the warpgroup and the tile.
     """
 
-    program: Program
-    penalty: Penalty
-    place: Place
-    warpgroup: Ints
+    work: Work
 
     def of_rows(self, parts: Ref) -> jax.Array:
         """What the rows add, of the first head, in the order of tiles."""
-        own = parts.at[self.place.tile, pl.ds(self.warpgroup * GROUP_ROWS, GROUP_ROWS)]
+        own = parts.at[self.work.place.tile, pl.ds(self.work.warpgroup * GROUP_ROWS, GROUP_ROWS)]
         return plgpu.load(own, layout=OF_ROWS, optimized=False)
 
     @property
@@ -75,10 +61,10 @@ class Slots:
 
     def of_chunk(self, rows: jax.Array, head: Ints, chunk: Chunk) -> jax.Array:
         """The places of a block whose rows are queries, even of those that are not seen."""
-        shape = (GROUP_ROWS, self.program.columns)
+        shape = (GROUP_ROWS, self.work.program.columns)
         column = plgpu.broadcasted_iota(jnp.int32, shape, 1, layout=BLOCK)
         begin, within = self.of_head(head), jnp.zeros_like(column)
-        sides = self.program.layout.chunk
+        sides = self.work.program.layout.chunk
         for axis, size in enumerate(self._sizes):
             # Columns are counted row-major in a chunk whose sides are powers of two.
             beyond = math.prod(sides[axis + 1 :]).bit_length() - 1
@@ -87,13 +73,14 @@ class Slots:
         first = 0
         for size, start in zip(self._sizes, chunk.start, strict=True):
             first = first * size + start
-        return registers.across(rows + (begin + first), self.program.columns) + within
+        return registers.across(rows + (begin + first), self.work.program.columns) + within
 
     def seen(self, places: jax.Array, chunk: Chunk) -> jax.Array:
         """Places, and `NOWHERE` for rows and columns that do not see one another."""
-        return self.penalty.hide(places, NOWHERE, self.place, chunk, self.warpgroup)
+        own = self.work
+        return own.penalty.hide(places, NOWHERE, own.place, chunk, own.warpgroup)
 
     @property
     def _sizes(self) -> list[int]:
         """Slots along each axis."""
-        return [window.kernel_size for window in self.program.layout.windows]
+        return [window.kernel_size for window in self.work.program.layout.windows]

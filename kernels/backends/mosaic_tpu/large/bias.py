@@ -22,6 +22,7 @@ from jaxtyping import Array, Float, Int
 
 from natjax.kernels.backends.mosaic_tpu.large.axis import AxisWalk
 from natjax.kernels.backends.mosaic_tpu.layout import LANES, SUBLANES, round_up
+from natjax.kernels.sharding.partitioning import align_varying
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,23 +62,22 @@ class BiasWalk:
     @functools.cached_property
     def kinds(self) -> Int[np.ndarray, "kinds"]:
         """How far the first column of a chunk is from the first row of its tile, along the last."""
-        return np.unique(_distances(self.axes[-1]))
+        return self.axes[-1].distances
 
-    def kind_of(self, tile: int, chunk: int) -> int:
-        """The kind of a chunk of a tile along the last axis."""
-        return int(np.searchsorted(self.kinds, _distance(self.axes[-1], tile, chunk)))
+    def kind_of(self, tile: Any, column: Any) -> Any:
+        """The kind of a chunk, by its tile and its column as `start` takes them (NumPy)."""
+        return np.searchsorted(self.kinds, self.axes[-1].distance(tile, column))
 
     @functools.cached_property
     def _firsts(self) -> tuple[int, ...]:
         """The distance that the first entry along each axis but the last stands for."""
-        leading = self.axes[:-1]
-        return tuple(int(_distances(axis).min()) - (axis.tile - 1) for axis in leading)
+        return tuple(int(axis.distances[0]) - (axis.tile - 1) for axis in self.axes[:-1])
 
     @functools.cached_property
     def entries(self) -> tuple[int, ...]:
         """Entries along each axis but the last."""
         sizes = zip(self.axes[:-1], self.block, strict=True)
-        return tuple(int(np.ptp(_distances(axis))) + block for axis, block in sizes)
+        return tuple(int(np.ptp(axis.distances)) + block for axis, block in sizes)
 
     def size(self, heads: int) -> int:
         """Numbers of the table of so many heads, in memory."""
@@ -101,7 +101,7 @@ class BiasWalk:
           column: column of the array at which the chunk begins (`AxisWalk.column_of`).
         """
         axis = self.axes[i]
-        return column - tile * axis.tile - (axis.shift + axis.tile - 1 + self._firsts[i])
+        return axis.distance(tile, column) - (axis.tile - 1 + self._firsts[i])
 
     def entry(self, line: Sequence[int], column: int) -> tuple[int, ...]:
         """Where a block has the biases of 128 columns for the rows of a line of the tile.
@@ -150,8 +150,9 @@ class BiasWalk:
     def gradient(self, table: Float[Array, "N kinds *entries width lanes"]) -> Float[Array, "N R"]:
         """The transpose of `table` with a factor of 1."""
         count = math.prod(2 * axis.window.kernel_size - 1 for axis in self.axes)
-        like = jax.ShapeDtypeStruct((table.shape[0], count), jnp.float32)
-        (gradient,) = jax.linear_transpose(lambda x: self.table(x, 1.0), like)(table)
+        # Of the same type as the table, of which devices may have different ones.
+        zeros, _ = align_varying(jnp.zeros((table.shape[0], count)), table)
+        (gradient,) = jax.vjp(lambda x: self.table(x, 1.0), zeros)[1](table)
         return gradient
 
 
@@ -177,17 +178,6 @@ def block_size_of(tile: Sequence[int], chunk: Sequence[Any]) -> Any:
     """Numbers of a block for one head, in memory (numbers or arrays)."""
     entries = functools.reduce(np.multiply, block_of(tile, chunk))
     return entries * round_up(tile[-1], SUBLANES) * stacked(chunk[-1]) * chunk[-1]
-
-
-def _distance(axis: AxisWalk, tile: int, chunk: int) -> int:
-    """How far the first column of a chunk is from the first row of its tile."""
-    return axis.column_of(tile, chunk) - axis.shift - tile % axis.per_group * axis.tile
-
-
-def _distances(axis: AxisWalk) -> Int[np.ndarray, "steps"]:
-    return np.array(
-        [_distance(axis, i, j) for i, count in enumerate(axis.counts) for j in range(count)]
-    )
 
 
 def _from(x: Array, axis: int, first: int, size: int) -> Array:

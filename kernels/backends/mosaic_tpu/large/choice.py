@@ -45,8 +45,6 @@ def walks_of(spec: CallSpec, heads: int) -> Walks:
     Raises:
       ValueError: the kernels do not take it.
     """
-    if not spec.neighborhood.is_plain:
-        raise ValueError("the kernels for large windows have all tokens of an axis at hand")
     make = functools.partial(
         Walk.of, heads=heads, head_dim=padded_head_dim(spec), has_bias=spec.has_bias
     )

@@ -35,6 +35,7 @@ class Step:
       block: number of the block of lanes.
       image: number of the image.
       number: of the step.
+      images: images of a set, which have one bias; None where all have one.
       plan: `Walk.steps`.
       masks: the mask of the chunk along each axis, ``[tile, columns]``.
       bias: what is added to the logits, ``[heads, 1, *block, width, lanes]`` (`BiasWalk`);
@@ -46,6 +47,7 @@ class Step:
     block: Ints
     image: Ints
     number: Ints
+    images: int | None
     plan: Ref
     masks: tuple[Ref, ...]
     bias: Ref
@@ -57,9 +59,10 @@ class Step:
         return self._field(0)
 
     @property
-    def is_first_of_all(self) -> Ints:
-        """Whether it is the first step with its block of lanes."""
-        return (self.image == 0) & (self.number == 0)
+    def is_first_of_set(self) -> Ints:
+        """Whether it is the first step with its block of lanes and its set of images."""
+        image = self.image if self.images is None else self.image % self.images
+        return (image == 0) & (self.number == 0)
 
     def run(self, begin: Callable[[], None], body: Callable[[bool], None], end: Any) -> None:
         """Call ``begin`` at the first chunk of a tile, ``body`` at each, and ``end`` at the last.
@@ -68,12 +71,12 @@ class Step:
         """
         flags = self._field(1)
         pl.when(flags & IS_FIRST != 0)(begin)
-        masked, plain = (functools.partial(body, is_masked) for is_masked in (True, False))
-        if len(self.walk.masked) == 1:
-            (masked if True in self.walk.masked else plain)()
-        else:
-            pl.when(flags & IS_MASKED != 0)(masked)
-            pl.when(flags & IS_MASKED == 0)(plain)
+        for flag in sorted(self.walk.bodies - {0}):
+            turn = functools.partial(body, flag == IS_MASKED)
+            if len(self.walk.bodies) == 1:
+                turn()
+            else:
+                pl.when(flags & flag != 0)(turn)
         pl.when(flags & IS_LAST != 0)(end)
 
     def each_head(self, body: Callable[[Ints], None]) -> None:

@@ -113,13 +113,13 @@ def dquery(
       statistics: of each query, its log-sum-exp times log2(e) and the weighted sum of the gradients
         of its weights: ``[*tile, 128]``.
       dq: the gradient, as ``query``.
-      *refs: with biases, the gradient of their table, over all tiles and images; and scratch
-        memory: the gradient so far, ``[rows, lanes]``, and either of the statistics,
-        ``[heads, rows, 128]``, lanes alike.
+      *refs: with biases, the gradient of their table, over all tiles and the images
+        of a set; and scratch memory: the gradient so far, ``[rows, lanes]``, and either of the
+        statistics, ``[heads, rows, 128]``, lanes alike.
     """
     *dtable, sums, lse, delta = refs
     for table in dtable:
-        _zero_at_first(step, table)
+        _zero_at_first_of_set(step, table)
 
     def begin() -> None:
         sums[...] = jnp.zeros_like(sums)
@@ -224,8 +224,8 @@ def _ahead[X](parts: Sequence[slice], first: Callable[[slice], X]) -> Iterator[t
         yield part, x
 
 
-def _zero_at_first(step: Step, ref: Ref) -> None:
-    @pl.when(step.is_first_of_all)
+def _zero_at_first_of_set(step: Step, ref: Ref) -> None:
+    @pl.when(step.is_first_of_set)
     def zero() -> None:
         ref[...] = jnp.zeros_like(ref)
 

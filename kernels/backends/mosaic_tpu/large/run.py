@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -34,32 +34,40 @@ class _Launch:
       call: what it is part of.
       walk: tiles and chunks.
       batch: images.
+      sets: sets of images that each have a bias.
       blocks: blocks of lanes.
     """
 
     call: KernelCall
     walk: Walk
     batch: int
+    sets: int
     blocks: int
 
     @classmethod
-    def of(cls, call: KernelCall, walk: Walk, query: Array) -> _Launch:
+    def of(cls, call: KernelCall, walk: Walk, query: Array, rpb: tuple[Array, ...]) -> _Launch:
         # A device may have fewer heads than there are in all.
         walk = dataclasses.replace(walk, heads=min(walk.heads, query.shape[2]))
-        return cls(call, walk, query.shape[0], -(-query.shape[2] // walk.heads))
+        sets = rpb[0].shape[0] if rpb else 1
+        return cls(call, walk, query.shape[0], sets, -(-query.shape[2] // walk.heads))
 
     @property
     def heads(self) -> int:
         """Heads in all, those that fill up the last block of lanes included."""
         return self.blocks * self.walk.heads
 
+    def _set_of(self, image: Any) -> Any:
+        """The set that an image belongs to; without a division where there is one."""
+        return 0 if self.sets == 1 else image // (self.batch // self.sets)
+
     def rows(self, x: Array) -> Operand:
         """A map, of which a step has a tile."""
-        return packing.as_map(x, self.walk), self.rows_spec
+        return packing.as_map(x, self.walk, self.walk.rows), self.rows_spec
 
     def columns(self, x: Array) -> Operand:
         """A map, of which a step has a chunk."""
-        return packing.as_columns(packing.as_map(x, self.walk), self.walk), self.columns_spec
+        x = packing.as_map(x, self.walk, self.walk.others)
+        return packing.as_columns(x, self.walk), self.columns_spec
 
     def row_statistics(self, x: Array) -> Operand:
         """The map of statistics, of which a step has a tile."""
@@ -106,7 +114,8 @@ class _Launch:
     def map_result(self, dtype: Any) -> tuple[jax.ShapeDtypeStruct, pl.BlockSpec]:
         """A map of rows."""
         channels = self.blocks * self.walk.lanes
-        shape = (self.batch, self.walk.num_groups, *self.walk.positions, channels)
+        positions = self.walk.positions(self.walk.rows)
+        shape = (self.batch, self.walk.num_groups, *positions, channels)
         return jax.ShapeDtypeStruct(shape, dtype), self.rows_spec
 
     @property
@@ -123,10 +132,11 @@ class _Launch:
         if biases is None:
             return []
         (x,) = rpb
-        x = jnp.pad(x, ((0, self.heads - x.shape[0]), (0, 0)))
+        x = jnp.pad(x, ((0, 0), (0, self.heads - x.shape[1]), (0, 0)))
+        x = x.reshape(-1, x.shape[2])
 
         def index(g: Any, b: Any, step: Any, plan: Any) -> tuple[Any, ...]:
-            del b
+            head = (self._set_of(b) * self.blocks + g) * self.walk.heads
             starts = (
                 biases.start(
                     i, *(self._field(plan, step, _AXES + part + i) for part in (0, self._n))
@@ -134,23 +144,35 @@ class _Launch:
                 for i in range(self._n - 1)
             )
             kind = self._field(plan, step, biases.field)
-            return g * self.walk.heads, kind, *starts, 0, 0
+            return head, kind, *starts, 0, 0
 
         sizes = (self.walk.heads, 1, *biases.block, biases.width, biases.lanes)
         return [(biases.table(x, LOG2_E), pl.BlockSpec(tuple(map(pl.Element, sizes)), index))]
 
     @property
     def table_results(self) -> list[tuple[jax.ShapeDtypeStruct, pl.BlockSpec]]:
-        """The gradient of the table of biases, all of a block of lanes; nothing without biases."""
+        """The gradient of the table of biases, all of a set and a block of lanes; nothing without
+        biases.
+        """
         biases = self.walk.biases
         if biases is None:
             return []
         shape = (len(biases.kinds), *biases.entries, biases.width, biases.lanes)
         zeros = (0,) * len(shape)
         spec = pl.BlockSpec(
-            (self.walk.heads, *shape), lambda g, *_: (g, *zeros), pipeline_mode=pl.Buffered(1)
+            (self.walk.heads, *shape),
+            lambda g, b, *_: (self._set_of(b) * self.blocks + g, *zeros),
+            pipeline_mode=pl.Buffered(1),
         )
-        return [(jax.ShapeDtypeStruct((self.heads, *shape), jnp.float32), spec)]
+        return [(jax.ShapeDtypeStruct((self.sets * self.heads, *shape), jnp.float32), spec)]
+
+    def bias_gradients(self, tables: Sequence[Array], heads: int) -> list[Float[Array, "S N R"]]:
+        """The gradients of the biases of each set and head, from those of their tables."""
+        biases = self.walk.biases
+        if biases is None:
+            return []
+        gradients = (biases.gradient(x).reshape(self.sets, self.heads, -1) for x in tables)
+        return [x[:, :heads] for x in gradients]
 
     @property
     def sums(self) -> Any:
@@ -179,12 +201,12 @@ class _Launch:
         Args:
           name: of the kernel.
           body: it.
-          rpb: the biases of each head, if there are any.
+          rpb: the biases of each set of images and head, if there are any.
           plan: `Walk.plan`.
           inputs: what it reads.
           outputs: what it writes.
           scratch: memory that it has for itself.
-          sums_batch: whether it adds something up over the images.
+          sums_batch: whether it adds something up over the images of a set.
         """
         steps, *masks = plan
         if not self.call.interpret:
@@ -197,7 +219,8 @@ class _Launch:
             masks, rest = refs[: self._n], refs[len(first) :]
             bias = refs[self._n] if self.walk.has_bias else None
             place = map(pl.program_id, range(3))
-            step = Step(self.walk, *place, steps, masks, bias, self.call.scale)
+            images = self.batch // self.sets if self.sets > 1 else None
+            step = Step(self.walk, *place, images, steps, masks, bias, self.call.scale)
             body(step, *rest)
 
         return small.run_kernel(
@@ -235,8 +258,8 @@ def attention(
     call: KernelCall,
     walk: Walk,
     q: Float[Array, "B T N D"],
-    k: Float[Array, "B T M D"],
-    v: Float[Array, "B T M Dv"],
+    k: Float[Array, "B U M D"],
+    v: Float[Array, "B U M Dv"],
     *rest: Array,
 ) -> tuple[Float[Array, "B T N Dv"], Float[Array, "B T N"]]:
     """The output and its log-sum-exp.
@@ -247,12 +270,13 @@ def attention(
       q: queries.
       k: keys.
       v: values.
-      *rest: the biases of each head, if there are any, and `Walk.plan`.
+      *rest: the biases ``[S, N, R]`` of each set of images and head, if there are any, and
+        `Walk.plan`.
     """
-    launch = _Launch.of(call, walk, q)
+    rpb, plan = _split(walk, rest)
+    launch = _Launch.of(call, walk, q, rpb)
     if not launch.batch:
         return jnp.zeros((*q.shape[:3], v.shape[-1]), q.dtype), jnp.zeros(q.shape[:3])
-    rpb, plan = _split(walk, rest)
     k, v = _for_each_query_head(q, k, v)
     out, lse = launch.run(
         "natjax_tpu_large_forward",
@@ -274,8 +298,8 @@ def query_gradient(
     call: KernelCall,
     walk: Walk,
     q: Float[Array, "B T N D"],
-    k: Float[Array, "B T M D"],
-    v: Float[Array, "B T M Dv"],
+    k: Float[Array, "B U M D"],
+    v: Float[Array, "B U M Dv"],
     do: Float[Array, "B T N Dv"],
     lse: Float[Array, "B T N"],
     delta: Float[Array, "B T N"],
@@ -295,8 +319,8 @@ def query_gradient(
         the log-sum-exp.
       *rest: as in `attention`.
     """
-    launch = _Launch.of(call, walk, q)
     rpb, plan = _split(walk, rest)
+    launch = _Launch.of(call, walk, q, rpb)
     if not launch.batch:
         return tuple(map(jnp.zeros_like, (q, *rpb)))
     statistics = packing.statistics(lse * LOG2_E, delta, launch.walk)
@@ -311,28 +335,28 @@ def query_gradient(
         [launch.sums, launch.per_head, launch.per_head],
         sums_batch=bool(rpb),
     )
-    heads, biases = q.shape[2], launch.walk.biases
-    drpb = [biases.gradient(x[:heads]) for x in dtable] if biases else []
-    return packing.from_map(dq, launch.walk, heads, q.shape[-1]), *drpb
+    heads = q.shape[2]
+    dq = packing.from_map(dq, launch.walk, heads, q.shape[-1])
+    return dq, *launch.bias_gradients(dtable, heads)
 
 
 def key_value_gradients(
     call: KernelCall,
     walk: Walk,
     q: Float[Array, "B T N D"],
-    k: Float[Array, "B T M D"],
-    v: Float[Array, "B T M Dv"],
+    k: Float[Array, "B U M D"],
+    v: Float[Array, "B U M Dv"],
     do: Float[Array, "B T N Dv"],
     lse: Float[Array, "B T N"],
     delta: Float[Array, "B T N"],
     *rest: Array,
-) -> tuple[Float[Array, "B T M D"], Float[Array, "B T M Dv"]]:
+) -> tuple[Float[Array, "B U M D"], Float[Array, "B U M Dv"]]:
     """The gradients of keys and values; arguments as in `query_gradient`, with tiles of keys."""
-    launch = _Launch.of(call, walk, q)
+    rpb, plan = _split(walk, rest)
+    launch = _Launch.of(call, walk, q, rpb)
     if not launch.batch:
         return jnp.zeros_like(k), jnp.zeros_like(v)
 
-    rpb, plan = _split(walk, rest)
     statistics = packing.statistics(lse * LOG2_E, delta, launch.walk)
     keys = (launch.rows(x) for x in _for_each_query_head(q, k, v))
     # Gradients that are still to be summed over the queries of a group are not rounded.
@@ -354,7 +378,7 @@ def key_value_gradients(
 
 
 def _split(walk: Walk, rest: tuple[Array, ...]) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
-    """The biases of each head, if there are any; and the plan."""
+    """The biases of each set of images and head, if there are any; and the plan."""
     return rest[: walk.has_bias], rest[walk.has_bias :]
 
 

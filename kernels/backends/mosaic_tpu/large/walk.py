@@ -2,7 +2,8 @@
 
 Rows are queries and columns keys; or the other way round, for gradients of keys and values. Tiles
 and chunks are boxes of positions of one dilation group. A step of the kernel's grid is one chunk of
-one tile; chunks that no row of the tile meets are not in it.
+one tile; chunks that no row of the tile meets are not in it. Where tokens are split over devices,
+there is a list of steps for each part of them that a device may have, all as long as the longest.
 
 The first axes of a block's mask and its last one are laid out apart, each for all columns of a
 chunk: a row sees a column where the number of the last axis is less than those of all others. That
@@ -27,11 +28,13 @@ from natjax.kernels.backends.mosaic_tpu.large.axis import (
     axis_masks,
     axis_walk,
     columns_needed,
+    others,
 )
 from natjax.kernels.backends.mosaic_tpu.large.bias import BiasWalk, block_size_of, suits
 from natjax.kernels.backends.mosaic_tpu.layout import LANES, SUBLANES, at_least_2d, round_up
 from natjax.kernels.neighborhood import AxisWindow, Neighborhood
 from natjax.kernels.plan.blocks import Rows
+from natjax.kernels.plan.frame import axis_frame
 
 # Seen or hidden along the last axis, and along any other.
 _LAST = (1.0, 3.0)
@@ -51,7 +54,9 @@ _BYTES = 3000
 # Sides of a tile along the last axis, and along any other.
 _WIDTHS = (8, 16, 24, 32, 48, 64, 128, 256, 512)
 _SIDES = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16)
-IS_FIRST, IS_LAST, IS_MASKED = 1, 2, 4
+# What a step is: the first or the last of its tile, and with or without a mask. It is nothing of
+# that where it is there only because other parts have more steps.
+IS_FIRST, IS_LAST, IS_MASKED, IS_PLAIN = 1, 2, 4, 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,14 +97,18 @@ class Walk:
         return self.axes[0].rows
 
     @property
+    def others(self) -> Rows:
+        """Whether chunks are of queries or of keys."""
+        return others(self.rows)
+
+    @property
     def lanes(self) -> int:
         """Channels of the heads together."""
         return self.heads * self.head_dim
 
-    @property
-    def tokens(self) -> tuple[int, ...]:
-        """Tokens along each axis."""
-        return tuple(axis.window.length for axis in self.axes)
+    def tokens(self, of: Rows) -> tuple[tuple[int, int], ...]:
+        """Places before the first token at hand, and tokens at hand, along each axis."""
+        return tuple(axis.frame.tokens(of) for axis in self.axes)
 
     @property
     def dilation(self) -> tuple[int, ...]:
@@ -111,10 +120,9 @@ class Walk:
         """Dilation groups."""
         return math.prod(self.dilation)
 
-    @property
-    def positions(self) -> tuple[int, ...]:
+    def positions(self, of: Rows) -> tuple[int, ...]:
         """Positions of the longest dilation group along each axis."""
-        return tuple(axis.window.max_group_length for axis in self.axes)
+        return tuple(axis.frame.positions(of) for axis in self.axes)
 
     @property
     def tile(self) -> tuple[int, ...]:
@@ -138,13 +146,13 @@ class Walk:
 
     @property
     def num_tiles(self) -> int:
-        """Tiles of all dilation groups."""
+        """Tiles of all dilation groups, of a part."""
         return math.prod(axis.num_tiles for axis in self.axes)
 
     @property
     def num_steps(self) -> int:
-        """Chunks of all tiles."""
-        return math.prod(sum(axis.counts) for axis in self.axes)
+        """Chunks of all tiles, of the part that has most."""
+        return math.prod(axis.num_steps for axis in self.axes)
 
     @property
     def num_fields(self) -> int:
@@ -169,21 +177,29 @@ class Walk:
         return BiasWalk(self.axes, self.num_fields - 1) if self.has_bias else None
 
     @functools.cached_property
-    def masked(self) -> frozenset[bool]:
-        """Whether there are steps with a mask, and steps without."""
+    def bodies(self) -> frozenset[int]:
+        """Which of `IS_MASKED` and `IS_PLAIN` steps have; 0 if some have neither."""
         flags = self.steps().reshape(-1, self.num_fields)[:, 1]
-        return frozenset(map(bool, flags & IS_MASKED))
+        return frozenset(map(int, flags & (IS_MASKED | IS_PLAIN)))
 
-    def steps(self) -> Int[np.ndarray, "F"]:
+    def steps(self) -> Int[np.ndarray, "*parts F"]:
         """Of every step: the number of its tile, flags, the dilation group; and along each axis the
         number of the tile in its group, the first column of the chunk, and the kind of the mask;
         and with biases their kind.
         """
         return _steps(self.axes, self.biases)
 
-    def plan(self) -> tuple[Array, ...]:
-        """What kernels take besides maps: the steps, and the mask along each axis."""
-        return jnp.asarray(self.steps()), *self.masks()
+    def plan(self, place: Sequence[Int[Array, ""]] = ()) -> tuple[Array, ...]:
+        """What kernels take besides maps: the steps, and the mask along each axis.
+
+        Args:
+          place: which origin is in force along each axis, where there are several; the walk of a
+            single axis has another one in front.
+        """
+        axes = self.axes[len(self.axes) - len(place) :]
+        parts = (jnp.asarray(axis.part_of)[i] for axis, i in zip(axes, place, strict=True))
+        whole = (0,) * (len(self.axes) - len(place))
+        return jnp.asarray(self.steps())[*whole, *parts], *self.masks()
 
     def masks(self) -> list[Float[Array, "kinds tile columns"]]:
         """For each axis, whether rows of a tile see columns of a chunk, as the module says."""
@@ -201,38 +217,69 @@ class Walk:
 
 
 @functools.lru_cache(64)
-def _steps(axes: tuple[AxisWalk, ...], biases: BiasWalk | None) -> Int[np.ndarray, "F"]:
-    masks = [axis_masks(axis) for axis in axes]
-    dilation = [axis.window.dilation for axis in axes]
-    steps = []
-    for number, tile in enumerate(itertools.product(*(range(axis.num_tiles) for axis in axes))):
-        groups, within = zip(
-            *(divmod(t, axis.per_group) for t, axis in zip(tile, axes, strict=True)), strict=True
-        )
-        group = np.ravel_multi_index(groups, dilation)
-        chunks = [range(axis.counts[t]) for t, axis in zip(tile, axes, strict=True)]
-        left = math.prod(map(len, chunks))
-        flags = IS_FIRST
-        for chunk in itertools.product(*chunks):
-            left -= 1
-            at = list(zip(masks, tile, chunk, strict=True))
+def _steps(axes: tuple[AxisWalk, ...], biases: BiasWalk | None) -> Int[np.ndarray, "*parts F"]:
+    parts = [axis.num_parts for axis in axes]
+    steps = [_steps_of(axes, biases, part) for part in np.ndindex(*parts)]
+    longest = max(map(len, steps))
+    return np.stack([_lengthened(x, longest) for x in steps]).reshape(*parts, -1)
+
+
+def _lengthened(steps: Int[np.ndarray, "steps F"], count: int) -> Int[np.ndarray, "count F"]:
+    """With steps at the end that do nothing: they have the blocks of the last one."""
+    more = np.repeat(steps[-1:], count - len(steps), axis=0)
+    more[:, 1] = 0
+    return np.concatenate([steps, more])
+
+
+def _steps_of(
+    axes: tuple[AxisWalk, ...], biases: BiasWalk | None, part: Sequence[int]
+) -> Int[np.ndarray, "steps F"]:
+    """The steps of a part, one tile after the other."""
+    along = [axis.chunks(i) for axis, i in zip(axes, part, strict=True)]
+    index = np.indices([len(tile) for tile, _ in along]).reshape(len(axes), -1)
+    tiles, chunks = (
+        [of_axis[which][i] for of_axis, i in zip(along, index, strict=True)] for which in range(2)
+    )
+    order = np.lexsort((*reversed(chunks), *reversed(tiles)))
+    tiles, chunks = [x[order] for x in tiles], [x[order] for x in chunks]
+    of_axes = list(zip(axes, tiles, chunks, strict=True))
+    number = _ravel([t % a.num_tiles for a, t, _ in of_axes], [a.num_tiles for a in axes])
+    groups = [t % a.num_tiles // a.per_group for a, t, _ in of_axes]
+    within = [t % a.per_group for a, t, _ in of_axes]
+    starts = [a.column_of(t, c) for a, t, c in of_axes]
+    kinds = [axis_masks(a).kind[t, c] for a, t, c in of_axes]
+    if biases is not None:
+        kinds.append(biases.kind_of(within[-1], starts[-1]))
+    flags = _flags(of_axes, number, biases is not None)
+    group = _ravel(groups, [a.window.dilation for a in axes])
+    return np.stack([number, flags, group, *within, *starts, *kinds], axis=1).astype(np.int32)
+
+
+def _flags(
+    steps: Sequence[tuple[AxisWalk, np.ndarray, np.ndarray]], number: np.ndarray, has_bias: bool
+) -> np.ndarray:
+    """The flags of steps, by tile and chunk along each axis, and by number of the tile."""
+    is_whole = np.ones(len(number), bool)
+    for axis, tile, chunk in steps:
+        masks = axis_masks(axis)
+        is_whole &= masks.is_whole[tile, chunk]
+        if has_bias:
             # What rows that do not exist see must not be added to the gradients of biases.
-            whole = (m.is_whole[t, c] and (biases is None or m.is_full[t]) for m, t, c in at)
-            masked = 0 if all(whole) else IS_MASKED
-            fields = [number, flags | masked | (0 if left else IS_LAST), group]
-            starts = [a.column_of(t, c) for a, t, c in zip(axes, tile, chunk, strict=True)]
-            kinds = [mask.kind[t, c] for mask, t, c in at]
-            if biases is not None:
-                kinds.append(biases.kind_of(tile[-1], chunk[-1]))
-            steps.append([*fields, *within, *starts, *kinds])
-            flags = 0
-    return np.array(steps, np.int32).reshape(-1)
+            is_whole &= masks.is_full[tile]
+    is_first = np.diff(number, prepend=-1) != 0
+    is_last = np.roll(is_first, -1)
+    return IS_FIRST * is_first + IS_LAST * is_last + np.where(is_whole, IS_PLAIN, IS_MASKED)
+
+
+def _ravel(index: Sequence[np.ndarray], sizes: Sequence[int]) -> np.ndarray:
+    return np.ravel_multi_index(tuple(index), tuple(sizes))
 
 
 @functools.lru_cache(256)
 def _best_axes(neighborhood: Neighborhood, rows: Rows, has_bias: bool) -> tuple[AxisWalk, ...]:
     """The tiles and chunks with the least work."""
-    choices = (_best_chunk(neighborhood, rows, tile, has_bias) for tile in _tiles(neighborhood))
+    tiles = _tiles(neighborhood, rows)
+    choices = (_best_chunk(neighborhood, rows, tile, has_bias) for tile in tiles)
     _, tile, chunk = min(choices)
     return axes_of(neighborhood, rows, tile, chunk)
 
@@ -245,9 +292,9 @@ def axes_of(
     return tuple(axis_walk(window, rows, t, c, a) for window, t, c, a in axes)
 
 
-def _tiles(neighborhood: Neighborhood) -> list[tuple[int, ...]]:
+def _tiles(neighborhood: Neighborhood, rows: Rows) -> list[tuple[int, ...]]:
     """Sides of tiles that come into question: none is smaller than it need be."""
-    *leading, last = (w.max_group_length for w in neighborhood.axes)
+    *leading, last = (axis_frame(window).positions(rows) for window in neighborhood.axes)
     sides = [[n for n in _SIDES if n <= length] for length in leading]
     widths = [n for n in _WIDTHS if n < last + SUBLANES]
     tiles = [tile for tile in itertools.product(*sides, widths) if math.prod(tile) <= _ROWS]
@@ -277,8 +324,11 @@ def _best_chunk(
 def _sides_of_chunks(
     window: AxisWindow, rows: Rows, tile: int, alignment: int
 ) -> tuple[Int[np.ndarray, "S"], Int[np.ndarray, "S"]]:
-    """Sides of chunks along an axis, and how many chunks all tiles have together."""
+    """Sides of chunks along an axis, and how many chunks all tiles have together, of the part that
+    has most.
+    """
     lengths = columns_needed(window, rows, tile, alignment)[2]
+    tiles = -(-axis_frame(window).positions(rows) // tile) * window.dilation
     # Numbers of bfloat16 fill 16 rows of a vector register.
     unit = 1 if alignment == 1 else 2 * alignment
     most = int(lengths.max())
@@ -286,7 +336,8 @@ def _sides_of_chunks(
     longer = {round_up(most, 1 << i) for i in range(LANES.bit_length())}
     sides = np.array(sorted({*range(unit, most + 1, unit), *longer}))
     sides = sides[(sides % unit == 0) & (sides <= _COLUMNS)]
-    return sides, (-(-lengths[:, None] // sides)).sum(axis=0)
+    counts = -(-lengths.reshape(-1, tiles, 1) // sides)
+    return sides, counts.sum(axis=1).max(axis=0)
 
 
 def _alignments(neighborhood: Neighborhood) -> list[int]:

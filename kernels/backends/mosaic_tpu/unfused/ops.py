@@ -39,7 +39,7 @@ def qk(
     **beyond: Any,
 ) -> Float[Array, "B *X N K"]:
     """See `natjax.kernels.backends.reference.qk`; ``platform`` and ``beyond`` are as in
-    `natjax.kernels.autodiff.qk`.
+    `natjax.kernels.kernel_ops.qk`.
 
     Raises:
       NotImplementedError: the kernels do not take the call.

@@ -1,0 +1,1 @@
+"""The kernels for Hopper, compiled for an H100 on a machine that has none."""
