@@ -38,6 +38,7 @@ from benchmarks.aot.step.tasks import TASKS
 from benchmarks.gpu import flex, functions, hopper, peers, plan, suite, timing, torch_worker
 from benchmarks.gpu import report as gpu_report
 from benchmarks.tpu import variants
+from natjax.kernels import checks
 from natjax.kernels.backends import jax_triton, mosaic_gpu, pallas_triton
 from natjax.kernels.backends.mosaic_gpu import candidates as mosaic_candidates
 from natjax.kernels.spec import KERNELS, CallSpec
@@ -66,7 +67,8 @@ ROW = {
 def shape_of(case):
     p = case.problem
     bias = p.rpb and case.kernel not in ("av", "av_transposed")
-    return CallSpec(p.neighborhood, p.head_dim, p.head_dim, case.dtype, bias)
+    products = checks.float32_products()
+    return CallSpec(p.neighborhood, p.head_dim, p.head_dim, case.dtype, bias, products)
 
 
 def test_every_kernel_is_compiled_for_every_chip_in_ci():
@@ -644,7 +646,7 @@ def test_the_table_of_kernels_for_hopper_is_of_the_present_settings_and_without_
     assert set(mosaic_cases.problems(quick=True)) < set(mosaic_cases.problems(quick=False))
 
 
-MACHINE_CODE = """
+MOSAIC_CODE = """
         /*0000*/                   UTMALDG.3D [UR8], [UR4] ;
 .L_x_0:
         /*0010*/                   UTMALDG.3D [UR8], [UR4] ;
@@ -663,7 +665,7 @@ MACHINE_CODE = """
 
 
 def test_loops_of_machine_code_are_told_from_waits_that_try_again():
-    loops = sass.loops(MACHINE_CODE)
+    loops = sass.loops(MOSAIC_CODE)
     assert [(x.start, x.stop) for x, _ in loops] == [(8, 10), (2, 6), (1, 8)]
     inner, outer = loops[1][1], loops[2][1]
     assert (inner.instructions, inner.exponentials, inner.copies) == (4, 1, 0)
@@ -675,7 +677,7 @@ def test_loops_of_machine_code_are_told_from_waits_that_try_again():
 def test_code_counts_as_often_as_it_runs(apart):
     """Of a warpgroup that multiplies: the loop each round, and the rest of it for each image."""
     config = mosaic_gpu.settings((8, 8), (4, 16), images=2, copies_apart=apart)
-    parts = mosaic_counts.Parts.of(MACHINE_CODE, config, images=2)
+    parts = mosaic_counts.Parts.of(MOSAIC_CODE, config, images=2)
     assert [parts.main.instructions, parts.image.instructions] == [4, 3]
     work = {"rounds": 6, "copied": 6}
     rest = parts.rest.instructions + parts.copying.instructions
