@@ -81,6 +81,34 @@ def test_what_branches_skip_is_weighed(tmp_path):
         bundles.read(tmp_path, kernel, (0.25, 0.5, 0.5))
 
 
+LOOP_IN_A_BRANCH = """\
+     0   :  { %0 = sbr.rel (%p0) target = $region4 }
+   0x0 LB: > { %1 = sbr.rel (%p1) target = $region9 }
+   0x1 LB: >> { %v2 = vadd.f32 %v2, %v2 }
+   0x2   : > { %3 = sbr.rel (!%p2) target = $region21 }
+   0x3   : > { %4 = sbr.rel (%p3) target = $region5 }
+   0x4 LB: >> { %s5 = smov 0 }
+   0x5 LB: >>> { %v6 = vadd.f32 %v2, %v2 }
+   0x6   : >>> { %7 = sbr.rel (!%p4) target = $region32 }
+   0x7   : >> { %8 = sbr.rel (!%p5) target = $region43 }
+   0x8 PF: > { %v9 = vadd.f32 %v2, %v2 }
+   0x9 PF: > { %10 = sbr.rel (!%p6) target = $region54 }
+   0xa PF:  { %s11 = smov 0 }
+"""
+
+
+def test_loops_that_are_skipped_count_for_nothing(tmp_path):
+    name = "1700000000-12-natjax_tpu_forward.1-71"
+    (tmp_path / f"{name}-final_bundles.txt").write_text(LOOP_IN_A_BRANCH)
+    table = tmp_path / f"{name}-final_hlo-static-per-bundle-utilization.txt"
+    table.write_text("\n".join(["// utilization", "VALU", "2", "//", *"001000100100"]) + "\n")
+    kernel = "natjax_tpu_forward"
+    assert bundles.read(tmp_path, kernel).count == (2, 5, 3, 2)
+    found = bundles.read(tmp_path, kernel, (0,))
+    assert found.count == (2, 5, 1)
+    assert found.busiest(2) == ("VALU", 1)
+
+
 def test_files_that_do_not_belong_together_are_refused(dumped):
     (table,) = dumped.glob("*utilization.txt")
     table.write_text(SLOTS[: SLOTS.rindex("0 1 0 0 0")])

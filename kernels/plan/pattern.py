@@ -92,6 +92,11 @@ class Pattern:
         """Which chunks no row of a tile sees anything of, and that can so be skipped."""
         return ~self._of_chunks([axis.seen.any(axis=(2, 3)) for axis in self.axes])
 
+    @functools.cached_property
+    def has_columns(self) -> Bool[np.ndarray, "kinds chunks t"]:
+        """Which rows of a block see any of its columns."""
+        return functools.reduce(np.kron, [axis.seen.any(axis=3) for axis in self.axes])
+
     def _of_chunks(self, by_axis: list[np.ndarray]) -> Bool[np.ndarray, "kinds chunks"]:
         """What holds for a block is what holds along every axis."""
         result = np.ones((1, 1), bool)

@@ -62,6 +62,53 @@ def test_nothing_is_read_that_nobody_wrote(function, problem, dtype, strict):
     assert_reads_what_was_written(function, problem, dtype)
 
 
+# Both images of a batch, ragged along both axes and in the lanes, in tiles that reach beyond them.
+EXTREME = Problem(name="extreme", shape=(9, 10), kernel_size=(3, 3), batch=2, heads=3, head_dim=16)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda x: x | {"query": x["query"].at[1].multiply(25.0)},
+        lambda x: x | {"rpb": x["rpb"] - 70.0},
+        pytest.param(lambda x: x | {"rpb": x["rpb"] + 70.0}, marks=pytest.mark.slow),
+    ],
+    ids=["wide", "low", "high"],
+)
+def test_logits_whose_exponentials_float32_does_not_hold(change, interpreted, monkeypatch):
+    """Images are programs of their own, of which the second alone may have such logits."""
+    monkeypatch.setattr("natjax.kernels.backends.mosaic_tpu.memory._BLOCK_BYTES", 1)
+    arrays = change(EXTREME.arrays())
+    expected = value_and_gradients(fused(EXTREME, "reference"), arrays)
+    actual = value_and_gradients(fused(EXTREME, "mosaic_tpu"), arrays)
+    for x, y in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        # Logits have fewer digits behind the point, in both.
+        assert np.abs(x - y).max() <= 2e-5 * np.abs(y).max()
+
+
+@pytest.mark.parametrize(
+    "problem", [EXTREME, pytest.param(RAGGED, marks=pytest.mark.slow)], ids=lambda x: x.name
+)
+def test_common_logits_need_no_second_walk(problem, interpreted, monkeypatch, request):
+    """What lies beyond queries, keys and heads does not call for one either."""
+    from natjax.kernels.backends.mosaic_tpu.softmax import Softmax
+
+    exponentials, arrays = Softmax.exponentials, problem.arrays()
+
+    def spoilt(self, kind, products, *, is_careful):
+        x = exponentials(self, kind, products, is_careful=is_careful)
+        return x._replace(total=x.total * jnp.nan) if is_careful else x
+
+    # What other tests have traced does without it, and they without this.
+    jax.clear_caches()
+    request.addfinalizer(jax.clear_caches)
+    monkeypatch.setattr(Softmax, "exponentials", spoilt)
+    results = value_and_gradients(fused(problem, "mosaic_tpu"), arrays)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(results))
+    out, _ = fused(problem, "mosaic_tpu")(arrays | {"query": arrays["query"] * 1000.0})
+    assert np.isnan(out).all()
+
+
 @pytest.mark.parametrize(
     "problem",
     [

@@ -14,7 +14,7 @@ import re
 from collections.abc import Sequence
 
 _BUNDLE = re.compile(r"\s*(?:0x[0-9a-f]+|0)\s+[A-Z]*\s*:\s*((?:>\s*)*)\{")
-_BRANCH = re.compile(r"sbr\.rel \(!?%\w+\) target = ")
+_BRANCH = re.compile(r"sbr\.rel \(!?%\w+\) target = .*?region(?: = )?(\d+)")
 _ALLOCATION = re.compile(r"space=vmem, size = (0x[0-9a-f]+|0), offset = (0x[0-9a-f]+|0)")
 # Scalar slots are never what a loop waits for, and fills and spills count as loads and stores too.
 _NOT_A_BOUND = ("SALU", "VLOAD:FILL", "VSTORE:SPILL")
@@ -82,7 +82,7 @@ def read(folder: pathlib.Path, kernel: str, shares: Sequence[float] = ()) -> Bun
     rows = [list(map(int, line.split())) for line in lines[4:] if line[:1].isdigit()]
     if abs(len(rows) - len(text)) > 2:
         raise LookupError(f"{kernel}: {len(text)} bundles, but slots of {len(rows)}")
-    depths = [line.split("{")[0].count(">") for line in text]
+    depths = [_depth(line) for line in text]
     weights = _weights(text, shares)
     count = [0.0] * (max(depths) + 1)
     slots = [dict.fromkeys(units, 0.0) for _ in count]
@@ -90,7 +90,13 @@ def read(folder: pathlib.Path, kernel: str, shares: Sequence[float] = ()) -> Bun
         count[depth] += weight
         for unit, n in zip(units, row, strict=True):
             slots[depth][unit] += weight * n
+    while not count[-1]:
+        count, slots = count[:-1], slots[:-1]
     return Bundles(tuple(count), tuple(slots), capacity)
+
+
+def _depth(line: str) -> int:
+    return line.split("{")[0].count(">")
 
 
 def _weights(text: Sequence[str], shares: Sequence[float]) -> list[float]:
@@ -98,7 +104,8 @@ def _weights(text: Sequence[str], shares: Sequence[float]) -> list[float]:
     weights = [1.0] * len(text)
     if not shares:
         return weights
-    skipped = _skipped(text)
+    # One of the two cores of a v5p may skip the whole grid.
+    skipped = [span for span in _skipped(text) if _depth(text[span[0] - 1])]
     # The grid turns once more than there are steps, to copy blocks, and then skips the body.
     body = max(skipped, key=lambda span: span[1] - span[0], default=(0, 0))
     inside = [span for span in skipped if span != body and _holds(body, span)]
@@ -112,13 +119,21 @@ def _weights(text: Sequence[str], shares: Sequence[float]) -> list[float]:
 
 def _skipped(text: Sequence[str]) -> list[tuple[int, int]]:
     """What branches may skip: first bundle, and one past the last."""
-    skipped, open_ = [], []
+    skipped, open_, forward = [], [], _forward_branches(text)
     for i, line in enumerate(text):
         if " PF:" in line.split("{")[0] and open_:
             skipped.append((open_.pop(), i))
-        if _BRANCH.search(line):
+        if i in forward:
             open_.append(i + 1)
     return skipped
+
+
+def _forward_branches(text: Sequence[str]) -> set[int]:
+    """All but those that go back to the beginnings of loops, whose regions libtpu numbers last."""
+    found = ((i, _BRANCH.search(line)) for i, line in enumerate(text))
+    regions = {i: int(match[1]) for i, match in found if match}
+    loops = sum(" LB:" in line.split("{")[0] for line in text)
+    return set(sorted(regions, key=lambda i: regions[i])[: max(0, len(regions) - loops)])
 
 
 def _holds(outer: tuple[int, int], inner: tuple[int, int]) -> bool:

@@ -36,7 +36,7 @@ def of(case: TPUCase, folder: pathlib.Path) -> dict[str, Any]:
     if case.is_large:
         row = _large(case, bundles.read(folder, case.kernel, _shares(case)))
     else:
-        row = _small(case, bundles.read(folder, case.kernel))
+        row = _small(case, bundles.read(folder, case.kernel, _shares_of_small(case)))
     return row | {"vmem": bundles.vmem(folder, case.kernel)}
 
 
@@ -51,7 +51,9 @@ def _small(case: TPUCase, found: Bundles) -> dict[str, Any]:
     problem = case.problem
     layout = Layout.of(problem.neighborhood, problem.heads, problem.head_dim)
     slots = 0 if case.op == "attention" else problem.neighborhood.num_neighbors
-    steps = steps_of(layout, problem.batch, case.arrays(None)[0].dtype.itemsize, slots)
+    itemsize = case.arrays(None)[0].dtype.itemsize
+    is_backward = case.op == "attention" and case.what == "backward"
+    steps = steps_of(layout, problem.batch, itemsize, slots, is_backward=is_backward)
     # The grid; maps, some at a time; and the tiles of a map. A loop of one turn is none.
     tiles = layout.tiles_of_group // steps.tiles if steps.maps == 1 else 1
     inner = [n for n in (steps.images * layout.groups // steps.maps, tiles) if n > 1]
@@ -68,6 +70,16 @@ def _small(case: TPUCase, found: Bundles) -> dict[str, Any]:
         "fewest": round(fewest / side_by_side),
         "spills": round(found.slots[deepest]["VSTORE:SPILL"]),
     }
+
+
+def _shares_of_small(case: TPUCase) -> tuple[float, ...]:
+    """The fused kernels go over their tiles once more only where logits are far from common.
+
+    The gradient of biases is set to zero in the first program, which is counted for all.
+    """
+    if case.op != "attention":
+        return ()
+    return (1, 0) if case.what == "backward" and case.problem.rpb else (0,)
 
 
 def walk_of(case: TPUCase) -> Walk:

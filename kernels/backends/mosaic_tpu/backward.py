@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,16 +10,17 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from natjax.kernels.autodiff import LOG2_E
 from natjax.kernels.backends.mosaic_tpu.maps import Groups, Images
 from natjax.kernels.backends.mosaic_tpu.program import (
     COLUMNS_BY_COLUMNS,
     PLAIN,
     ROWS_BY_ROWS,
+    Again,
     Copies,
     Program,
     Tile,
 )
+from natjax.kernels.backends.mosaic_tpu.softmax import Exponentials, Softmax
 
 type Ref = Any
 type Map = Images | Groups
@@ -31,20 +33,20 @@ def backward(
     value: Map,
     dout: Map,
     dlse: Ref,
-    table: Ref,
+    softmax: Softmax,
     dquery: Map,
     dkey: Map,
     dvalue: Map,
     dtable: Ref,
+    before: Ref,
     scratch: tuple[Ref, Ref, Ref, Ref],
-    *,
-    scale: float,
 ) -> None:
     """Gradients of queries, keys, values and of the table of biases.
 
     A tile has the whole window of each of its queries, so the softmax is computed again without
     any help from the forward pass. Gradients of keys and values add up in scratch memory, in the
     order of the tiles; those of the table, over a set of images, in the inner loop of the grid.
+    ``before`` keeps what programs before this one have added to that, for a second walk.
     """
     keys, values, dkeys, dvalues = scratch
     if dtable is not None:
@@ -52,6 +54,8 @@ def backward(
         @pl.when(program.is_first)
         def _() -> None:
             dtable[...] = jnp.zeros_like(dtable)
+
+        before[...] = dtable[...]
 
     def products(first: Any, tile: Tile) -> tuple[jax.Array, ...]:
         q = query.read_tile(first, tile.map, tile.rows)
@@ -66,10 +70,8 @@ def backward(
             program.product(v, do, ROWS_BY_ROWS),
         )
 
-    def softmax(tile: Tile, x: jax.Array, dw: jax.Array) -> tuple[jax.Array, ...]:
-        x = x * (scale * LOG2_E) + table[tile.kind]
-        e = jnp.exp2(x - x.max(axis=0, keepdims=True))
-        w = e * (1 / e.sum(axis=0, keepdims=True))
+    def gradients(tile: Tile, e: Exponentials, dw: jax.Array) -> tuple[jax.Array, ...]:
+        w = e.weights
         delta = (w * dw).sum(axis=0, keepdims=True) - dlse[tile.image, pl.ds(tile.number, 1), :]
         dx = w * (dw - delta)
         if dtable is not None:
@@ -85,19 +87,31 @@ def backward(
         (q, do, k), (w, dx) = operands, soft
         program.add_to_slab(dvalues, tile, program.product(w, do, PLAIN))
         program.add_to_slab(dkeys, tile, program.product(dx, q, PLAIN))
-        dq = program.own_lanes(program.product(dx, k, COLUMNS_BY_COLUMNS)) * scale
+        dq = program.own_lanes(program.product(dx, k, COLUMNS_BY_COLUMNS)) * softmax.scale
         dquery.write_tile(first, tile.map, tile.rows, dq)
 
-    def stages(first: Any, tiles: Sequence[Tile]) -> None:
+    def stages(first: Any, tiles: Sequence[Tile], *, is_careful: bool = False) -> None:
         a = [products(first, tile) for tile in tiles]
-        b = [softmax(tile, *x[3:]) for tile, x in zip(tiles, a, strict=True)]
+        every = [
+            softmax.exponentials(tile.kind, x[3], is_careful=is_careful)
+            for tile, x in zip(tiles, a, strict=True)
+        ]
+        if not is_careful:
+            softmax.check(every)
+        b = [gradients(tile, e, x[4]) for tile, e, x in zip(tiles, every, a, strict=True)]
         for tile, x, soft in zip(tiles, a, b, strict=True):
             finish(first, tile, x[:3], soft)
 
+    def begin_again() -> None:
+        if dtable is not None:
+            dtable[...] = before[...]
+
+    softmax.begin()
     program.walk(
         stages,
         read=[query, dout],
         copied=[Copies(key, keys), Copies(value, values)],
         written=[dquery],
-        summed=[Copies(dkey, dkeys, scale), Copies(dvalue, dvalues)],
+        summed=[Copies(dkey, dkeys, softmax.scale), Copies(dvalue, dvalues)],
+        again=Again(softmax.has_failed, begin_again, functools.partial(stages, is_careful=True)),
     )

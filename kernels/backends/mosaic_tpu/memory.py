@@ -22,7 +22,8 @@ _BUDGET = 52 * 2**20
 _BLOCK_BYTES = 2**19
 # The same of window slots, which take more than maps of the same images.
 _SLOT_BLOCK_BYTES = 2**21
-# Tiles side by side, and what their logits take at most, in float32.
+# Tiles side by side in the fused backward kernel, and what their logits take at most, in float32.
+# Other kernels keep less of each tile, and have twice as many.
 TILES = 8
 _LOGIT_BYTES = 2**20
 SMALLEST_HEAD = 16
@@ -74,7 +75,9 @@ def fits(spec: CallSpec, heads: int, *, is_unfused: bool = False) -> bool:
     return True
 
 
-def steps_of(layout: Layout, batch: int, itemsize: int, slots: int = 0) -> Steps:
+def steps_of(
+    layout: Layout, batch: int, itemsize: int, slots: int = 0, *, is_backward: bool = False
+) -> Steps:
     """How much a program does at once: enough tiles side by side, if need be of several images.
 
     Args:
@@ -82,10 +85,12 @@ def steps_of(layout: Layout, batch: int, itemsize: int, slots: int = 0) -> Steps
       batch: images.
       itemsize: bytes of a number.
       slots: window slots of a query that are arguments or results.
+      is_backward: whether it is the fused backward kernel.
     """
-    wanted = max(1, TILES // layout.tiles_of_group)
+    share = 1 if is_backward else 2
+    wanted = max(1, share * TILES // layout.tiles_of_group)
     logits = layout.keys * round_up(layout.logit_lanes, LANES) * 4
-    tiles = max(1, min(TILES, _LOGIT_BYTES // logits))
+    tiles = max(1, share * min(TILES, _LOGIT_BYTES // logits))
     if layout.groups > 1 or layout.num_strips > 1:
         return Steps(1, _divisor(layout.groups, wanted), _even(layout, wanted, tiles))
     image = math.prod(layout.tiled) * round_up(layout.lanes, LANES) * itemsize
@@ -135,7 +140,7 @@ def _vmem_bytes(layout: Layout, itemsize: int, maps: dict[Rows, int]) -> int:
         size += sum(4 * n * _raised(layout, of) for of, n in maps.items())
         size += 4 * maps["queries"] * _positions(layout.tiled)
     kinds = table_entries(layout.blocks) // (layout.queries * layout.keys)
-    tables = 4 * kinds * layout.keys * round_up(layout.logit_lanes, LANES) * 4
+    tables = 5 * kinds * layout.keys * round_up(layout.logit_lanes, LANES) * 4
     return size * lanes + tables + 4 * _LOGIT_BYTES
 
 
@@ -148,11 +153,11 @@ def _slot_bytes(layout: Layout, itemsize: int) -> int:
     lanes = layout.heads * round_up(slots, LANES)
     size = 2 * 2 * _positions(block_of(layout, "queries")) * lanes * itemsize
     if layout.groups > 1:
-        at_hand = max(1, TILES // layout.tiles_of_group) * _positions(layout.tiled)
+        at_hand = max(1, 2 * TILES // layout.tiles_of_group) * _positions(layout.tiled)
         size += 2 * 4 * (_raised(layout, "queries") + at_hand) * lanes
     spread = math.prod(leading) * (2 * round_up(last, SUBLANES) + layout.columns.halo)
     dense = round_up(slots, SUBLANES) + SUBLANES
-    return size + TILES * 2 * (spread + dense) * round_up(layout.logit_lanes, LANES) * 4
+    return size + 2 * TILES * 2 * (spread + dense) * round_up(layout.logit_lanes, LANES) * 4
 
 
 def _raised(layout: Layout, of: Rows) -> int:

@@ -60,13 +60,17 @@ class Tile:
       slab: its keys along each axis of the copy.
     """
 
-    map: int
+    map: Ints
     image: Ints
     kind: Ints
     number: Ints
     first: tuple[Ints, ...]
     rows: tuple[Any, ...]
     slab: tuple[Any, ...]
+
+
+# What is done with tiles side by side, given the first of the maps at hand.
+type Stages = Callable[[Ints, Sequence[Tile]], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +86,21 @@ class Copies:
     map: Map
     copies: Ref
     factor: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Again:
+    """A second walk over all tiles, one after the other, where the first was in vain.
+
+    Attributes:
+      is_needed: whether it was.
+      begin: before the second: takes back what the first has added to results.
+      stages: as in `Program.walk`.
+    """
+
+    is_needed: Callable[[], jax.Array]
+    begin: Callable[[], None]
+    stages: Stages
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,7 +223,7 @@ class Program:
         head = jax.lax.broadcasted_iota(jnp.int32, x.shape, 0)
         return jnp.where(head < self.heads_left, x, jnp.zeros_like(x))
 
-    def locate(self, first_map: Ints, map_: int, number: Ints) -> Tile:
+    def locate(self, first_map: Ints, map_: Ints, number: Ints) -> Tile:
         """A tile of a map at hand, by its number among those of the map."""
         layout = self.layout
         axes = layout.blocks.axes
@@ -229,12 +248,13 @@ class Program:
 
     def walk(
         self,
-        stages: Callable[[Ints, Sequence[Tile]], None],
+        stages: Stages,
         *,
         read: Sequence[Map] = (),
         copied: Sequence[Copies] = (),
         written: Sequence[Map] = (),
         summed: Sequence[Copies] = (),
+        again: Again | None = None,
     ) -> None:
         """Call ``stages(first map, tiles)`` for all tiles, so many at a time.
 
@@ -244,10 +264,11 @@ class Program:
           copied: maps of keys, whose copies it reads slabs of.
           written: maps that it writes by tiles.
           summed: maps of what it adds to slabs of their copies.
+          again: a second walk, if there may be one.
         """
         count = self.steps.maps
 
-        def maps_at(first: Ints) -> None:
+        def maps_at(each_tiles: Callable[[Ints], None], first: Ints) -> None:
             for x in copied:
                 for i in range(count):
                     self.copy_keys(x.copies.at[i], x.map.read_map(first + i))
@@ -255,7 +276,7 @@ class Program:
                 x.copies[...] = jnp.zeros_like(x.copies)
             for x in read:
                 x.fetch(first, count)
-            self.each_tiles(first, functools.partial(stages, first))
+            each_tiles(first)
             for x in written:
                 x.store(first, count)
             for x in summed:
@@ -265,7 +286,17 @@ class Program:
 
         for x in (*read, *(x.map for x in copied)):
             x.open()
-        self.each_step(maps_at, self.steps.images * self.layout.groups)
+        maps = self.steps.images * self.layout.groups
+        side_by_side = functools.partial(self.each_tiles, stages)
+        self.each_step(functools.partial(maps_at, side_by_side), maps)
+        if again is not None:
+            one_by_one = functools.partial(self.each_tile, again.stages)
+
+            @pl.when(again.is_needed())
+            def _() -> None:
+                again.begin()
+                self.each_step(functools.partial(maps_at, one_by_one), maps)
+
         for x in (*written, *(x.map for x in summed)):
             x.close()
 
@@ -274,12 +305,12 @@ class Program:
         count = maps // self.steps.maps
         _loop(count, lambda i: body(i * self.steps.maps))
 
-    def each_tiles(self, first_map: Ints, body: Callable[[Sequence[Tile]], None]) -> None:
-        """Call ``body(tiles)`` for all tiles of the maps at hand, so many at a time."""
+    def each_tiles(self, stages: Stages, first_map: Ints) -> None:
+        """Call ``stages`` for all tiles of the maps at hand, so many at a time."""
         per_map, size = self.layout.tiles_of_group, self.steps.tiles
 
         def run(tiles: Sequence[tuple[int, Ints]]) -> None:
-            body([self.locate(first_map, *tile) for tile in tiles])
+            stages(first_map, [self.locate(first_map, *tile) for tile in tiles])
 
         if self.steps.maps == 1:
             _loop(per_map // size, lambda i: run([(0, i * size + j) for j in range(size)]))
@@ -289,6 +320,17 @@ class Program:
             every = [(m, j) for m in range(self.steps.maps) for j in range(per_map)]
         for i in range(0, len(every), size):
             run(every[i : i + size])
+
+    def each_tile(self, stages: Stages, first_map: Ints) -> None:
+        """As `each_tiles`, one at a time."""
+
+        def of_map(i: Ints) -> None:
+            _loop(
+                self.layout.tiles_of_group,
+                lambda j: stages(first_map, [self.locate(first_map, i, j)]),
+            )
+
+        _loop(self.steps.maps, of_map)
 
 
 def _loop(count: int, body: Callable[[Ints], None]) -> None:

@@ -20,8 +20,9 @@ from natjax.kernels.backends.mosaic_tpu.layout import LANES, Layout
 from natjax.kernels.backends.mosaic_tpu.maps import Groups, Images
 from natjax.kernels.backends.mosaic_tpu.memory import VMEM_LIMIT, block_of, steps_of
 from natjax.kernels.backends.mosaic_tpu.program import Program, Steps
+from natjax.kernels.backends.mosaic_tpu.softmax import HIDDEN, Softmax
 from natjax.kernels.plan.blocks import Rows
-from natjax.kernels.plan.pattern import HIDDEN, pattern_of
+from natjax.kernels.plan.pattern import pattern_of
 from natjax.kernels.sharding.partitioning import align_varying
 from natjax.kernels.spec import KernelCall
 
@@ -53,7 +54,14 @@ class Launch:
 
     @classmethod
     def of(
-        cls, call: KernelCall, layout: Layout, query: Array, rpb: Arrays = (), slots: int = 0
+        cls,
+        call: KernelCall,
+        layout: Layout,
+        query: Array,
+        rpb: Arrays = (),
+        slots: int = 0,
+        *,
+        is_backward: bool = False,
     ) -> Launch:
         """A launch of a call, whose batch and heads are those of an array ``[B, T, N, ...]``.
 
@@ -63,13 +71,15 @@ class Launch:
           query: the array.
           rpb: the biases ``[S, N, R]`` of each set of images, if there are any.
           slots: window slots of a query in the arguments or results, if any are there.
+          is_backward: whether it is the fused backward kernel.
         """
         # A device may have fewer heads than there are in all.
         layout = dataclasses.replace(layout, heads=min(layout.heads, query.shape[2]))
         # An empty batch has no steps, and reaches no kernel.
         sets = rpb[0].shape[0] if rpb else 1
         images = max(1, query.shape[0] // sets)
-        steps = steps_of(layout, images, query.dtype.itemsize, slots)
+        itemsize = query.dtype.itemsize
+        steps = steps_of(layout, images, itemsize, slots, is_backward=is_backward)
         batch = query.shape[0] * layout.num_strips
         return cls(call, layout, steps, batch, sets, query.shape[2], query.dtype)
 
@@ -125,6 +135,11 @@ class Launch:
         """
         is_summed = self.heads > key.shape[2] or self.layout.num_strips > 1
         return self.written("keys", jnp.float32 if is_summed else None)
+
+    @property
+    def row(self) -> Any:
+        """Scratch memory for a row of lanes."""
+        return pltpu.VMEM((1, self.layout.logit_lanes), jnp.float32)
 
     @property
     def row_result(self) -> jax.ShapeDtypeStruct:
@@ -294,7 +309,7 @@ def attention(
     packed = table_of(layout, rpb)
 
     def body(plan_ref: Any, *refs: Any) -> None:
-        q_ref, k_ref, v_ref, table_ref, out_ref, lse_ref, keys, values, *raised = refs
+        q_ref, k_ref, v_ref, table_ref, out_ref, lse_ref, keys, values, failed, *raised = refs
         query, out, key, value = launch.operands([q_ref, out_ref], [k_ref, v_ref], raised)
         program = launch.program(plan_ref)
         forward(
@@ -302,12 +317,11 @@ def attention(
             query,
             key,
             value,
-            table_ref,
+            Softmax(table_ref, failed, call.scale),
             out,
             lse_ref,
             keys,
             values,
-            scale=call.scale,
         )
 
     out, lse = launch.run(
@@ -319,7 +333,7 @@ def attention(
             launch.written("queries"),
             (launch.row_result, launch.row_spec),
         ],
-        launch.copies(2) + launch.raised(2, 2),
+        [*launch.copies(2), launch.row, *launch.raised(2, 2)],
     )
     return (
         packing.from_map(out, layout, v.shape[-1], "queries"),
@@ -351,7 +365,7 @@ def attention_gradients(
       plan: `Layout.plan` of the part of the tokens at hand.
       *rpb: the biases of each set of images and head, if there are any.
     """
-    launch = Launch.of(call, layout, q, rpb)
+    launch = Launch.of(call, layout, q, rpb, is_backward=True)
     layout, has_bias = launch.layout, bool(rpb)
     if not launch.batch:
         return tuple(jnp.zeros(x.shape, x.dtype) for x in (q, k, v, *rpb))
@@ -361,7 +375,8 @@ def attention_gradients(
     def body(plan_ref: Any, *refs: Any) -> None:
         q_ref, k_ref, v_ref, do_ref, dlse_ref, table_ref, dq_ref, dk_ref, dv_ref, *rest = refs
         dtable_ref = rest.pop(0) if has_bias else None
-        copies, raised = tuple(rest[:4]), rest[4:]
+        copies, failed = tuple(rest[:4]), rest[4]
+        before, raised = rest[5] if has_bias else None, rest[5 + has_bias :]
         query, dout, dquery, key, value, dkey, dvalue = launch.operands(
             [q_ref, do_ref, dq_ref], [k_ref, v_ref, dk_ref, dv_ref], raised
         )
@@ -373,26 +388,27 @@ def attention_gradients(
             value,
             dout,
             dlse_ref,
-            table_ref,
+            Softmax(table_ref, failed, call.scale),
             dquery,
             dkey,
             dvalue,
             dtable_ref,
+            before,
             copies,
-            scale=call.scale,
         )
 
     results = [launch.written("queries"), launch.summed(k), launch.summed(v)]
     table_spec = launch.table_spec(packed.shape)
     if has_bias:
         results.append((jax.ShapeDtypeStruct(packed.shape, jnp.float32), table_spec))
+    kept = [pltpu.VMEM(packed.shape[2:], jnp.float32)] * has_bias
     dq, dk, dv, *dtable = launch.run(
         "natjax_tpu_backward",
         body,
         plan,
         [q_map, k_map, v_map, do_map, (rows, launch.row_spec), (packed, table_spec)],
         results,
-        launch.copies(4) + launch.raised(3, 4),
+        [*launch.copies(4), launch.row, *kept, *launch.raised(3, 4)],
     )
     gradients = [
         packing.from_map(dq, layout, q.shape[-1], "queries"),
@@ -407,10 +423,13 @@ def table_of(
 ) -> Array:
     """What is added to the logits of each kind of tile, for each set of images and block of lanes,
     or for all alike.
+
+    Where a tile reaches beyond the queries nothing is hidden, so that softmaxes are finite there.
     """
     pattern = pattern_of(layout.blocks)
     bias = rpb[0].reshape(-1, *pattern.bias_shape) if rpb else None
     table = pattern.table(bias, hidden, factor)
+    table = jnp.where(pattern.has_columns[..., None], table, 0.0)
     table = table.reshape(rpb[0].shape[0] if rpb else 1, -1, *table.shape[1:])
     return jax.vmap(lambda x: packing.pack_table(x, layout))(table)
 
