@@ -11,16 +11,14 @@ that. What compiles need not compute the right thing: that is for the tests.
 
 from __future__ import annotations
 
-import argparse
 import datetime
-import os
 import re
 import sys
 from collections.abc import Sequence
 
 import jax
 
-from benchmarks.aot import compiler, layouts, pool, report
+from benchmarks.aot import arguments, compiler, layouts, pool, report
 from benchmarks.aot.cases import Case, all_cases, quick_cases
 
 _ADVICE = """\
@@ -33,20 +31,12 @@ If a spill is to be lived with, `make aot` writes it down and commits are compar
 
 def main() -> int:
     """Parse the command line, compile, and say what failed."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.aot",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--check", action="store_true", help="compare some with the table")
-    parser.add_argument("--only", nargs="+", default=[], metavar="PART", help="parts of names")
+    parser = arguments.parser("benchmarks.aot", __doc__)
     parser.add_argument("--save", action="store_true", help="with --only: into the table")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()
-    cases = quick_cases() if options.check else all_cases()
-    cases = [case for case in cases if all(part in case.key for part in options.only)]
+    cases = arguments.chosen(quick_cases() if options.check else all_cases(), options.only)
     rows = compile_all(cases, options.workers)
-    failures = failed(rows, report.read() if options.check else {})
+    failures = failed(rows, report.read())
     if not options.only:
         failures |= moved(options.workers)
     if options.save or not (options.only or options.check):

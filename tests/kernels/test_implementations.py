@@ -165,6 +165,8 @@ def test_low_precision_errs_at_most_twice_as_much_as_a_plain_version(
     name, dtype, implementation, x64
 ):
     """The rule of flash attention's tests: no bound of our own, but that of plain attention."""
+    if (implementation, dtype) == ("mosaic_tpu", "float16"):
+        pytest.skip("kernels for TPUs take bfloat16 and float32, and decline float16")
     (problem,) = (p for p in edges.EDGES if p.name == name)
     low = problem.arrays(dtype=dtype)
     exact = {k: jnp.asarray(v, jnp.float64) for k, v in low.items()}

@@ -10,15 +10,13 @@ the environment that ``scripts/aot-env`` makes; ``make aot`` sees to that.
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
 import sys
 from collections.abc import Mapping
 from typing import Any
 
 from benchmarks.aot import __main__ as aot
-from benchmarks.aot import pool
+from benchmarks.aot import arguments, pool
 from benchmarks.aot import report as aot_report
 from benchmarks.aot.in_mosaic import compiler, limits, report
 from benchmarks.aot.in_mosaic.cases import kernels_of, problems
@@ -29,15 +27,8 @@ DOCUMENT = aot_report.RESULTS / "aot_mosaic_gpu.md"
 
 def main() -> int:
     """Parse the command line, compile, and say what failed."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.aot.in_mosaic",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--check", action="store_true", help="compare some with the table")
-    parser.add_argument("--only", nargs="+", default=[], metavar="PART", help="parts of names")
+    parser = arguments.parser("benchmarks.aot.in_mosaic", __doc__)
     parser.add_argument("--save", action="store_true", help="with --only: into the table")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()
     chosen = problems(options.check)
     chosen = [p for p in chosen if all(part in p.name for part in options.only)]

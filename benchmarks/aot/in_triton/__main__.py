@@ -11,16 +11,14 @@ It needs the environment that ``scripts/aot-env`` makes; ``make aot`` sees to th
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
 import sys
 from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
 
 from benchmarks.aot import __main__ as aot
-from benchmarks.aot import pool
+from benchmarks.aot import arguments, pool
 from benchmarks.aot import report as aot_report
 from benchmarks.aot.in_triton import compiler, report
 from benchmarks.aot.in_triton.cases import all_cases, quick_cases
@@ -31,19 +29,11 @@ DOCUMENT = aot_report.RESULTS / "aot_jax_triton.md"
 
 def main() -> int:
     """Parse the command line, compile, and say what failed."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.aot.in_triton",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--check", action="store_true", help="compare some with the table")
-    parser.add_argument("--only", nargs="+", default=[], metavar="PART", help="parts of names")
+    parser = arguments.parser("benchmarks.aot.in_triton", __doc__)
     parser.add_argument("--save", action="store_true", help="with --only: into the table")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()
-    chosen = quick_cases() if options.check else all_cases()
-    chosen = [case for case in chosen if all(part in case.key for part in options.only)]
-    known = read() if options.check else {}
+    chosen = arguments.chosen(quick_cases() if options.check else all_cases(), options.only)
+    known = read()
     rows = {}
     for case, row in zip(
         chosen, pool.run(compiler.compile_case, chosen, options.workers), strict=True

@@ -11,11 +11,10 @@ compute the right thing: that is for the tests.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 
-from benchmarks.aot import pool
+from benchmarks.aot import arguments, pool
 from benchmarks.aot.step import compiler, report
 from benchmarks.aot.step.cases import StepCase, all_cases, quick_cases
 
@@ -27,18 +26,10 @@ train/engine/step.py or kernels/sharding/device_parts.py mixes rows of different
 
 def main() -> int:
     """Parse the command line, compile, and say what failed."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.aot.step",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--check", action="store_true", help="small steps; write nothing")
-    parser.add_argument("--only", nargs="+", default=[], metavar="PART", help="parts of names")
+    parser = arguments.parser("benchmarks.aot.step", __doc__, workers=1)
     parser.add_argument("--missing", action="store_true", help="only what has no row yet")
-    parser.add_argument("--workers", type=int, default=1)
     options = parser.parse_args()
-    cases = quick_cases() if options.check else all_cases()
-    cases = [case for case in cases if all(part in case.key for part in options.only)]
+    cases = arguments.chosen(quick_cases() if options.check else all_cases(), options.only)
     if options.missing:
         cases = [case for case in cases if case.key not in report.read()]
     failures = compile_all(cases, options.workers, saves=not options.check)

@@ -10,17 +10,15 @@ It needs the environment that ``scripts/aot-env`` makes; ``make aot-tpu`` sees t
 
 from __future__ import annotations
 
-import argparse
 import datetime
 import importlib.metadata
-import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 
-from benchmarks.aot import pool
+from benchmarks.aot import arguments, pool
 from benchmarks.aot.tpu import block, compiler, others, report
 from benchmarks.aot.tpu.cases import all_cases, quick_cases
 
@@ -30,20 +28,13 @@ _SECONDS = 900
 
 def main() -> int:
     """Parse the command line, compile, and say what failed."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.aot.tpu",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--check", action="store_true", help="compare some with the table")
-    parser.add_argument("--only", nargs="+", default=[], metavar="PART", help="parts of names")
-    parser.add_argument("--missing", action="store_true", help="what the table has not")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser = arguments.parser("benchmarks.aot.tpu", __doc__)
+    parser.add_argument("--missing", action="store_true", help="only what has no row yet")
     options = parser.parse_args()
     known = report.read()
     rows: dict[str, report.Row] = {}
     for job, every in _jobs(options.check):
-        cases = [case for case in every if all(part in case.key for part in options.only)]
+        cases = arguments.chosen(every, options.only)
         if options.missing:
             cases = [case for case in cases if case.key not in known]
         answers = pool.run(job, cases, options.workers, seconds=_SECONDS)
