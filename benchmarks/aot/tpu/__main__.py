@@ -1,9 +1,10 @@
 """Compile the TPU kernels for v5e, v5p, v6e and tpu7x, on a machine that has none of them.
 
-    python -m benchmarks.aot.tpu                    # all, into benchmarks/results/tpu.{md,json}
-    python -m benchmarks.aot.tpu --check            # some, against the committed table
-    python -m benchmarks.aot.tpu --only v5e stage1  # print those whose names have all of these
-    python -m benchmarks.aot.tpu --missing          # those that the table has not
+    python -m benchmarks.aot.tpu                     # all, into benchmarks/results/tpu.{md,json}
+    python -m benchmarks.aot.tpu --check             # some, against the committed table
+    python -m benchmarks.aot.tpu --only v5e stage1   # print those whose names have all of these
+    python -m benchmarks.aot.tpu --only tpu7x --save # and put them into the table
+    python -m benchmarks.aot.tpu --missing           # those that the table has not
 
 It needs the environment that ``scripts/aot-env`` makes; ``make aot-tpu`` sees to that.
 """
@@ -29,9 +30,11 @@ _SECONDS = 900
 def main() -> int:
     """Parse the command line, compile, and say what failed."""
     parser = arguments.parser("benchmarks.aot.tpu", __doc__)
+    parser.add_argument("--save", action="store_true", help="with --only: into the table")
     parser.add_argument("--missing", action="store_true", help="only what has no row yet")
     options = parser.parse_args()
     known = report.read()
+    saves = options.save or not (options.only or options.check)
     rows: dict[str, report.Row] = {}
     for job, every in _jobs(options.check):
         cases = arguments.chosen(every, options.only)
@@ -41,7 +44,7 @@ def main() -> int:
         for case, row in zip(cases, answers, strict=True):
             rows[case.key] = row
             print(case.key, row, flush=True)
-            if not options.check and not options.only and "error" not in row:
+            if saves and "error" not in row:
                 save(rows)
     failed = report.failures(rows, known if options.check else {})
     if not options.only:
