@@ -396,6 +396,20 @@ def test_what_runs_is_chosen_when_a_program_is_lowered(monkeypatch):
 
 
 @pytest.mark.oldest
+@pytest.mark.parametrize("batch", [1, 64])
+def test_maps_of_a_single_tile_are_lowered(batch, monkeypatch):
+    """Mosaic fails at a store whose index is an array of a constant, in a loop over maps."""
+    monkeypatch.delenv("NATJAX_INTERPRET", raising=False)
+    chip = types.SimpleNamespace(platform="tpu", device_kind="TPU v5 lite")
+    monkeypatch.setattr(device, "targets", lambda: (chip,))
+    x = jax.ShapeDtypeStruct((batch, 4, 8, 4, 32), jnp.bfloat16)
+    step = lambda x: jax.vjp(lambda x: natjax.na2d(x, x, x, 3), x)[1](x)  # noqa: E731
+    text = jax.export.export(jax.jit(step), platforms=["tpu"])(x).mlir_module()
+    assert "natjax_tpu_forward" in text
+    assert "natjax_tpu_backward" in text
+
+
+@pytest.mark.oldest
 def test_programs_for_several_tpus(monkeypatch, mesh_of):
     """With kernels where tracing knows the mesh, and in plain JAX where it does not."""
     monkeypatch.delenv("NATJAX_INTERPRET", raising=False)

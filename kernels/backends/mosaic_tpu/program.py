@@ -336,7 +336,7 @@ class Program:
 def _loop(count: int, body: Callable[[Ints], None]) -> None:
     if count <= 1:
         for i in range(count):
-            body(jnp.int32(i))
+            body(i)  # no array: Mosaic does not lower stores at a constant one in a loop
         return
 
     def step(i: Ints, carry: tuple[()]) -> tuple[()]:
