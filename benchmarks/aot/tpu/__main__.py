@@ -21,7 +21,7 @@ import jax
 
 from benchmarks.aot import arguments, pool
 from benchmarks.aot.tpu import block, compiler, others, report
-from benchmarks.aot.tpu.cases import all_cases, quick_cases
+from benchmarks.aot.tpu.cases import all_cases, quick_cases, uncounted_cases
 
 # That a case may take: XLA is slow at the gradients of "xla".
 _SECONDS = 900
@@ -48,7 +48,7 @@ def main() -> int:
                 save(rows)
     failed = report.failures(rows, known if options.check else {})
     if not options.only:
-        failed |= moved(options.workers)
+        failed |= moved(options.workers) | uncompiled(options.workers)
     for name, reason in failed.items():
         print(f"FAILED {name}: {reason}", file=sys.stderr)
     return len(failed) > 0
@@ -66,6 +66,13 @@ def moved(workers: int) -> dict[str, str]:
     names = list(block.PROGRAMS)
     answers = zip(names, pool.run(block.check, names, workers), strict=True)
     return {name: x["error"] for name, x in answers if "error" in x}
+
+
+def uncompiled(workers: int) -> dict[str, str]:
+    """Why each case that has no row, and has only to compile, does not."""
+    cases = uncounted_cases()
+    answers = zip(cases, pool.run(compiler.only_compile, cases, workers), strict=True)
+    return {case.key: x["error"] for case, x in answers if "error" in x}
 
 
 def save(rows: dict[str, report.Row]) -> None:

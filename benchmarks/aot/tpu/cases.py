@@ -192,3 +192,23 @@ def quick_cases() -> list[TPUCase]:
         case for case in all_cases() if case.problem in (FIRST, LARGE) and case.chip in _COMPARED
     ]
     return [case for case in quick if case.op == "attention" or case.chip == "v5e"]
+
+
+def uncounted_cases() -> list[TPUCase]:
+    """What has only to compile, a second or two each: small maps, and what published models have
+    besides, for a v5e.
+    """
+    others = [
+        *problems.NAT_TINY,
+        *problems.DINAT_TINY,
+        dataclasses.replace(problems.NAT_TINY[3], name="nat_tiny-stage4-no-bias", rpb=False),
+        Problem(name="single-tile", shape=(4, 8), kernel_size=(3, 3), heads=4, head_dim=32),
+        Problem(name="isotropic", shape=(14, 14), kernel_size=(7, 7), heads=6, head_dim=64),
+        Problem(name="dinat_large-384", shape=(24, 24), kernel_size=(11, 11), heads=3, head_dim=32),
+        Problem(
+            name="line", shape=(1024,), kernel_size=(128,), is_causal=True, heads=4, head_dim=64
+        ),
+    ]
+    return [
+        TPUCase(problem=problem, what=what, chip="v5e") for problem in others for what in PASSES
+    ]
