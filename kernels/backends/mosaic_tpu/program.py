@@ -170,8 +170,12 @@ class Program:
             x = jnp.where(own, x, jnp.zeros_like(x))
         before = layout.columns.shift
         after = layout.columns.columns - before - x.shape[-2]
-        zeros = [jnp.zeros((*x.shape[:-2], n, x.shape[-1]), jnp.float32) for n in (before, after)]
-        parts = [part for part in (zeros[0], x, zeros[1]) if part.shape[-2]]
+
+        def zeros(count: int) -> list[jax.Array]:
+            shape = *x.shape[:-2], count, x.shape[-1]
+            return [jnp.zeros(shape, jnp.float32)] if count else []  # Mosaic has no empty vectors
+
+        parts = [*zeros(before), x, *zeros(after)]
         copy[...] = jnp.concatenate(parts, axis=-2) if len(parts) > 1 else x
 
     def uncopied(self, copy: Ref) -> jax.Array:
