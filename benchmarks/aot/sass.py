@@ -56,11 +56,7 @@ def main_loop(text: str) -> Loop | None:
     One that goes over a slab again with more care comes after it.
     """
     code, places = _read(text)
-    loops = [
-        code[places[match.group(1)] : place + 1]
-        for place, instruction in enumerate(code)
-        if (match := _BRANCH.search(instruction)) and places.get(match.group(1), place) < place
-    ]
+    loops = [code[begin : place + 1] for place, begin in _backward(code, places).items()]
     for loop in loops:
         if any("MMA" in instruction for instruction in loop):
             return _count(loop)
@@ -74,11 +70,7 @@ def loops(text: str) -> list[tuple[range, Loop]]:
     goes back, which is no loop.
     """
     code, places = _read(text)
-    backward = {
-        place: places[match.group(1)]
-        for place, instruction in enumerate(code)
-        if (match := _BRANCH.search(instruction)) and places.get(match.group(1), place) < place
-    }
+    backward = _backward(code, places)
     found = [
         (range(begin, place + 1), _count(code[begin : place + 1]))
         for place, begin in backward.items()
@@ -97,6 +89,15 @@ def _read(text: str) -> tuple[list[str], dict[str, int]]:
         elif match := _INSTRUCTION.match(line):
             code.append(match.group(1))
     return code, places
+
+
+def _backward(code: list[str], places: dict[str, int]) -> dict[int, int]:
+    """Where branches go back, by where they are."""
+    return {
+        place: places[match.group(1)]
+        for place, instruction in enumerate(code)
+        if (match := _BRANCH.search(instruction)) and places.get(match.group(1), place) < place
+    }
 
 
 def _count(loop: list[str]) -> Loop:

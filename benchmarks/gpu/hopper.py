@@ -175,7 +175,6 @@ def _error(actual: Any, expected: Any) -> float:
     return float(np.nan_to_num(difference, nan=np.inf).max())
 
 
-_WITHOUT_BIAS = dataclasses.replace(_SMALL, name="no-bias", rpb=False)
 _DILATED = Problem(
     name="dilated", shape=(30, 40), kernel_size=(5, 5), dilation=2, heads=2, kv_heads=1, head_dim=64
 )

@@ -94,9 +94,8 @@ def shared_memory(kernel: Kernel, spec: CallSpec, config: KernelConfig) -> int:
     rows, columns = math.prod(config.tile), math.prod(config.chunk)
     numbers = rows * _width(needs.rows, spec)
     loaded = _width(needs.columns, spec)
-    if multiplies_by_thirds(
-        kernel, spec
-    ):  # twice, what weights and their gradients are multiplied with
+    # Twice, what weights and their gradients are multiplied with.
+    if multiplies_by_thirds(kernel, spec):
         loaded += {"dquery": _width((1, 0), spec), "dkeyvalue": loaded}.get(kernel, 0)
     numbers += config.num_stages * columns * loaded
     table = spec.has_bias and kernel in _TAKE_A_TABLE

@@ -126,7 +126,7 @@ class AxisWalk:
     @property
     def ahead(self) -> int:
         """The column that has the token of a row, less the row."""
-        return self.frame.ahead if self.rows == "queries" else -self.frame.ahead
+        return _ahead(self.frame, self.rows)
 
     def column_of(self, tile: Any, chunk: Any) -> Any:
         """Column of the array at which a chunk of a tile begins (NumPy)."""
@@ -196,6 +196,11 @@ def others(rows: Rows) -> Rows:
     return "keys" if rows == "queries" else "queries"
 
 
+def _ahead(frame: AxisFrame, rows: Rows) -> int:
+    """The column that has the token of a row, less the row."""
+    return frame.ahead if rows == "queries" else -frame.ahead
+
+
 def _met(window: AxisWindow, rows: Rows, tile: int) -> tuple[np.ndarray, np.ndarray]:
     """The first column position that each tile meets, and one past the last."""
     pairs, frame = axis_pairs(window, rows), axis_frame(window)
@@ -205,8 +210,7 @@ def _met(window: AxisWindow, rows: Rows, tile: int) -> tuple[np.ndarray, np.ndar
     first = np.minimum.reduceat(np.where(is_met, pairs.first, positions), cuts, axis=-1)
     last = np.maximum.reduceat(np.where(is_met, pairs.end, 0), cuts, axis=-1)
     # Behind the end of a short group, or of keys that no query sees: one that is near.
-    ahead = frame.ahead if rows == "queries" else -frame.ahead
-    near = np.clip(cuts + ahead, 0, positions - 1)
+    near = np.clip(cuts + _ahead(frame, rows), 0, positions - 1)
     is_empty = last == 0
     first, last = np.where(is_empty, near, first), np.where(is_empty, near + 1, last)
     return first.ravel(), last.ravel()
